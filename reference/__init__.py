@@ -1,0 +1,55 @@
+"""A slow oracle of semantics-preserving adversarial training in float64 NumPy.
+
+It shares no code with the library and takes another way to each result: the engines' common core
+could be wrong in the same way everywhere, and only an independent definition can show that.
+Projections walk through sorted breakpoints, thresholds are sorted in plain Python, gradients are
+written by hand, and everything handles one example at a time.
+"""
+
+from .arrays import Array
+from .attack import attack, mask_at
+from .evaluation import margin_gradient, robust
+from .losses import outer_loss
+from .mask import centred, class_cohort, shared_mask, shared_score
+from .models import Classifier, SoftmaxLinear, TanhMLP
+from .projection import feasible_box, project
+from .step import direction, initial, step
+from .target import (
+    base_target,
+    log_softmax,
+    objective,
+    objective_gradient,
+    smoothed_target,
+    softmax,
+    stalled,
+)
+from .train import train_step
+
+__all__ = [
+    "Array",
+    "Classifier",
+    "SoftmaxLinear",
+    "TanhMLP",
+    "attack",
+    "base_target",
+    "centred",
+    "class_cohort",
+    "direction",
+    "feasible_box",
+    "initial",
+    "log_softmax",
+    "margin_gradient",
+    "mask_at",
+    "objective",
+    "objective_gradient",
+    "outer_loss",
+    "project",
+    "robust",
+    "shared_mask",
+    "shared_score",
+    "smoothed_target",
+    "softmax",
+    "stalled",
+    "step",
+    "train_step",
+]

@@ -1,0 +1,1 @@
+"""The mathematics, once: pure functions ``f(ops, ...)`` that run in every framework."""

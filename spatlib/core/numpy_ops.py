@@ -1,0 +1,78 @@
+"""The core's primitives in NumPy; see :mod:`spatlib.core.ops`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .ops import Array, Axes
+
+
+def abs(x: Array) -> Array:
+    return np.abs(x)
+
+
+def sign(x: Array) -> Array:
+    return np.sign(x)
+
+
+def sqrt(x: Array) -> Array:
+    return np.sqrt(x)
+
+
+def exp(x: Array) -> Array:
+    return np.exp(x)
+
+
+def log(x: Array) -> Array:
+    return np.log(x)
+
+
+def clip(x: Array, lower: Array | float, upper: Array | float) -> Array:
+    return np.clip(x, lower, upper)
+
+
+def minimum(x: Array, y: Array | float) -> Array:
+    return np.minimum(x, y)
+
+
+def maximum(x: Array, y: Array | float) -> Array:
+    return np.maximum(x, y)
+
+
+def where(condition: Array, x: Array | float, y: Array | float) -> Array:
+    return np.where(condition, x, y)
+
+
+def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
+    return np.sum(x, axis=axis, keepdims=keepdims)
+
+
+def max(x: Array, axis: Axes, keepdims: bool = False) -> Array:
+    return np.max(x, axis=axis, keepdims=keepdims)
+
+
+def cast(x: Array, like: Array) -> Array:
+    return np.asarray(x).astype(like.dtype)
+
+
+def log_softmax(x: Array) -> Array:
+    return x - logsumexp(x)[..., None]
+
+
+def logsumexp(x: Array) -> Array:
+    top = np.max(x, axis=-1, keepdims=True)
+    return np.log(np.sum(np.exp(x - top), axis=-1)) + top[..., 0]
+
+
+def argmax_one_hot(x: Array) -> Array:
+    return (np.arange(x.shape[-1]) == np.argmax(x, axis=-1)[..., None]).astype(x.dtype)
+
+
+def kth_largest(x: Array, k: int) -> Array:
+    flat = x.reshape(x.shape[0], -1)
+    kth = np.partition(flat, flat.shape[1] - k, axis=1)[:, flat.shape[1] - k]
+    return kth.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+def mantissa_bits(x: Array) -> int:
+    return int(np.finfo(x.dtype).nmant) + 1

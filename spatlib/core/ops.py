@@ -1,0 +1,63 @@
+"""What the core needs of an array framework.
+
+One plain module per framework implements :class:`Ops` (``spatlib.core.numpy_ops``,
+``spatlib_torch.ops``, ``spatlib_tf.ops``). Arithmetic and comparisons are operators. The first
+axis is the batch; its size need not be known. Functions never update in place, never read a
+value back to the host, and never branch on one. Gradients and random numbers are not here: they
+belong to the engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+Array: TypeAlias = Any
+"""An array of the framework behind ``ops``."""
+
+Axes: TypeAlias = int | tuple[int, ...]
+
+
+class Ops(Protocol):
+    """The primitives; ``axis`` counts from 0 and reductions keep their axes when asked."""
+
+    def abs(self, x: Array) -> Array: ...
+    def sign(self, x: Array) -> Array: ...
+    def sqrt(self, x: Array) -> Array: ...
+    def exp(self, x: Array) -> Array: ...
+    def log(self, x: Array) -> Array: ...
+    def clip(self, x: Array, lower: Array | float, upper: Array | float) -> Array: ...
+    def minimum(self, x: Array, y: Array | float) -> Array: ...
+    def maximum(self, x: Array, y: Array | float) -> Array: ...
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array: ...
+    def sum(self, x: Array, axis: Axes, keepdims: bool = False) -> Array: ...
+    def max(self, x: Array, axis: Axes, keepdims: bool = False) -> Array: ...
+    def cast(self, x: Array, like: Array) -> Array:
+        """``x`` in the dtype of ``like``."""
+
+    def log_softmax(self, x: Array) -> Array:
+        """Over the last axis; finite for finite logits of any size."""
+
+    def logsumexp(self, x: Array) -> Array:
+        """Over the last axis, removed; entries of -inf count as absent."""
+
+    def argmax_one_hot(self, x: Array) -> Array:
+        """1 at one largest entry of the last axis, 0 elsewhere; the shape and dtype of x."""
+
+    def kth_largest(self, x: Array, k: int) -> Array:
+        """The k-th largest entry of each example, as (N, 1, ..., 1)."""
+
+    def mantissa_bits(self, x: Array) -> int:
+        """Bits of precision of x's dtype (24 for float32, 53 for float64)."""
+
+
+def example_axes(x: Array) -> tuple[int, ...]:
+    """All axes of ``x`` but the batch."""
+    return tuple(range(1, len(x.shape)))
+
+
+def example_size(x: Array) -> int:
+    """Number of entries per example."""
+    size = 1
+    for length in x.shape[1:]:
+        size *= int(length)
+    return size

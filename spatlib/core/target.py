@@ -1,0 +1,60 @@
+"""What the training-time attack ascends: cross-entropy to a smoothed, guarded target.
+
+Our reading of arXiv:2009.10978 (only its abstract was at hand): the target is softened towards
+all classes, so that ascent holds every other class back instead of growing evidence for a rival.
+"""
+
+from __future__ import annotations
+
+from .ops import Array, Ops
+
+GUARD = 0.5  # c: the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
+
+
+def smoothed_target(
+    ops: Ops, b: Array, one_hot: Array, log_p: Array, smoothing: float, guard: bool
+) -> Array:
+    """q = (1 - a) b + a / K with a = smoothing, or with the guarded a_n of each example.
+
+    a_n = min(a, c max(b_y - p_y, 0) / (b_y - 1/K)) with c = 1/2, and 0 where b_y <= 1/K. With
+    it p_y - q_y <= max(p_y - b_y, 0): ascent never raises the label of a one-hot b.
+
+    Args:
+        b: Base target (N, K): the one-hot label, or the clean probabilities (TRADES).
+        one_hot: The label (N, K).
+        log_p: Log-probabilities at the current iterate (N, K), used as constants.
+        smoothing: a in [0, 1).
+        guard: Whether to shrink a per example.
+
+    Returns:
+        q (N, K), non-negative, each row summing to 1.
+    """
+    if smoothing == 0:
+        return b
+    classes = int(b.shape[-1])
+    if not guard:
+        return (1 - smoothing) * b + smoothing / classes
+    b_y = ops.sum(b * one_hot, axis=-1, keepdims=True)
+    p_y = ops.exp(ops.sum(log_p * one_hot, axis=-1, keepdims=True))
+    excess = b_y - 1 / classes
+    ratio = GUARD * ops.maximum(b_y - p_y, 0.0) / ops.where(excess > 0, excess, 1.0)
+    a = ops.where(excess > 0, ops.minimum(ratio, smoothing), 0.0)
+    return (1 - a) * b + a / classes
+
+
+def objective(ops: Ops, log_p: Array, q: Array) -> Array:
+    """J = -sum_k q_k log p_k, summed over the batch; log_p and q are (N, K)."""
+    return -ops.sum(q * log_p, axis=(0, 1))
+
+
+def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
+    """(N,) 1 where p_y > 1 - a + a / K: unguarded ascent would pull the example back, else 0."""
+    classes = int(log_p.shape[-1])
+    p_y = ops.exp(ops.sum(log_p * one_hot, axis=-1))
+    return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
+
+
+def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
+    """max over k != y of z_k, minus z_y, summed over the batch (Carlini & Wagner 2017)."""
+    rival = ops.max(ops.where(one_hot > 0, -float("inf"), logits), axis=-1)
+    return ops.sum(rival - ops.sum(logits * one_hot, axis=-1), axis=0)
