@@ -1,0 +1,70 @@
+"""Batches on the device, from arrays or from a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatlib.data import is_pair
+from spatlib.errors import DataError
+
+
+def device_of(model: nn.Module, device: str | None) -> torch.device:
+    """The device asked for, else the one the model's parameters are on, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+class Batches:
+    """What training and evaluation go through: arrays cut into batches, or the user's batches.
+
+    Args:
+        data: ``(x, y)`` of arrays or tensors, moved to the device once, or an iterable of
+            batches, each moved as it comes.
+        batch_size: Examples per batch of arrays; the last may be smaller.
+        model: Sets the dtype of floating inputs.
+        device: Where the batches go.
+    """
+
+    def __init__(self, data: Any, batch_size: int, model: nn.Module, device: torch.device) -> None:
+        self.batch_size, self.device = batch_size, device
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = next(floating, None)
+        self.arrays = tuple(self._move(part) for part in data) if is_pair(data) else None
+        self.source = data
+
+    def __len__(self) -> int:
+        if self.arrays is not None:
+            return -(-len(self.arrays[0]) // self.batch_size)
+        return len(self.source) if hasattr(self.source, "__len__") else 0
+
+    def go_through(self, order: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass; ``order`` shuffles arrays (a loader has an order of its own)."""
+        if self.arrays is not None:
+            x, y = self.arrays
+            indices = (
+                torch.arange(len(x)) if order is None else torch.randperm(len(x), generator=order)
+            )
+            for chosen in torch.split(indices.to(self.device), self.batch_size):
+                yield x[chosen], y[chosen]
+            return
+        empty = True
+        for batch in self.source:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise DataError("data", expected="batches (x, y)", received=type(batch).__name__,
+                                fix="Yield pairs of inputs and labels.")  # fmt: skip
+            yield self._move(batch[0]), self._move(batch[1])
+            empty = False
+        if empty:
+            raise DataError("data", expected="at least one batch", received="none",
+                            fix="Check that the data can be gone through again.")  # fmt: skip
+
+    def _move(self, part: Any) -> Tensor:
+        tensor = torch.as_tensor(part)
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(self.device, dtype, non_blocking=True)

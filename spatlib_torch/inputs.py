@@ -1,0 +1,63 @@
+"""One batch on its way in: checked, detached, clipped; and logits checked on their way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatlib import checks
+from spatlib.config import SPATConfig
+from spatlib.errors import DataError
+
+from . import ops
+
+
+def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
+    """The batch detached, usable in autograd, with x clipped to the bounds.
+
+    Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
+    """
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise DataError(name, expected="a torch.Tensor", received=type(value).__name__,
+                            fix="Convert it with torch.as_tensor.")  # fmt: skip
+    y_is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    checks.check_batch(x.shape, x.dtype, x.is_floating_point(), y.shape, y.dtype, y_is_integer)
+    if validate:
+        low, high = torch.stack(torch.aminmax(x.detach())).tolist()
+        checks.check_range(low, high, config.bounds)
+    # Tensors made in inference mode cannot be saved for a backward pass; copies can.
+    x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+    return ops.clip(x, *config.bounds), y
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits (N, K), in float32 at least, checked for shape."""
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
+                        fix="Wrap the model so that it returns its logits only.")  # fmt: skip
+    checks.check_logits(logits.shape, len(x))
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def one_hot(y: Tensor, logits: Tensor) -> Tensor:
+    """(N, K) in the dtype of the logits; a comparison, so that no value is read on the host."""
+    classes = torch.arange(logits.shape[1], device=y.device)
+    return (y[:, None] == classes).to(logits.dtype)
+
+
+def check_label_values(y: Tensor, classes: int) -> None:
+    """Raise DataError unless all labels name one of the classes."""
+    low, high = torch.stack(torch.aminmax(y)).tolist()
+    checks.check_labels(low, high, classes)
+
+
+def check_budget(mask: Tensor, x: Tensor, validate: bool) -> None:
+    """Raise DataError unless the mask broadcasts to x and holds shares of eps."""
+    checks.check_same_shape("mask", mask.shape, x.shape)
+    if validate and not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise DataError("mask", expected="values in [0, 1]", received="others or NaN",
+                        fix="A mask holds each pixel's share of eps.")  # fmt: skip

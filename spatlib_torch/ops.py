@@ -1,0 +1,80 @@
+"""The core's primitives in PyTorch; see :mod:`spatlib.core.ops`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spatlib.core.ops import Axes
+
+
+def abs(x: Tensor) -> Tensor:
+    return torch.abs(x)
+
+
+def sign(x: Tensor) -> Tensor:
+    return torch.sign(x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    return torch.sqrt(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    return torch.exp(x)
+
+
+def log(x: Tensor) -> Tensor:
+    return torch.log(x)
+
+
+def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+    return torch.clamp(x, lower, upper)  # type: ignore[arg-type]  # both numbers or both tensors
+
+
+def minimum(x: Tensor, y: Tensor | float) -> Tensor:
+    return torch.clamp(x, max=y)
+
+
+def maximum(x: Tensor, y: Tensor | float) -> Tensor:
+    return torch.clamp(x, min=y)
+
+
+def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
+    return torch.where(condition, x, y)
+
+
+def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
+    return torch.sum(x, dim=axis, keepdim=keepdims)
+
+
+def max(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
+    return torch.amax(x, dim=axis, keepdim=keepdims)
+
+
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    return functional.log_softmax(x, dim=-1)
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    return torch.logsumexp(x, dim=-1)
+
+
+def argmax_one_hot(x: Tensor) -> Tensor:
+    return functional.one_hot(x.argmax(dim=-1), x.shape[-1]).to(x.dtype)
+
+
+def kth_largest(x: Tensor, k: int) -> Tensor:
+    kth = torch.topk(x.flatten(1), k, dim=1, sorted=False).values.amin(dim=1)
+    return kth.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def mantissa_bits(x: Tensor) -> int:
+    return 1 - round(math.log2(torch.finfo(x.dtype).eps))

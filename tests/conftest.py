@@ -1,0 +1,20 @@
+"""Hypothesis profiles (quick by default, HYPOTHESIS_PROFILE=deep for thousands of examples)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from .backends import BACKENDS, Backend
+
+_common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=60, derandomize="CI" in os.environ, **_common)
+settings.register_profile("deep", max_examples=3000, **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(params=BACKENDS, scope="session")
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]

@@ -1,0 +1,118 @@
+"""Twenty training steps, and their masks, agree with the oracle in every configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reference
+from spatlib import SPATConfig
+
+from .engines import CHANNELS, CLASSES, ENGINES, HEIGHT, SIZE, WIDTH, initial_weights
+
+STEPS, COUNT, LR, MOMENTUM = 20, 5, 0.1, 0.9
+EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
+MASKS: dict[str, dict[str, Any]] = {
+    "off": {"keep": 1.0},
+    "min": {"share": "min"},
+    "mean": {"share": "mean", "floor": 0.0},
+    "rms": {"share": "rms", "probes": 2},
+    "neutral": {"share": "neutral"},
+    "three classes": {"share": "min", "mask_classes": 3},
+}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Any:
+    return ENGINES[request.param]
+
+
+def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (N, C, H, W) in [0, 1], y (N,), and a start shaped like x."""
+    rng = np.random.default_rng(100 + step)
+    shape = (COUNT, CHANNELS, HEIGHT, WIDTH)
+    return rng.uniform(size=shape), rng.integers(CLASSES, size=COUNT), rng.normal(size=shape)
+
+
+def oracle_settings(config: SPATConfig) -> dict[str, Any]:
+    names = ("base", "beta", "eps", "step_size", "steps", "norm", "bounds", "smoothing", "guard")
+    settings = {name: getattr(config, name) for name in names}
+    share = config.share if config.masked else None
+    return settings | {"share": share, "keep": config.keep, "floor": config.floor}
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+def test_weights_after_twenty_steps_equal_the_oracle(
+    engine: Any, base: str, norm: str, mask: str, guard: bool
+) -> None:
+    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=3, guard=guard,
+                        smoothing=0.3, **MASKS[mask])  # fmt: skip
+    ours = engine(initial_weights(), LR, MOMENTUM)
+    oracle = reference.TanhMLP(*initial_weights())
+    velocity = [np.zeros_like(w) for w in oracle.parameters]
+    for number in range(STEPS):
+        x, y, start = batch(number)
+        start = EPS[norm] * start
+        offsets, probes = engine.draws(config, COUNT, seed=number)
+        expected = reference.train_step(
+            oracle, velocity, x.reshape(COUNT, -1), y, start.reshape(COUNT, -1), lr=LR,
+            momentum=MOMENTUM, offsets=offsets, probes=probes, channels=CHANNELS,
+            **oracle_settings(config),
+        )  # fmt: skip
+        assert ours.train_step(x, y, start, config, seed=number) == pytest.approx(expected, 1e-10)
+    for mine, theirs, before in zip(
+        ours.weights(), oracle.parameters, initial_weights(), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-10)
+        assert np.abs(theirs - before).max() > 1e-3  # the training did something
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("mask", [name for name in MASKS if name != "off"])
+def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
+    config = SPATConfig(**{**MASKS[mask], "keep": keep})
+    ours, oracle = engine(initial_weights()), reference.TanhMLP(*initial_weights())
+    kept = set()
+    for number in range(10):
+        x, y, _ = batch(number)
+        offsets, probes = engine.draws(config, COUNT, seed=number)
+        mine = ours.shared_mask(x, y, config, seed=number)
+        assert mine.shape == (COUNT, HEIGHT * WIDTH)
+        for n in range(COUNT):
+            theirs = reference.mask_at(
+                oracle, x[n].ravel(), int(y[n]), channels=CHANNELS, share=config.share, keep=keep,
+                floor=config.floor, offsets=offsets,
+                probes=None if probes is None else probes[:, n],
+            )  # fmt: skip
+            np.testing.assert_array_equal(mine[n], theirs)
+            kept.add(tuple(theirs))
+    assert len(kept) > 1  # the masks differ from example to example
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_attack_stays_in_the_set_and_off_masked_pixels(
+    engine: Any, norm: str, floor: float
+) -> None:
+    config = SPATConfig(norm=norm, eps=EPS[norm], floor=floor, keep=0.25)
+    ours = engine(initial_weights())
+    for number in range(10):
+        x, y, start = batch(number)
+        budget = np.where(
+            np.random.default_rng(number).uniform(size=(COUNT, 1, HEIGHT, WIDTH)) < 0.5, 1.0, floor
+        )
+        adversarial = ours.perturb(x, y, start, config, budget)
+        d = adversarial - x
+        order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
+        assert (
+            np.linalg.norm(d.reshape(COUNT, SIZE), order, axis=1) <= EPS[norm] * (1 + 1e-14)
+        ).all()
+        assert (np.abs(d) <= budget * EPS[norm] + 1e-16).all()
+        assert ((adversarial >= 0) & (adversarial <= 1)).all()
+        np.testing.assert_array_equal((d == 0) | (budget > 0), True)
+        assert np.abs(d).max() > 0.01  # it moved
