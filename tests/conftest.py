@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# One thread per worker: the tensors are small, and threads of two workers would fight for cores.
+for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 
