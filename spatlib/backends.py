@@ -10,7 +10,7 @@ from .config import SPATConfig, TrainConfig
 from .errors import BackendError
 from .result import Report
 
-BACKENDS = {"torch": "spatlib_torch.engine"}
+BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
 
 
@@ -21,6 +21,9 @@ class Engine(Protocol):
 
     def build_model(self, recipe: str, seed: int) -> Any:
         """The recipe's model, with initial weights fixed by the seed."""
+
+    def check(self, data: Any, config: SPATConfig) -> None:
+        """Raise DataError unless all inputs and labels have the right shapes and values."""
 
     def fit(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from .errors import ConfigError
@@ -197,7 +197,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_integer(name: str, value: Any, least: int) -> None:
     """Raise ConfigError unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(name, expected=f"an integer >= {least}", received=repr(value),
                           fix="Pass a whole number in that range.")  # fmt: skip
 
@@ -214,7 +214,11 @@ def check_number(
     """Raise ConfigError unless ``value`` is a finite real number within the given limits."""
     limits = ((">", above), (">=", least), ("<", below), ("<=", most))
     expected = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
-    valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    valid = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        valid = valid and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        valid = False
     if not valid or not (
         (above is None or value > above)
         and (least is None or value >= least)
@@ -223,3 +227,10 @@ def check_number(
     ):
         raise ConfigError(name, expected=f"a finite number {expected}".rstrip(),
                           received=repr(value), fix="Pass a number in that range.")  # fmt: skip
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raise ConfigError unless ``value`` is None or settings of this kind."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(name, expected=f"a {kind.__name__}", received=type(value).__name__,
+                          fix=f"Pass spatlib.{kind.__name__}(...).")  # fmt: skip

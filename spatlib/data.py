@@ -37,7 +37,11 @@ def load(data: Any, *, channels_first: bool) -> Dataset:
             raise DataError("data", expected="the name 'digits', arrays or batches",
                             received=repr(data), fix="Pass your data as (x, y).")  # fmt: skip
         return _digits(channels_first)
-    if isinstance(data, tuple | list) and len(data) == 2:
+    if isinstance(data, tuple):  # a list is a list of batches, however long
+        if len(data) != 2:
+            raise DataError("data", expected="(x, y) or ((x, y), (x_test, y_test))",
+                            received=f"a tuple of {len(data)}",
+                            fix="Pass a pair, or batches as a list.")  # fmt: skip
         if all(isinstance(part, tuple | list) and len(part) == 2 for part in data):
             train, test = (_checked_pair(*part) for part in data)
             return Dataset(train=train, test=test)
@@ -46,7 +50,7 @@ def load(data: Any, *, channels_first: bool) -> Dataset:
         raise DataError("data", expected="a name, (x, y), ((x, y), (x_test, y_test)) or an "
                         "iterable of batches", received=type(data).__name__,
                         fix="Wrap it in one of these.")  # fmt: skip
-    if iter(data) is data:
+    if hasattr(data, "__next__"):
         raise DataError("data", expected="batches that can be gone through once per epoch",
                         received="an iterator that is used up after one",
                         fix="Pass the list or the loader itself, not its iterator.")  # fmt: skip

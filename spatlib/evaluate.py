@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .backends import load_engine
-from .config import SPATConfig
+from .config import SPATConfig, check_integer, check_type
 from .data import load
 from .recipes import RECIPES
 from .result import Report
@@ -42,6 +42,10 @@ def evaluate(
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
     """
+    check_type("config", config, SPATConfig)
+    check_integer("restarts", restarts, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0)
     engine = load_engine(backend)
     dataset = load(data, channels_first=engine.CHANNELS_FIRST)
     if config is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .backends import load_engine
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig, TrainConfig, check_type
 from .data import load
 from .errors import ConfigError, NonFiniteError
 from .recipes import RECIPES
@@ -42,8 +42,8 @@ def train(
         NonFiniteError: The loss or a gradient is not finite; the model keeps (and ``.result``
             of the error holds) the last good weights.
     """
-    _check_type("config", config, SPATConfig)
-    _check_type("training", training, TrainConfig)
+    check_type("config", config, SPATConfig)
+    check_type("training", training, TrainConfig)
     engine = load_engine(backend)
     dataset = load(data, channels_first=engine.CHANNELS_FIRST)
     recipe = data if isinstance(data, str) else None
@@ -55,6 +55,8 @@ def train(
     if training.baseline and model is not None:
         training = replace(training, baseline=False)  # nothing to build the second network from
     measured = dataset.train if dataset.test is None else dataset.test
+    if dataset.test is not None:
+        engine.check(dataset.test, config)  # before the time for training is spent
 
     def fit(network: Any, method: SPATConfig | None, label: str) -> tuple[Any, Any]:
         history = engine.fit(network, dataset.train, method, training, label)
@@ -83,9 +85,3 @@ def train(
     if training.progress:
         print(result)
     return result
-
-
-def _check_type(name: str, value: Any, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise ConfigError(name, expected=f"a {kind.__name__}", received=type(value).__name__,
-                          fix=f"Pass spatlib.{kind.__name__}(...).")  # fmt: skip

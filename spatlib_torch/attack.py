@@ -8,16 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spatlib import checks
 from spatlib.config import SPATConfig
 from spatlib.core import target
 from spatlib.core.projection import feasible_box
 from spatlib.core.start import GAUSSIAN_START, uniform_in_ball
 from spatlib.core.step import initial, step
-from spatlib.errors import DataError
 
 from . import ops
-from .inputs import check_budget, check_label_values, logits_of, one_hot, prepare
+from .inputs import (
+    check_budget,
+    check_graph,
+    check_label_values,
+    check_start,
+    logits_of,
+    one_hot,
+    prepare,
+)
 from .mask import draws_at_random, mask_from_logits
 from .state import advance, attack_state, mask_generator, unwrap
 
@@ -83,6 +89,8 @@ def adversarial(
     needs_mask = mask is None and config.masked
     random_mask = needs_mask and draws_at_random(config)
     drawn = start is None and config.random_start != "none"
+    # The random mask is seeded by the source, which must therefore move on even without a start.
+    stays = drawn or (start is not None and generator is None)
     own_source = generator is not None or start is not None
     with attack_state(module, config.attack_mode, x.device, keep_rng=own_source):
         draws = mask_generator(generator, x.device) if random_mask else None
@@ -95,14 +103,14 @@ def adversarial(
             clean = clean.detach()
         if start is None:
             start = draw_start(x, config, generator)
-        checks.check_same_shape("start", start.shape, x.shape)
+        start = check_start(start, x, validate)
         if mask is not None:
-            check_budget(mask, x, validate)
+            mask = check_budget(mask, x, validate)
         ascent = Ascent(y, config, clean, validate)
         lower, upper = feasible_box(ops, x, mask, config.eps, config.bounds)
         d = initial(ops, start.detach(), mask, lower, upper, config.eps, config.norm)
         x_adv = ascend(module, x, d, mask, lower, upper, config, ascent)
-    if random_mask and not drawn and (generator is not None or start is None):
+    if random_mask and not stays:
         advance(generator, x.device)
     return Adversarial(x_adv, mask, ascent.stall_rate(x))
 
@@ -148,10 +156,7 @@ def ascend(
     for _ in range(config.steps):
         iterate = ops.clip(x + d, *config.bounds).requires_grad_()
         logits = logits_of(model, iterate)
-        if not logits.requires_grad:
-            raise DataError("model", expected="logits that depend on the input through autograd",
-                            received="detached logits",
-                            fix="Remove no_grad, detach or item from its forward.")  # fmt: skip
+        check_graph(logits)
         (grad,) = torch.autograd.grad(objective(logits), iterate)
         d = step(ops, d, grad, mask, lower, upper, eps=config.eps,
                  step_size=config.step_size, norm=config.norm)  # fmt: skip

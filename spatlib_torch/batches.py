@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from spatlib.data import is_pair
-from spatlib.errors import DataError
+from spatlib.errors import ConfigError, DataError
 
 
 def device_of(model: nn.Module, device: str | None) -> torch.device:
     """The device asked for, else the one the model's parameters are on, else the CPU."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError("model", expected="a torch.nn.Module", received=type(model).__name__,
+                          fix="Pass a network that returns logits.")  # fmt: skip
     if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ConfigError("device", expected="a device of this machine", received=repr(device),
+                              fix=f"PyTorch says: {error}") from error  # fmt: skip
         return torch.device(device)
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
@@ -51,7 +59,9 @@ class Batches:
                 torch.arange(len(x)) if order is None else torch.randperm(len(x), generator=order)
             )
             for chosen in torch.split(indices.to(self.device), self.batch_size):
-                yield x[chosen], y[chosen]
+                # BatchNorm cannot train on one example: it waits for the next order.
+                if order is None or len(chosen) > 1 or len(x) == 1:
+                    yield x[chosen], y[chosen]
             return
         empty = True
         for batch in self.source:
@@ -65,6 +75,11 @@ class Batches:
                             fix="Check that the data can be gone through again.")  # fmt: skip
 
     def _move(self, part: Any) -> Tensor:
-        tensor = torch.as_tensor(part)
+        try:
+            tensor = torch.as_tensor(part)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError("data", expected="arrays or tensors of numbers",
+                            received=f"{type(part).__name__} ({error})",
+                            fix="Convert it, e.g. with numpy.asarray.") from error  # fmt: skip
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)

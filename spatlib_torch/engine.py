@@ -15,12 +15,12 @@ from spatlib.schedule import lr_factor
 
 from . import ops
 from .batches import Batches, device_of
-from .evaluation import evaluate
+from .evaluation import check, evaluate
 from .inputs import check_label_values, logits_of, one_hot, prepare
 from .losses import BatchLoss, batch_loss
 from .models import MODELS
 
-__all__ = ["CHANNELS_FIRST", "build_model", "evaluate", "fit"]
+__all__ = ["CHANNELS_FIRST", "build_model", "check", "evaluate", "fit"]
 
 CHANNELS_FIRST = True
 READ_EVERY = 50  # steps between two looks at the device: whether all was finite, progress
@@ -81,6 +81,9 @@ class _Loop:
         self.model, self.batches, self.bar = model, batches, bar
         self.config, self.training, self.total = config, training, total
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError("model", expected="parameters to train", received="none",
+                              fix="Set requires_grad on some of them.")  # fmt: skip
         # fused: the one implementation that can leave an update out without asking the host.
         self.optimizer = torch.optim.SGD(self.parameters, lr=training.lr, fused=True,
                                          momentum=training.momentum,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,22 +38,31 @@ def evaluate(
     threat = SPATConfig(eps=config.eps, norm=config.norm, bounds=config.bounds, steps=steps,
                         smoothing=0, keep=1)  # fmt: skip
     names = {f"pgd{steps}": "cross-entropy", f"margin{steps}": "margin"}
-    generator = torch.Generator(where).manual_seed(seed)
+    # One source per restart: more of them repeat the fewer and add to them.
+    sources = [torch.Generator(where).manual_seed(seed + 7919 * r) for r in range(restarts)]
     correct = dict.fromkeys(("clean", *names), 0)
     count = 0
-    for x, y in Batches(data, batch_size, model, where).go_through():
-        x, y = prepare(x, y, threat, validate=True)
-        count += len(y)
-        with attack_state(unwrap(model), "eval", where, keep_rng=True):
-            clean = correct_on(model, x, y, validate=True)
-            correct["clean"] += int(clean.sum())
-            for name, objective in names.items():
-                robust = clean
-                for _ in range(restarts):
-                    robust = robust & robust_on(model, x, y, threat, objective, generator)
-                correct[name] += int(robust.sum())
+    with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator
+        for x, y in Batches(data, batch_size, model, where).go_through():
+            x, y = prepare(x, y, threat, validate=True)
+            count += len(y)
+            with attack_state(unwrap(model), "eval", where, keep_rng=True):
+                clean = correct_on(model, x, y, validate=True)
+                correct["clean"] += int(clean.sum())
+                for name, objective in names.items():
+                    robust = clean
+                    for source in sources:
+                        robust = robust & robust_on(model, x, y, threat, objective, source)
+                    correct[name] += int(robust.sum())
     metrics = {name: number / count for name, number in correct.items()}
-    return Report(metrics=metrics, count=count, config=replace(config), restarts=restarts)
+    return Report(metrics=metrics, count=count, config=config, restarts=restarts)
+
+
+def check(data: Any, config: SPATConfig) -> None:
+    """Go through the data once: a DataError now rather than after the training."""
+    with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator
+        for x, y in Batches(data, 1024, nn.Identity(), torch.device("cpu")).go_through():
+            prepare(x, y, config, validate=True)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spatlib import checks
 from spatlib.config import SPATConfig
-from spatlib.errors import DataError
+from spatlib.errors import ConfigError, DataError
 
 from . import ops
 
@@ -19,18 +19,20 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
 
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
     """
+    if not isinstance(config, SPATConfig):
+        raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
+                          fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise DataError(name, expected="a torch.Tensor", received=type(value).__name__,
-                            fix="Convert it with torch.as_tensor.")  # fmt: skip
+        check_tensor(name, value)
     y_is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     checks.check_batch(x.shape, x.dtype, x.is_floating_point(), y.shape, y.dtype, y_is_integer)
     if validate:
         low, high = torch.stack(torch.aminmax(x.detach())).tolist()
         checks.check_range(low, high, config.bounds)
     # Tensors made in inference mode cannot be saved for a backward pass; copies can.
-    x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-    return ops.clip(x, *config.bounds), y
+    with torch.inference_mode(False), torch.no_grad():
+        x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+        return ops.clip(x, *config.bounds), y.long()
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -55,9 +57,36 @@ def check_label_values(y: Tensor, classes: int) -> None:
     checks.check_labels(low, high, classes)
 
 
-def check_budget(mask: Tensor, x: Tensor, validate: bool) -> None:
-    """Raise DataError unless the mask broadcasts to x and holds shares of eps."""
+def check_tensor(name: str, value: Any) -> None:
+    """Raise DataError unless it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise DataError(name, expected="a torch.Tensor", received=type(value).__name__,
+                        fix="Convert it with torch.as_tensor.")  # fmt: skip
+
+
+def check_graph(logits: Tensor) -> None:
+    """Raise DataError unless a gradient can be taken of the logits."""
+    if not logits.requires_grad:
+        raise DataError("model", expected="logits that depend on the input through autograd",
+                        received="detached logits",
+                        fix="Remove no_grad, detach or item from its forward.")  # fmt: skip
+
+
+def check_start(start: Tensor, x: Tensor, validate: bool) -> Tensor:
+    """The start in the dtype of x; DataError unless it broadcasts to x and holds numbers."""
+    check_tensor("start", start)
+    checks.check_same_shape("start", start.shape, x.shape)
+    if validate and bool(start.isnan().any()):
+        raise DataError("start", expected="numbers", received="NaN",
+                        fix="Look at where the start comes from.")  # fmt: skip
+    return start.detach().to(x.dtype)
+
+
+def check_budget(mask: Tensor, x: Tensor, validate: bool) -> Tensor:
+    """The mask in the dtype of x; DataError unless it broadcasts to x and holds shares of eps."""
+    check_tensor("mask", mask)
     checks.check_same_shape("mask", mask.shape, x.shape)
     if validate and not bool(((mask >= 0) & (mask <= 1)).all()):
         raise DataError("mask", expected="values in [0, 1]", received="others or NaN",
                         fix="A mask holds each pixel's share of eps.")  # fmt: skip
+    return mask.detach().to(x.dtype)

@@ -12,7 +12,7 @@ from spatlib.config import SPATConfig
 from spatlib.core import mask as core
 
 from . import ops
-from .inputs import check_label_values, logits_of, one_hot, prepare
+from .inputs import check_graph, check_label_values, logits_of, one_hot, prepare
 from .state import advance, attack_state, mask_generator, unwrap
 
 
@@ -70,6 +70,7 @@ def mask_from_logits(
 ) -> Tensor:
     """The mask from a forward pass whose graph leads back to x; ``draws`` is a CPU generator."""
     channel_axis = 1 if x.ndim > 2 else None
+    check_graph(logits)
     state = core.begin(ops, x.detach(), config.share, channel_axis)
     for grad in _gradients(logits, x, y, config, draws):
         state = core.fold(ops, state, grad, config.share, channel_axis)

@@ -1,0 +1,156 @@
+"""What train and evaluate take for data, and how they refuse what they cannot use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spatlib
+from spatlib import BackendError, ConfigError, DataError, SPATConfig, SpatlibError, TrainConfig
+from spatlib.data import load
+
+from .test_errors import CLASSES, X, Y, check, network
+
+QUICK = TrainConfig(epochs=1, batch_size=4, schedule="constant", progress=False)
+ARRAYS = (X.numpy(), Y.numpy())
+
+
+def train(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
+    return spatlib.train(model, data, **{"training": QUICK} | arguments)
+
+
+def evaluate(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
+    return spatlib.evaluate(model, data, **arguments)
+
+
+class UsedUp:
+    """Batches that can be gone through once, in the guise of a collection."""
+
+    def __init__(self) -> None:
+        self.batches = iter([(X, Y)])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch in self.batches)
+
+
+class Endless:
+    """Batches again and again, how many nobody knows."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(X, Y)])
+
+
+x, y = ARRAYS
+BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
+    "unknown name": (lambda: "mnist", "'digits'"),
+    "nothing": (lambda: None, "NoneType"),
+    "a number": (lambda: 3, "int"),
+    "an iterator": (lambda: iter([(X, Y)]), "iterator"),
+    "a generator": (lambda: ((X, Y) for _ in range(3)), "iterator"),
+    "no examples": (lambda: (x[:0], y[:0]), "at least one"),
+    "no batches": (lambda: [], "at least one batch"),
+    "no arrays": (lambda: (), "data"),
+    "test data out of bounds": (lambda: (ARRAYS, (2 * x, y)), "bounds"),
+    "three arrays": (lambda: (x, y, y), "data"),
+    "an empty batch": (lambda: [(X, Y), (X[:0], Y[:0]), (X, Y)], "at least one"),
+    "inputs without labels": (lambda: [X, X, X], "(x, y)"),
+    "two inputs without labels": (lambda: [X, X], "(x, y)"),
+    "triples": (lambda: [(X, Y, Y)], "(x, y)"),
+    "dicts": (lambda: [{"x": X, "y": Y}], "(x, y)"),
+    "strings": (lambda: [("ab", "c")], "array"),
+    "nested lists": (lambda: (x.tolist(), y.tolist()), "list"),
+    "object arrays": (lambda: (np.array([None] * 4), y), "array"),
+    "fewer labels": (lambda: (x, y[:3]), "4 inputs"),
+    "a single label": (lambda: (x, y[0]), "4 inputs"),
+    "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "4 inputs"),
+    "bytes": (lambda: ((255 * x).astype(np.uint8), y), "255"),
+    "inputs out of bounds": (lambda: (2 * x, y), "bounds"),
+    "nan": (lambda: (x * np.nan, y), "finite"),
+    "labels from 1": (lambda: (x, y + 1), "labels from 1 to 3"),
+    "labels below 0": (lambda: (x, y - 1), "labels from -1 to 1"),
+    "float labels": (lambda: (x, y.astype(np.float32)), "float32"),
+}
+
+
+@pytest.mark.parametrize("function", [train, evaluate])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_are_refused(case: str, function: Callable[..., Any]) -> None:
+    make, word = BAD_DATA[case]
+    check(DataError, word, lambda: function(network(), make()))
+
+
+BAD_CALLS: dict[str, tuple[type[SpatlibError], Callable[[], Any], str]] = {
+    "batches used up": (DataError, lambda: train(network(), UsedUp()), "at least one batch"),
+    "schedule of unknown length": (
+        ConfigError, lambda: train(network(), Endless(), training=TrainConfig()), "'constant'"),
+    "no model for own data": (ConfigError, lambda: train(None), "model"),
+    "no model to evaluate": (ConfigError, lambda: evaluate(None), "model"),
+    "a name for a model": (ConfigError, lambda: train("resnet"), "model"),
+    "a name for a model to evaluate": (ConfigError, lambda: evaluate("resnet"), "model"),
+    "nothing to train": (
+        ConfigError, lambda: train(network().requires_grad_(False)), "requires_grad"),
+    "settings swapped": (
+        ConfigError, lambda: train(network(), config=TrainConfig()), "SPATConfig"),
+    "schedule swapped": (
+        ConfigError, lambda: train(network(), training=SPATConfig()), "TrainConfig"),
+    "settings as a dict": (ConfigError, lambda: train(network(), config={"eps": 0.1}), "dict"),
+    "settings for evaluate": (
+        ConfigError, lambda: evaluate(network(), config=TrainConfig()), "SPATConfig"),
+    "no restarts": (ConfigError, lambda: evaluate(network(), restarts=0), "restarts"),
+    "half a restart": (ConfigError, lambda: evaluate(network(), restarts=1.5), "restarts"),
+    "no batch size": (ConfigError, lambda: evaluate(network(), batch_size=0), "batch_size"),
+    "a seed of letters": (ConfigError, lambda: evaluate(network(), seed="a"), "seed"),
+    "unknown backend": (BackendError, lambda: train(network(), backend="jax"), "'torch'"),
+    "unknown backend to evaluate": (
+        BackendError, lambda: evaluate(network(), backend="jax"), "'torch'"),
+    "one logit": (
+        DataError, lambda: train(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "K >= 2"),
+    "too many classes": (
+        DataError, lambda: train(network(), config=SPATConfig(mask_classes=CLASSES + 1)),
+        "mask_classes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_refused(case: str) -> None:
+    error, act, word = BAD_CALLS[case]
+    check(error, word, act)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_list_is_a_list_of_batches_however_long(count: int) -> None:
+    result = train(network(), [(X, Y)] * count)
+    assert result.measured_on == "training"
+    assert result.report.count == count * len(X)
+
+
+def test_an_unknown_length_is_fine_for_a_constant_rate() -> None:
+    assert train(network(), Endless()).report.count == len(X)
+
+
+def test_refused_data_leave_the_model_as_it_was() -> None:
+    model = network().train()
+    model[1].eval()
+    before = [p.tolist() for p in model.parameters()]
+    check(DataError, "3", lambda: train(model, (X, torch.full_like(Y, 3))))
+    assert [p.tolist() for p in model.parameters()] == before
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_digits_are_images_in_the_layout_asked_for(channels_first: bool) -> None:
+    digits = load("digits", channels_first=channels_first)
+    image = (1, 8, 8) if channels_first else (8, 8, 1)
+    (x, y), (x_test, y_test) = digits.train, digits.test
+    assert (x.shape, y.shape) == ((1347, *image), (1347,))
+    assert (x_test.shape, y_test.shape) == ((450, *image), (450,))
+    assert x.dtype == x_test.dtype == np.float32
+    assert (x.min(), x.max()) == (0, 1)
+    assert y.dtype.kind == "i"
+    assert (np.bincount(np.concatenate([y, y_test])) > 170).all()
+    assert set(y) == set(y_test) == set(range(10))

@@ -1,0 +1,228 @@
+"""evaluate: full budget, hard labels, repeatable; and how its results read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spatlib
+from spatlib import Report, Result, SPATConfig, TrainConfig
+from spatlib_torch import engine
+
+from .test_training import BATCH, COUNT, METRICS, arrays, batches, loader, network, tensors
+
+EPS = 0.1
+STEPS = 20
+
+
+class Recorder(nn.Module):
+    """Keeps what the network is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = network(0.5), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return self.inner(x)
+
+
+def shown(**arguments: Any) -> list[Tensor]:
+    """Every input of an evaluation, in order."""
+    model = Recorder()
+    spatlib.evaluate(model, arrays(), **{"config": SPATConfig(eps=EPS)} | arguments)
+    return model.seen
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def test_evaluation_is_decided_by_its_seed() -> None:
+    first = shown(seed=0)
+    torch.rand(1)
+    assert same(first, shown(seed=0))
+    assert not same(first, shown(seed=1))
+
+
+IGNORED: list[dict[str, Any]] = [
+    {"smoothing": 0.9}, {"guard": False, "smoothing": 0.9}, {"keep": 0.1, "floor": 0.0},
+    {"keep": 1.0}, {"share": "rms", "probes": 9}, {"mask_classes": 2}, {"base": "trades"},
+    {"base": "mart", "beta": 1.0}, {"steps": 1}, {"step_size": 1e-5}, {"random_start": "none"},
+    {"random_start": "gaussian"}, {"attack_mode": "train"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", IGNORED, ids=str)
+def test_settings_of_the_training_attack_play_no_part(settings: dict[str, Any]) -> None:
+    assert same(shown(), shown(config=SPATConfig(eps=EPS, **settings)))
+
+
+@pytest.mark.parametrize("settings", [{"eps": 0.2}, {"eps": EPS, "norm": "L2"},
+                                      {"eps": EPS, "bounds": (-1, 1)}], ids=str)  # fmt: skip
+def test_the_threat_model_matters(settings: dict[str, Any]) -> None:
+    assert not same(shown(), shown(config=SPATConfig(**settings)))
+
+
+def test_attacks_take_twenty_steps_of_the_full_budget() -> None:
+    restarts, x = 2, tensors()[0]
+    seen = shown(restarts=restarts)
+    # Clean, then for each attack and restart: the start, the iterates, the end.
+    assert len(seen) == 1 + 2 * restarts * (1 + STEPS + 1)
+    assert torch.equal(seen[0], x)
+    distances = torch.stack([(z - x).abs().flatten(1).max(dim=1).values for z in seen])
+    assert distances.max() <= EPS + 1e-6
+    assert distances[-1].min() > EPS - 1e-6  # every example moved to its limit
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("batch_size", [5, COUNT])
+def test_more_restarts_never_raise_accuracy(batch_size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 3))
+    for p in model.parameters():
+        nn.init.normal_(p, std=3.0)  # rugged, so that the start decides
+    x = tensors(count=200)[0]
+    data = (x, model(x).argmax(dim=1))  # all correct clean
+    results = [
+        engine.evaluate(model, data, SPATConfig(eps=0.05), steps=2, seed=seed,
+                        restarts=restarts, batch_size=batch_size).metrics
+        for restarts in (1, 2, 4)
+    ]  # fmt: skip
+    for fewer, more in pairwise(results):
+        assert all(more[name] <= fewer[name] for name in more)
+    assert results[0]["clean"] == 1
+    assert all(results[-1][name] < results[0][name] for name in ("pgd2", "margin2"))
+
+
+class Landscape(nn.Module):
+    """Two logits of one pixel, with a correct label 0 exactly where ``holds`` says.
+
+    The gradient leads uphill everywhere, to x + eps.
+    """
+
+    def __init__(self, holds: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.holds = holds
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = torch.where(self.holds(x), 1.0, -1.0) - 1e-3 * x
+        return torch.cat([score, torch.zeros_like(score)], dim=1)
+
+
+def at_input(x: Tensor) -> Tensor:
+    return (x - 0.5).abs() < 1e-6
+
+
+def at_end(x: Tensor) -> Tensor:
+    return x > 0.5 + 0.999 * EPS
+
+
+@pytest.mark.parametrize(
+    ("holds", "clean", "robust"),
+    [
+        (lambda x: x < 2, 1, 1),
+        (lambda x: ~at_input(x), 0, 0),
+        (lambda x: ~at_end(x), 1, 0),
+        (lambda x: at_input(x) | at_end(x), 1, 0),
+    ],
+    ids=["correct everywhere", "wrong clean", "wrong at the end", "wrong at the start"],
+)
+def test_robust_means_correct_clean_and_at_the_start_and_at_the_end(
+    holds: Callable[[Tensor], Tensor], clean: int, robust: int
+) -> None:
+    x, y = torch.full((8, 1), 0.5), torch.zeros(8, dtype=torch.int64)
+    report = spatlib.evaluate(Landscape(holds), (x, y), config=SPATConfig(eps=EPS))
+    assert report.metrics == {"clean": clean, "pgd20": robust, "margin20": robust}
+
+
+def test_reports_count_all_examples_of_the_test_part() -> None:
+    model, config = network().eval(), SPATConfig(eps=EPS)
+    x, y = tensors(1, 40)
+    correct = float((model(x).argmax(dim=1) == y).double().mean())
+    report = spatlib.evaluate(model, (arrays(), arrays(1, 40)), config=config, batch_size=7)
+    assert report.count == 40
+    assert report.config == config
+    assert report.metrics["clean"] == correct
+    assert set(report.metrics) == METRICS
+
+
+def test_arrays_and_batches_give_one_report() -> None:
+    model, config = network(), SPATConfig(eps=EPS)
+    forms = [arrays(), tensors(), batches(), loader()]
+    reports = [spatlib.evaluate(model, form, config=config, batch_size=BATCH) for form in forms]
+    assert all(report == reports[0] for report in reports)
+
+
+def test_evaluation_leaves_the_model_as_it_was() -> None:
+    model = network(0.5).train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+
+    def state() -> Any:
+        trainable = [p.requires_grad for p in model.parameters()]
+        values = [v.tolist() for v in model.state_dict().values()]
+        return [m.training for m in model.modules()], trainable, values
+
+    before = state()
+    spatlib.evaluate(model, arrays())
+    assert state() == before
+
+
+def test_report_names_attacks_threat_and_count() -> None:
+    metrics = {"clean": 0.915, "pgd20": 0.5, "margin20": 0.25}
+    text = str(Report(metrics=metrics, count=1234, config=SPATConfig(eps=0.15), restarts=3))
+    for part in ("PGD-20", "margin", "CW", "clean", "91.5 %", "50.0 %", "25.0 %", "1234",
+                 "Linf", "0.15", "3 random starts"):  # fmt: skip
+        assert part in text
+    other = Report(metrics=metrics, count=1, config=SPATConfig(norm="L2", eps=0.5))
+    assert "L2 eps 0.5" in str(other)
+    assert str(other).endswith("1 random start")
+
+
+def test_result_prints_the_baseline_above_spat(capsys: pytest.CaptureFixture[str]) -> None:
+    result = spatlib.train(
+        config=SPATConfig(eps=0.15, steps=1, keep=1),
+        training=TrainConfig(epochs=1, batch_size=64, lr=0.05, baseline=True),
+    )
+    head, standard, spat, note = str(result).splitlines()
+    assert "PGD-20" in head
+    assert standard.startswith("standard")
+    assert spat.startswith("SPAT")
+    assert "450 examples" in note
+    assert "0.15" in note
+    for line, report in ((standard, result.baseline), (spat, result.report)):
+        assert [f"{100 * value:.1f}" for value in report.metrics.values()] == [
+            word for word in line.split() if word[0].isdigit()
+        ]
+        assert set(report.metrics) == METRICS
+    assert result.measured_on == "test"
+    assert str(result) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_only_progress_prints(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = TrainConfig(epochs=1, batch_size=BATCH, progress=progress)
+    result = spatlib.train(network(), arrays(), config=SPATConfig(steps=1), training=quick)
+    assert (str(result) in capsys.readouterr().out) == progress
+    assert "standard" not in str(result)
+
+
+def test_result_without_evaluation_says_so() -> None:
+    result = Result(model=None, history=[], config=SPATConfig(), training=TrainConfig())
+    assert str(result) == "not evaluated"
+
+
+def test_no_robust_accuracy_exceeds_the_clean_one() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        x, y = arrays(seed, 60)
+        y = np.where(rng.uniform(size=60) < 0.3, rng.integers(3, size=60), y)  # some wrong labels
+        metrics = spatlib.evaluate(network(), (x, y), config=SPATConfig(eps=0.02)).metrics
+        assert max(metrics["pgd20"], metrics["margin20"]) <= metrics["clean"] < 1

@@ -1,0 +1,149 @@
+"""Without smoothing and mask the attack is the base method's own loop, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spatlib import SPATConfig
+from spatlib_torch import perturb
+
+EPS, STEP, STEPS = 0.1, 0.03, 7
+SHAPE, CLASSES = (4, 3, 8, 8), 5
+OFF: tuple[dict[str, Any], ...] = ({"keep": 1}, {"floor": 1})  # two ways of switching the mask off
+
+over_masks_off = pytest.mark.parametrize("off", OFF, ids=str)
+over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+over_formats = pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=str
+)
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """BatchNorm and Dropout, in training mode, with running statistics of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+            nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(),
+            nn.Linear(72, CLASSES),
+        ).to(dtype)  # fmt: skip
+        for _ in range(3):
+            model(torch.rand(SHAPE, dtype=dtype))
+    return model.train()
+
+
+def batch(
+    dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x often on a bound, y, and a start partly outside the ball."""
+    source = torch.Generator().manual_seed(1)
+    x = (1.4 * torch.rand(SHAPE, generator=source, dtype=dtype) - 0.2).clamp(0, 1)
+    y = torch.randint(CLASSES, (SHAPE[0],), generator=source)
+    start = 1.5 * EPS * (2 * torch.rand(SHAPE, generator=source, dtype=dtype) - 1)
+    return x.contiguous(memory_format=memory_format), y, start.contiguous(
+        memory_format=memory_format)  # fmt: skip
+
+
+def by_hand(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    base: str = "pgd",
+    *,
+    step: float = STEP,
+    steps: int = STEPS,
+    eps: float = EPS,
+    training: bool = False,
+    stale: bool = False,
+) -> Tensor:
+    """Projected gradient ascent in d-space; ``stale`` repeats the first gradient."""
+    model = copy.deepcopy(model).train(training).requires_grad_(False)
+    lower, upper = 0.0, 1.0
+    clean = model(x).softmax(dim=1)
+    d = torch.clamp(torch.clamp(start, -eps, eps), lower - x, upper - x)
+    gradient = None
+    for _ in range(steps):
+        if gradient is None or not stale:
+            iterate = torch.clamp(x + d, lower, upper).requires_grad_()
+            logits = model(iterate)
+            if base == "trades":
+                loss = F.kl_div(F.log_softmax(logits, dim=1), clean, reduction="sum")
+            else:
+                loss = F.cross_entropy(logits, y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, iterate)
+        d = torch.clamp(d + step * gradient.sign(), -eps, eps)
+        d = torch.clamp(d, lower - x, upper - x)
+    return torch.clamp(x + d, lower, upper)
+
+
+def config(**settings: Any) -> SPATConfig:
+    return SPATConfig(**{"eps": EPS, "step_size": STEP, "steps": STEPS, "smoothing": 0} | settings)
+
+
+@over_masks_off
+@over_dtypes
+@over_formats
+@pytest.mark.parametrize("base", ["pgd", "mart"])
+@pytest.mark.parametrize("guard", [True, False])
+def test_plain_attack_is_madrys_loop_bit_for_bit(
+    base: str, guard: bool, off: dict[str, Any], dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> None:  # fmt: skip
+    model = network(dtype).to(memory_format=memory_format)
+    x, y, start = batch(dtype, memory_format)
+    ours = perturb(model, x, y, config(base=base, guard=guard, **off), start=start)
+    assert ours.dtype == dtype
+    assert torch.equal(ours, by_hand(model, x, y, start))
+
+
+@over_masks_off
+@over_dtypes
+@over_formats
+@pytest.mark.parametrize("guard", [True, False])
+def test_plain_trades_attack_is_the_kl_ascent_bit_for_bit(
+    guard: bool, off: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    model = network(dtype).to(memory_format=memory_format)
+    x, y, start = batch(dtype, memory_format)
+    ours = perturb(model, x, y, config(base="trades", guard=guard, **off), start=start)
+    assert torch.equal(ours, by_hand(model, x, y, start, "trades"))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "step size off by a thousandth": {"step": 1.001 * STEP},
+    "one step less": {"steps": STEPS - 1},
+    "descent": {"step": -STEP},
+    "radius off by a thousandth": {"eps": 1.001 * EPS},
+    "statistics of the batch": {"training": True},
+    "gradient of the first step only": {"stale": True},
+}
+
+
+@pytest.mark.parametrize("base", ["pgd", "trades"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_comparison_notices_a_wrong_loop(base: str, variant: str) -> None:
+    model, (x, y, start) = network(), batch()
+    ours = perturb(model, x, y, config(base=base, keep=1), start=start)
+    assert torch.equal(ours, by_hand(model, x, y, start, base))
+    assert not torch.equal(ours, by_hand(model, x, y, start, base, **VARIANTS[variant]))
+
+
+def test_comparison_notices_another_objective() -> None:
+    model, (x, y, start) = network(), batch()
+    ours = {base: perturb(model, x, y, config(base=base, keep=1), start=start)
+            for base in ("pgd", "trades")}  # fmt: skip
+    assert not torch.equal(ours["pgd"], ours["trades"])
+
+
+@pytest.mark.parametrize("settings", [{"smoothing": 0.3}, {"smoothing": 0.0, "keep": 0.5}], ids=str)
+def test_smoothing_and_mask_change_the_attack(settings: dict[str, Any]) -> None:
+    model, (x, y, start) = network(), batch()
+    ours = perturb(model, x, y, config(guard=False, **{"keep": 1} | settings), start=start)
+    assert not torch.equal(ours, by_hand(model, x, y, start))
