@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import torch
 
+import spatlib_tf.ops
 import spatlib_torch.ops
 from spatlib.core import numpy_ops
 from spatlib.core.ops import Ops
@@ -38,5 +40,8 @@ BACKENDS = {
     for backend in (
         Backend("numpy", numpy_ops, np.asarray, np.asarray),
         Backend("torch", spatlib_torch.ops, torch.as_tensor, lambda x: x.detach().numpy()),
+        Backend(
+            "tf", spatlib_tf.ops, tf.convert_to_tensor, lambda x: x.numpy(), flushes_subnormals=True
+        ),
     )
 }

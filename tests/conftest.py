@@ -8,6 +8,8 @@ import os
 for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(_name, "1")
 
+import torch  # noqa: F401, I001  # has to be imported before TensorFlow
+
 import pytest
 from hypothesis import HealthCheck, settings
 

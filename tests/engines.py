@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 import torch
 from torch import nn
 
+import spatlib_tf
 import spatlib_torch
 from spatlib import SPATConfig
+from spatlib_tf import random as tf_random
 from spatlib_torch import mask as torch_mask
 from spatlib_torch.state import mask_generator
 
@@ -84,4 +88,77 @@ class TorchEngine:
         return None, None
 
 
-ENGINES = {"torch": TorchEngine}
+class TFEngine:
+    """The same network on (N, H, W, C), trained by spat_loss and keras.optimizers.SGD."""
+
+    name = "tf"
+
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9) -> None:
+        layers = keras.layers
+        self.model = keras.Sequential([
+            layers.Input((HEIGHT, WIDTH, CHANNELS), dtype="float64"),
+            layers.Permute((3, 1, 2), dtype="float64"),
+            layers.Flatten(dtype="float64"),
+            layers.Dense(HIDDEN, activation="tanh", dtype="float64"),
+            layers.Dense(CLASSES, dtype="float64"),
+        ], )  # fmt: skip
+        self.model.set_weights(weights)
+        self.optimizer = keras.optimizers.SGD(lr, momentum=momentum)
+        self.optimizer.build(self.model.trainable_weights)
+        self.generator = keras.random.SeedGenerator(0)
+
+    def weights(self) -> list[np.ndarray]:
+        return self.model.get_weights()
+
+    def train_step(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+    ) -> float:
+        self.generator.state.assign([seed, 0])
+        return float(
+            self.graph_step(
+                tf.constant(to_last(x)), tf.constant(y), tf.constant(to_last(start)), config
+            )
+        )
+
+    @tf.function  # one trace per configuration: eager L1 projections are slow
+    def graph_step(self, x: Any, y: Any, start: Any, config: SPATConfig) -> Any:
+        with tf.GradientTape() as tape:
+            loss = spatlib_tf.spat_loss(
+                self.model, x, y, config, start=start, generator=self.generator
+            )
+        weights = self.model.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return loss
+
+    def shared_mask(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
+    ) -> np.ndarray:
+        generator = keras.random.SeedGenerator(seed)
+        mask = spatlib_tf.shared_mask(self.model, to_last(x), y, config, generator=generator)
+        return mask.numpy().reshape(len(x), -1)
+
+    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
+                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        adversarial = spatlib_tf.perturb(
+            self.model, to_last(x), y, config, start=to_last(start),
+            mask=None if mask is None else to_last(mask),
+        )  # fmt: skip
+        return np.moveaxis(adversarial.numpy(), -1, 1)
+
+    @staticmethod
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
+        source = tf_random.next_seed(keras.random.SeedGenerator(seed))
+        source = tf_random.split(source, tf_random.MASK)
+        if config.share == "rms":
+            logits = tf.zeros((count, CLASSES), tf.float64)
+            return None, tf_random.draw_probes(config, logits, source).numpy()
+        if config.mask_classes is not None:
+            return tf_random.draw_offsets(config, CLASSES, source).numpy().tolist(), None
+        return None, None
+
+
+def to_last(x: np.ndarray) -> np.ndarray:
+    return np.moveaxis(x, 1, -1)
+
+
+ENGINES = {"torch": TorchEngine, "tf": TFEngine}

@@ -12,7 +12,8 @@ from spatlib import SPATConfig
 
 from .engines import CHANNELS, CLASSES, ENGINES, HEIGHT, SIZE, WIDTH, initial_weights
 
-STEPS, COUNT, LR, MOMENTUM = 20, 5, 0.1, 0.9
+STEPS, COUNT = 20, 5
+LR, MOMENTUM = 0.125, 0.875  # exact in float32, through which Keras passes them
 EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
 MASKS: dict[str, dict[str, Any]] = {
     "off": {"keep": 1.0},

@@ -1,0 +1,114 @@
+"""One batch on its way in: checked, clipped; and logits checked on their way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from spatlib import checks
+from spatlib.config import SPATConfig
+from spatlib.errors import ConfigError, DataError
+
+from . import ops
+
+Tensor = Any
+
+
+def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
+    """The batch as tensors, with x clipped to the bounds; y is (N,) or one-hot (N, K).
+
+    Shapes and dtypes are always checked, values if ``validate`` and not inside a tf.function.
+    """
+    if not isinstance(config, SPATConfig):
+        raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
+                          fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+    x, y = as_tensor("x", x), as_tensor("y", y)
+    if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
+        y = y[:, 0]
+    one_hot = len(y.shape) == 2
+    labels_shape = y.shape[:1] if one_hot else y.shape
+    known = [b if a is None else a for a, b in zip(labels_shape, x.shape, strict=False)]
+    checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, known, y.dtype.name,
+                       one_hot or y.dtype.is_integer)  # fmt: skip
+    if validate and tf.executing_eagerly():
+        checks.check_range(_lowest(x), -_lowest(-x), config.bounds)
+    return ops.clip(x, *config.bounds), y
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """The value as a tensor; DataError if it holds no numbers."""
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(name, expected="an array or tensor of numbers",
+                        received=f"{type(value).__name__} ({error})",
+                        fix="Convert it, e.g. with numpy.asarray.") from error  # fmt: skip
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
+        raise DataError(name, expected="an array or tensor of numbers",
+                        received=tensor.dtype.name, fix="Encode it as numbers.")  # fmt: skip
+    return tensor
+
+
+def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
+    """The model's logits (N, K), in float32 at least, checked for shape."""
+    if not isinstance(model, keras.Model):
+        raise ConfigError("model", expected="a keras.Model", received=type(model).__name__,
+                          fix="Pass a network that returns logits.")  # fmt: skip
+    logits = model(x, training=training)
+    if not tf.is_tensor(logits):
+        raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
+                        fix="Wrap the model so that it returns its logits only.")  # fmt: skip
+    checks.check_logits(logits.shape, x.shape[0])
+    return tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+
+
+def one_hot(y: Tensor, logits: Tensor) -> Tensor:
+    """The labels as (N, K) in the dtype of the logits."""
+    if len(y.shape) == 1:
+        return tf.one_hot(y, logits.shape[1], dtype=logits.dtype)
+    if y.shape[1] != logits.shape[1]:
+        raise DataError("y", expected=f"one-hot labels of {logits.shape[1]} classes",
+                        received=f"shape {tuple(y.shape)}",
+                        fix="Encode as many classes as the model has logits.")  # fmt: skip
+    return tf.cast(y, logits.dtype)
+
+
+def check_label_values(y: Tensor, classes: int) -> None:
+    """Raise DataError unless all labels name one of the classes; nothing inside a tf.function."""
+    if not tf.executing_eagerly():
+        return
+    if len(y.shape) == 1:
+        checks.check_labels(int(tf.reduce_min(y)), int(tf.reduce_max(y)), classes)
+    elif not bool(tf.reduce_all(tf.reduce_sum(tf.cast(y == 1, y.dtype), axis=1) == 1)) or not bool(
+        tf.reduce_all((y == 0) | (y == 1))
+    ):
+        raise DataError("y", expected="one-hot rows: a single 1, else 0", received="other values",
+                        fix="Pass hard labels; mixed labels have no class to defend.")  # fmt: skip
+
+
+def check_start(start: Any, x: Tensor, validate: bool) -> Tensor:
+    """The start in the dtype of x; DataError unless it broadcasts to x and holds numbers."""
+    start = tf.cast(as_tensor("start", start), x.dtype)
+    checks.check_same_shape("start", start.shape, x.shape)
+    if validate and tf.executing_eagerly() and bool(tf.reduce_any(tf.math.is_nan(start))):
+        raise DataError("start", expected="numbers", received="NaN",
+                        fix="Look at where the start comes from.")  # fmt: skip
+    return start
+
+
+def check_budget(mask: Any, x: Tensor, validate: bool) -> Tensor:
+    """The mask in the dtype of x; DataError unless it broadcasts to x and holds shares of eps."""
+    mask = tf.cast(as_tensor("mask", mask), x.dtype)
+    checks.check_same_shape("mask", mask.shape, x.shape)
+    inside = (mask >= 0) & (mask <= 1)
+    if validate and tf.executing_eagerly() and not bool(tf.reduce_all(inside)):
+        raise DataError("mask", expected="values in [0, 1]", received="others or NaN",
+                        fix="A mask holds each pixel's share of eps.")  # fmt: skip
+    return mask
+
+
+def _lowest(x: Tensor) -> float:
+    # TensorFlow's minimum may pass over a NaN.
+    return float("nan") if bool(tf.reduce_any(tf.math.is_nan(x))) else float(tf.reduce_min(x))

@@ -1,0 +1,196 @@
+"""A Keras model that trains adversarially; Keras owns the loop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from spatlib.config import SPATConfig
+from spatlib.errors import ConfigError
+
+from . import ops
+from .attack import adversarial
+from .evaluation import evaluation_config, robust_on
+from .inputs import logits_of, one_hot, prepare
+from .losses import outer_losses
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="spatlib")
+class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
+    """``base``, trained by semantics-preserving adversarial training.
+
+    Calling, predicting and saving are those of ``base``. ``fit`` perturbs every batch and descends
+    the outer loss of ``config.base``; ``evaluate`` (and validation) reports ``loss`` and the
+    compiled metrics on clean inputs, and ``adv_accuracy``: the share of examples classified
+    correctly clean, at the start and at the end of PGD (cross-entropy, full eps, one start).
+
+    Args:
+        base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
+        config: Threat model and method; default ``SPATConfig()``.
+        seed: Fixes the random starts and the mask's draws.
+        evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
+
+    Raises:
+        ConfigError: ``base`` ends in a softmax (the attack needs logits), or ``config`` is no
+            SPATConfig.
+    """
+
+    def __init__(
+        self,
+        base: keras.Model,
+        config: SPATConfig | None = None,
+        *,
+        seed: int | None = None,
+        evaluation_steps: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if config is not None and not isinstance(config, SPATConfig):
+            raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
+                              fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+        _check_gives_logits(base)
+        self.base = base
+        self.config = SPATConfig() if config is None else config
+        self.seed, self.evaluation_steps = seed, evaluation_steps
+        self.evaluation = evaluation_config(self.config, evaluation_steps)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
+        self.stall_rate = keras.metrics.Mean(name="stall_rate")
+        if base.built:
+            self.built = True
+
+    def build(self, input_shape: Any) -> None:
+        if not self.base.built:
+            self.base.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        return self.base(inputs, training=training)
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
+        """As keras.Model.compile; the loss is that of ``config.base``, so none is passed.
+
+        Raises:
+            ConfigError: A loss other than plain cross-entropy from logits.
+        """
+        plain = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
+        if loss is not None and not (
+            isinstance(loss, plain) and loss.from_logits and not getattr(loss, "label_smoothing", 0)
+        ):
+            raise ConfigError("loss", expected="none, or plain cross-entropy with "
+                              "from_logits=True", received=repr(loss),
+                              fix="Leave it out: SPATConfig.base chooses the loss.")  # fmt: skip
+        self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
+        super().compile(optimizer=optimizer, loss=None, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, labels = prepare(x, y, self.config, validate=False)
+        attack = adversarial(self.base, x, labels, self.config, generator=self.seed_generator)
+        before = [(v, tf.identity(v.value)) for v in self.base.non_trainable_variables]
+        with tf.GradientTape() as tape:
+            losses, logits = outer_losses(self.base, x, attack.x, labels, self.config)
+            loss = _mean(losses, weight) + _sum(self.losses, losses)
+            # Replicas add up their gradients: each contributes its share of the mean.
+            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(share)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        self._update(loss, gradients, before)
+        correct = tf.argmax(logits, axis=1) == tf.argmax(one_hot(labels, logits), axis=1)
+        self._record(loss, x, tf.cast(correct, tf.float32))
+        self.stall_rate.update_state(attack.stall_rate, sample_weight=tf.shape(x)[0])
+        if self.has_compiled_metrics:
+            # Compiled metrics speak of clean inputs, in training as in validation.
+            clean = logits_of(self.base, x) if attack.clean is None else attack.clean
+            self.compute_metrics(x, y, clean, sample_weight=weight)
+        results: dict[str, Any] = self.get_metrics_result()
+        return results
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, labels = prepare(x, y, self.config, validate=False)
+        logits = logits_of(self.base, x)
+        losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
+        robust = robust_on(self.base, x, labels, self.evaluation, "cross-entropy",
+                           self.seed_generator)  # fmt: skip
+        self._record(
+            _mean(losses, weight) + _sum(self.losses, losses), x, tf.cast(robust, tf.float32)
+        )
+        results = self.compute_metrics(x, y, logits, sample_weight=weight)
+        return {name: value for name, value in results.items() if name != self.stall_rate.name}
+
+    def _update(self, loss: Tensor, gradients: list[Tensor], before: list[Any]) -> None:
+        """Apply the gradients, unless they or the loss are not finite: then nothing changes.
+
+        Replicas of a distributed model cannot branch on their own, and a loss-scaling optimizer
+        decides for itself: there the update is always applied.
+        """
+        weights = self.trainable_weights
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1 or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            self.optimizer.apply(gradients, weights)
+            return
+        if not self.optimizer.built:
+            self.optimizer.build(weights)  # variables cannot be made inside a branch
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
+
+        def apply() -> Tensor:
+            self.optimizer.apply(gradients, weights)
+            return finite
+
+        tf.cond(finite, apply, lambda: finite)
+        for variable, value in before:
+            variable.assign(tf.where(finite, variable.value, value))
+
+    def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss, sample_weight=tf.shape(x)[0])
+        self.adv_accuracy.update_state(correct)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "base": keras.saving.serialize_keras_object(self.base),
+            "config": asdict(self.config),
+            "seed": self.seed,
+            "evaluation_steps": self.evaluation_steps,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SPATModel:
+        settings = dict(config)
+        settings["base"] = keras.saving.deserialize_keras_object(
+            settings["base"], custom_objects=custom_objects
+        )
+        method = dict(settings.pop("config"))
+        method["bounds"] = tuple(method["bounds"])
+        return cls(config=SPATConfig(**method), **settings)
+
+
+def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return tf.reduce_mean(losses if weight is None else losses * tf.cast(weight, losses.dtype))
+
+
+def _sum(penalties: list[Tensor], like: Tensor) -> Tensor:
+    return tf.add_n([tf.cast(p, like.dtype) for p in penalties] or [tf.zeros((), like.dtype)])
+
+
+def _check_gives_logits(base: keras.Model) -> None:
+    layers = getattr(base, "layers", None)
+    last: Any = layers[-1] if layers else None
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Softmax) or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+        keras.activations.log_softmax,
+    ):
+        raise ConfigError("base", expected="a model that gives logits",
+                          received=f"one that ends in {last.name!r} with a softmax or sigmoid",
+                          fix="Remove the last activation: the attack through a softmax would "
+                          "lose its gradient where the model is confident.")  # fmt: skip

@@ -1,0 +1,87 @@
+"""The core's primitives in TensorFlow; see :mod:`spatlib.core.ops`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import tensorflow as tf
+
+from spatlib.core.ops import Axes, example_size
+
+Tensor = Any
+
+
+def abs(x: Tensor) -> Tensor:
+    return tf.abs(x)
+
+
+def sign(x: Tensor) -> Tensor:
+    return tf.sign(x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    return tf.sqrt(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    return tf.exp(x)
+
+
+def log(x: Tensor) -> Tensor:
+    return tf.math.log(x)
+
+
+def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+    return tf.minimum(tf.maximum(x, lower), upper)
+
+
+def minimum(x: Tensor, y: Tensor | float) -> Tensor:
+    return tf.minimum(x, y)
+
+
+def maximum(x: Tensor, y: Tensor | float) -> Tensor:
+    return tf.maximum(x, y)
+
+
+def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
+    tensor: Tensor = y if isinstance(x, float) else x
+    dtype = tensor.dtype  # in a graph, a number that comes first would set float32
+    x, y = tf.convert_to_tensor(x, dtype), tf.convert_to_tensor(y, dtype)
+    return tf.where(condition, x, y)
+
+
+def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
+    return tf.reduce_sum(x, axis=axis, keepdims=keepdims)
+
+
+def max(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
+    return tf.reduce_max(x, axis=axis, keepdims=keepdims)
+
+
+def cast(x: Tensor, like: Tensor) -> Tensor:
+    return tf.cast(x, like.dtype)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    return tf.nn.log_softmax(x)
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    return tf.reduce_logsumexp(x, axis=-1)
+
+
+def argmax_one_hot(x: Tensor) -> Tensor:
+    return tf.one_hot(tf.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype)
+
+
+def kth_largest(x: Tensor, k: int) -> Tensor:
+    flat = tf.reshape(x, (-1, example_size(x)))
+    kth = tf.math.top_k(flat, k).values[:, -1]
+    return tf.reshape(kth, (-1, *(1,) * (len(x.shape) - 1)))
+
+
+def mantissa_bits(x: Tensor) -> int:
+    eps = ml_dtypes.finfo(x.dtype.as_numpy_dtype).eps  # type: ignore[no-untyped-call]
+    return 1 - round(math.log2(eps))

@@ -1,0 +1,66 @@
+"""Random draws: stateless Philox, the same numbers eagerly, in a graph and under XLA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from spatlib.config import SPATConfig
+from spatlib.core.start import GAUSSIAN_START, uniform_in_ball
+
+from . import ops
+
+Tensor = Any
+START, RADIUS, MASK = range(3)  # what a seed is split into, so that no draw touches another's
+
+
+def next_seed(generator: keras.random.SeedGenerator | None) -> Tensor:
+    """A seed (2,) for one batch; each replica of a distributed batch gets its own."""
+    if generator is None:
+        seed = tf.random.uniform((2,), maxval=tf.int32.max, dtype=tf.int32)
+    else:
+        seed = tf.cast(generator.next(), tf.int32)
+    context = tf.distribute.get_replica_context()
+    return split(seed, 0 if context is None else context.replica_id_in_sync_group)
+
+
+def split(seed: Tensor, purpose: int | Tensor) -> Tensor:
+    """The seed (2,) for one purpose."""
+    return tf.random.experimental.stateless_fold_in(seed, purpose, alg="philox")
+
+
+def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
+    """Uniform in [0, 1)."""
+    return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
+
+
+def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
+    """The start before projection."""
+    if config.random_start == "none":
+        return tf.zeros_like(x)
+    shape, here = tf.shape(x), split(seed, START)
+    if config.random_start == "gaussian":
+        return GAUSSIAN_START * _normal(shape, here, x.dtype)
+    draw = _normal if config.norm == "L2" else uniform
+    one_each = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
+    radius = uniform(one_each, split(seed, RADIUS), x.dtype)
+    draws = tf.ensure_shape(draw(shape, here, x.dtype), x.shape)
+    return uniform_in_ball(ops, draws, radius, config.eps, config.norm)
+
+
+def draw_offsets(config: SPATConfig, classes: int, seed: Tensor) -> Tensor:
+    """Distances from the label to the other compared classes, without replacement (R - 1,)."""
+    order = uniform((classes - 1,), seed, tf.float32)
+    return 1 + tf.math.top_k(order, (config.mask_classes or classes) - 1).indices
+
+
+def draw_probes(config: SPATConfig, logits: Tensor, seed: Tensor) -> Tensor:
+    """Random signs (probes, N, K)."""
+    shape = tf.concat([[config.probes], tf.shape(logits)], axis=0)
+    return 2 * tf.cast(uniform(shape, seed, logits.dtype) < 0.5, logits.dtype) - 1
+
+
+def _normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
+    return tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox")

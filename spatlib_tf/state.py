@@ -1,0 +1,33 @@
+"""Leave no trace: the variables that an attack in training mode would move, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+import tensorflow as tf
+
+from spatlib.errors import ConfigError
+
+
+@contextmanager
+def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
+    """Yield the ``training`` argument for the attack's calls of the model.
+
+    In ``"train"`` mode batch statistics are used and dropout is on; the non-trainable variables
+    (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
+    after an exception. In ``"eval"`` mode no variable is touched.
+    """
+    if mode == "eval":
+        yield False
+        return
+    if not model.built:
+        raise ConfigError("attack_mode", expected="'eval' for a model that is not built yet",
+                          received="'train'", fix="Call the model on a batch first.")  # fmt: skip
+    before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+    try:
+        yield True
+    finally:
+        for variable, value in before:
+            variable.assign(value)
