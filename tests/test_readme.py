@@ -40,13 +40,21 @@ def test_the_other_examples_give_what_their_comments_say(namespace: dict[str, An
     assert 0 < moved <= 8 / 255 + 1e-7
 
 
+def test_keras_example_was_measured(namespace: dict[str, Any]) -> None:
+    metrics = namespace["keras_report"].metrics
+    assert 0 <= metrics["pgd20"] <= metrics["clean"] <= 1
+    history = namespace["model"].history.history
+    assert {"val_accuracy", "val_adv_accuracy", "loss", "adv_accuracy"} <= set(history)
+
+
 def test_every_setting_is_in_the_readme_with_its_default(namespace: dict[str, Any]) -> None:
     text = (ROOT / "README.md").read_text()
     for name in namespace["config"].__dataclass_fields__:
         assert f"`{name}`" in text
 
 
-def test_torch_loop_example_trains(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = runpy.run_path(str(ROOT / "examples" / "torch_loop.py"))["main"](epochs=3)
-    assert metrics["pgd20"] > 0.3  # an ordinary network of this kind ends below 0.3
-    assert "epoch 3" in capsys.readouterr().out
+@pytest.mark.parametrize("example", ["torch_loop", "keras_fit"])
+def test_example_trains_a_robust_network(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = runpy.run_path(str(ROOT / "examples" / f"{example}.py"))["main"](epochs=4)
+    assert metrics["pgd20"] > 0.4  # an ordinary network of this kind ends below 0.3
+    assert "PGD-20" in capsys.readouterr().out

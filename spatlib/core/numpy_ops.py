@@ -56,7 +56,8 @@ def cast(x: Array, like: Array) -> Array:
 
 
 def log_softmax(x: Array) -> Array:
-    return x - logsumexp(x)[..., None]
+    centred = x - np.max(x, axis=-1, keepdims=True)  # x - logsumexp(x) would cancel
+    return centred - np.log(np.sum(np.exp(centred), axis=-1, keepdims=True))
 
 
 def logsumexp(x: Array) -> Array:
