@@ -11,6 +11,7 @@ from .errors import BackendError
 from .result import Report
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
+INSTALL = {"torch": "pip install torch", "tf": "pip install tensorflow keras"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
 
 
@@ -58,7 +59,7 @@ def load_engine(name: str) -> Engine:
     """
     others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
     known = {**others, **BACKENDS}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise BackendError("backend", expected=f"one of {', '.join(map(repr, known))}",
                            received=repr(name), fix="Choose one of these names.")  # fmt: skip
     try:
@@ -66,6 +67,7 @@ def load_engine(name: str) -> Engine:
     except ImportError as error:
         if isinstance(error, BackendError):
             raise
+        advice = INSTALL.get(name, "see the package that registered it")
         raise BackendError(f"backend {name!r}", expected="its framework to be installed",
                            received=f"{type(error).__name__}: {error}",
-                           fix=f"Run: pip install 'spatlib[{name}]'") from error  # fmt: skip
+                           fix=f"Run: {advice}") from error  # fmt: skip

@@ -102,6 +102,11 @@ class SPATConfig:
         check_number("smoothing", self.smoothing, least=0.0, below=1.0)
         check_number("keep", self.keep, above=0.0, most=1.0)
         check_number("floor", self.floor, least=0.0, most=1.0)
+        for name in ("beta", "smoothing", "keep", "floor"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("eps", "step_size"):
+            if not isinstance(getattr(self, name), _Derived):
+                object.__setattr__(self, name, float(getattr(self, name)))
         self._check_combinations()
 
     def _check_bounds(self) -> None:
@@ -130,6 +135,11 @@ class SPATConfig:
                               "rounding, so the attack could not leave x: use 'uniform' or "
                               "'gaussian' (or smoothing > 0 without guard).")  # fmt: skip
 
+    def evaluation(self, steps: int) -> SPATConfig:
+        """The evaluation attack of this threat model: full eps, hard labels, no mask."""
+        return SPATConfig(eps=self.eps, norm=self.norm, bounds=self.bounds, steps=steps,
+                          smoothing=0, keep=1)  # fmt: skip
+
     @property
     def masked(self) -> bool:
         """Whether the shared-pixel mask differs from all ones."""
@@ -148,7 +158,8 @@ class TrainConfig:
         weight_decay: L2 penalty added to the gradient.
         schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to
             0) or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
-        seed: Fixes the initial weights, the order of the data, the starts and the mask's draws.
+        seed: Fixes the initial weights, the order of the data, the starts and the mask's draws
+            (and dropout in torch; Keras' dropout layers take seeds of their own).
         device: Where to train, e.g. ``"cuda"``; default: where the model's parameters are.
         baseline: Also train an ordinary network (same architecture, schedule and seed) and
             report both; for a recipe's own model only.

@@ -26,7 +26,8 @@ def load(data: Any, *, channels_first: bool) -> Dataset:
 
     Args:
         data: A name (``"digits"``), ``(x, y)``, ``((x, y), (x_test, y_test))`` of arrays or
-            tensors, or an iterable of batches (x, y) that can be gone through again and again.
+            tensors, an iterable of batches (x, y) that can be gone through again and again, or a
+            pair of such iterables, for training and testing.
         channels_first: Layout of named data sets, (N, C, H, W) or (N, H, W, C).
 
     Raises:
@@ -45,7 +46,26 @@ def load(data: Any, *, channels_first: bool) -> Dataset:
         if all(isinstance(part, tuple | list) and len(part) == 2 for part in data):
             train, test = (_checked_pair(*part) for part in data)
             return Dataset(train=train, test=test)
+        if not any(hasattr(part, "shape") or isinstance(part, list) for part in data):
+            return Dataset(train=_checked_batches(data[0]), test=_checked_batches(data[1]))
         return Dataset(train=_checked_pair(*data))
+    return Dataset(train=_checked_batches(data))
+
+
+def is_pair(data: Any) -> bool:
+    """Whether data is (x, y) in arrays, rather than an iterable of batches."""
+    return isinstance(data, tuple)
+
+
+def length(batches: Any) -> int | None:
+    """The number of batches, where the data knows it."""
+    try:
+        return len(batches)
+    except TypeError:  # no __len__, or one that says so (an IterableDataset's loader)
+        return None
+
+
+def _checked_batches(data: Any) -> Any:
     if not hasattr(data, "__iter__"):
         raise DataError("data", expected="a name, (x, y), ((x, y), (x_test, y_test)) or an "
                         "iterable of batches", received=type(data).__name__,
@@ -54,12 +74,7 @@ def load(data: Any, *, channels_first: bool) -> Dataset:
         raise DataError("data", expected="batches that can be gone through once per epoch",
                         received="an iterator that is used up after one",
                         fix="Pass the list or the loader itself, not its iterator.")  # fmt: skip
-    return Dataset(train=data)
-
-
-def is_pair(data: Any) -> bool:
-    """Whether data is (x, y) in arrays, rather than an iterable of batches."""
-    return isinstance(data, tuple)
+    return data
 
 
 def _checked_pair(x: Any, y: Any) -> tuple[Any, Any]:

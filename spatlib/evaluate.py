@@ -29,9 +29,9 @@ def evaluate(
     end of every restart, so no robust accuracy exceeds the clean one.
 
     Args:
-        model: Gives logits (N, K); its state comes back as it was.
+        model: Gives logits (N, K); moved to ``device``, otherwise left as it was.
         data: As for :func:`spatlib.train`; the test part if there is one.
-        backend: ``"torch"``, or the name another package registered.
+        backend: ``"torch"``, ``"tf"``, or a name that another package registered.
         config: The threat model: eps, norm, bounds. Default: the recipe's for named data, else
             ``SPATConfig()``.
         restarts: Random restarts of each attack.

@@ -27,9 +27,9 @@ def train(
         model: Gives logits (N, K); trained in place, where it is (CPU or accelerator). Default
             for named data: the recipe's model.
         data: A name (``"digits"``), ``(x, y)``, ``((x, y), (x_test, y_test))`` of arrays or
-            tensors with x in ``config.bounds``, or an iterable of batches such as a DataLoader.
-            Images are (N, C, H, W) for torch.
-        backend: ``"torch"``, or the name another package registered.
+            tensors with x in ``config.bounds``, an iterable of batches such as a DataLoader, or
+            a pair of them. Images are (N, C, H, W) for torch, (N, H, W, C) for tf.
+        backend: ``"torch"``, ``"tf"``, or a name that another package registered.
         config: Threat model and method; default: the recipe's for named data, else
             ``SPATConfig()``.
         training: Schedule; default likewise.

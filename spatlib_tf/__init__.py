@@ -1,8 +1,16 @@
 """SPAT in Keras on TensorFlow: a model to ``fit``, and the attack for a loop of your own."""
 
-import keras
+import os
 
 from spatlib.errors import BackendError
+
+_asked = os.environ.get("KERAS_BACKEND", "tensorflow")
+try:
+    import keras
+except ImportError as error:  # also where Keras was told to use a framework that is missing
+    raise BackendError("spatlib_tf", expected="Keras on TensorFlow", received=f"{error}",
+                       fix="Run: pip install tensorflow keras; and set KERAS_BACKEND=tensorflow "
+                       f"(it is {_asked!r}).") from error  # fmt: skip
 
 if keras.backend.backend() != "tensorflow":
     raise BackendError("spatlib_tf", expected="Keras on TensorFlow",

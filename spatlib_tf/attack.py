@@ -12,10 +12,17 @@ from spatlib.config import SPATConfig
 from spatlib.core import target
 from spatlib.core.projection import feasible_box
 from spatlib.core.step import initial, step
-from spatlib.errors import DataError
 
 from . import ops
-from .inputs import check_budget, check_label_values, check_start, logits_of, one_hot, prepare
+from .inputs import (
+    check_budget,
+    check_gradient,
+    check_label_values,
+    check_start,
+    logits_of,
+    one_hot,
+    prepare,
+)
 from .mask import logits_and_gradient, mask_from_logits
 from .random import draw_start, next_seed
 from .state import attack_state
@@ -57,7 +64,8 @@ def perturb(
         start: First perturbation, shaped like x, in its units; set to 0 where the mask is 0 and
             projected. Default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
-        generator: Source of the start and of the mask's draws; default TensorFlow's own.
+        generator: Source of the start and of the mask's draws; default TensorFlow's own, which
+            stays untouched if a start is given (a random mask is then always drawn alike).
         validate: Check values too (not inside a tf.function).
 
     Returns:
@@ -82,8 +90,13 @@ def adversarial(
     validate: bool = False,
 ) -> Adversarial:
     """What :func:`perturb` returns and what it found on the way, for a prepared batch."""
-    seed = next_seed(generator)
     needs_mask = mask is None and config.masked
+    # With a start and no generator nothing is drawn from TensorFlow's own.
+    seed = (
+        tf.zeros(2, tf.int32)
+        if generator is None and start is not None
+        else next_seed(generator, x)
+    )
     with attack_state(model, config.attack_mode) as training:
         clean = None
         if needs_mask or config.base == "trades":
@@ -116,9 +129,14 @@ def ascent_objective(
         b = label if base_target is None else base_target
         q = target.smoothed_target(ops, b, label, constant, config.smoothing, config.guard)
         stall = target.stalled(ops, label, constant, config.smoothing)
-        return target.objective(ops, log_p, tf.stop_gradient(q)), tf.reduce_mean(stall)
+        return target.objective(ops, log_p, tf.stop_gradient(q)), mean(stall)
 
     return objective
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of x (N,); 0 for the empty share of a replica in a last, small batch."""
+    return tf.math.divide_no_nan(tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype))
 
 
 def ascend(
@@ -139,12 +157,8 @@ def ascend(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(iterate)
             value, stalled = objective(logits_of(model, iterate, training=training))
-        grad = tape.gradient(value, iterate)
-        if grad is None:
-            raise DataError("model", expected="logits that depend on the input by gradients",
-                            received="logits without a gradient",
-                            fix="Remove stop_gradient or numpy from its call.")  # fmt: skip
-        moved = step(ops, d, tf.ensure_shape(grad, x.shape), mask, lower, upper, eps=config.eps,
+        grad = check_gradient(tape.gradient(value, iterate), x)
+        moved = step(ops, d, grad, mask, lower, upper, eps=config.eps,
                      step_size=config.step_size, norm=config.norm)  # fmt: skip
         return number + 1, moved, stall + tf.cast(stalled, stall.dtype)
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spatlib.data import is_pair
+from spatlib.data import is_pair, length
 from spatlib.errors import DataError
 
 Tensor = Any
@@ -41,8 +41,14 @@ def as_dataset(data: Any, batch_size: int, seed: int, dtype: Any) -> Any:
         x, y = (tf.convert_to_tensor(part) for part in data)
         dataset = tf.data.Dataset.from_tensor_slices((tf.cast(x, dtype), y))
         return dataset.shuffle(len(x), seed=seed).batch(batch_size)
-    if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
+    if isinstance(data, keras.utils.PyDataset):
         return data
+    dataset = data if isinstance(data, tf.data.Dataset) else _generated(data, batch_size)
+    return dataset.map(lambda x, y: (tf.cast(x, dtype), y))
+
+
+def _generated(data: Any, batch_size: int) -> tf.data.Dataset:
+    """Any other iterable of batches as a dataset, of as many if it says how many."""
     first = next(batches(data, batch_size))
     signature = tuple(
         tf.TensorSpec(
@@ -53,5 +59,7 @@ def as_dataset(data: Any, batch_size: int, seed: int, dtype: Any) -> Any:
     dataset = tf.data.Dataset.from_generator(
         lambda: batches(data, batch_size), output_signature=signature
     )
-    known = hasattr(data, "__len__")
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(data))) if known else dataset
+    steps = length(data)
+    return (
+        dataset if steps is None else dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    )

@@ -11,12 +11,13 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from spatlib.config import SPATConfig, TrainConfig
+from spatlib.data import length
 from spatlib.errors import ConfigError, NonFiniteError
 from spatlib.schedule import lr_factor
 
 from .batches import as_dataset, batches
 from .evaluation import check, evaluate
-from .inputs import check_label_values, logits_of, prepare
+from .inputs import check_device, check_label_values, logits_of, prepare
 from .model import SPATModel
 from .models import MODELS
 
@@ -34,11 +35,15 @@ def fit(
     model: keras.Model, data: Any, config: SPATConfig | None, training: TrainConfig, label: str
 ) -> list[dict[str, float]]:
     """Train in place, return the history; see :func:`spatlib.train`."""
+    check_device(training.device)
     for x, y in batches(data, training.batch_size):  # before training: it runs in a graph
         x, y = prepare(x, y, config or SPATConfig(), validate=True)
         check_label_values(y, logits_of(model, x[:1]).shape[1])
-    dataset = as_dataset(data, training.batch_size, training.seed, model.compute_dtype)
-    steps = len(dataset) if hasattr(dataset, "__len__") else None
+    if not model.trainable_weights:
+        raise ConfigError("model", expected="weights to train", received="none",
+                          fix="Set trainable on some of its layers.")  # fmt: skip
+    dataset = as_dataset(data, training.batch_size, training.seed, model.variable_dtype)
+    steps = length(dataset)
     if steps is None and training.schedule != "constant":
         raise ConfigError("schedule", expected="'constant' for data of unknown length",
                           received=repr(training.schedule),

@@ -16,16 +16,10 @@ from spatlib.result import Report
 from . import ops
 from .attack import ascend
 from .batches import batches
-from .inputs import check_label_values, logits_of, one_hot, prepare
+from .inputs import check_device, check_label_values, logits_of, one_hot, prepare
 from .random import draw_start, next_seed
 
 Tensor = Any
-
-
-def evaluation_config(config: SPATConfig, steps: int) -> SPATConfig:
-    """The evaluation attack in the threat model of ``config``: full eps, hard labels."""
-    return SPATConfig(eps=config.eps, norm=config.norm, bounds=config.bounds, steps=steps,
-                      smoothing=0, keep=1)  # fmt: skip
 
 
 def evaluate(
@@ -40,12 +34,14 @@ def evaluate(
     device: str | None = None,
 ) -> Report:
     """See :func:`spatlib.evaluate`; the attacks take ``steps`` steps of 2.5 eps / steps."""
-    threat = evaluation_config(config, steps)
+    check_device(device)
+    threat = config.evaluation(steps)
     names = {f"pgd{steps}": "cross-entropy", f"margin{steps}": "margin"}
     # One source per restart: more of them repeat the fewer and add to them.
     sources = [keras.random.SeedGenerator(seed + 7919 * r) for r in range(restarts)]
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    # Without autograph, which would hide our errors behind its own.
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def judge(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         verdicts = {"clean": correct_on(model, x, y)}
         for name, objective in names.items():
@@ -77,7 +73,13 @@ def check(data: Any, config: SPATConfig) -> None:
 def correct_on(model: keras.Model, x: Tensor, y: Tensor) -> Tensor:
     """(N,) whether the largest logit is the label's."""
     logits = logits_of(model, x)
-    return tf.argmax(logits, axis=1) == tf.argmax(one_hot(y, logits), axis=1)
+    return is_correct(logits, y)
+
+
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
+    """(N,) whether the largest logit is the label's."""
+    label = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
+    return tf.argmax(logits, axis=1) == label
 
 
 def robust_on(
@@ -91,16 +93,11 @@ def robust_on(
     """(N,) whether the label survives clean, at one start and at the end of the attack from it."""
 
     def ascent(logits: Tensor) -> tuple[Tensor, Tensor]:
-        label = one_hot(y, logits)
-        value = (
-            target.margin(ops, logits, label)
-            if objective == "margin"
-            else target.objective(ops, ops.log_softmax(logits), label)
-        )
+        value = target.attack_loss(ops, objective, logits, one_hot(y, logits))
         return value, tf.zeros((), logits.dtype)
 
     lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)
-    start = draw_start(x, threat, next_seed(generator))
+    start = draw_start(x, threat, next_seed(generator, x))
     d = initial(ops, start, None, lower, upper, threat.eps, threat.norm)
     x_adv, _ = ascend(model, x, d, None, lower, upper, threat, ascent)
     started = ops.clip(x + d, *threat.bounds)

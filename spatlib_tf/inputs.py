@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -28,6 +29,8 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
     one_hot = len(y.shape) == 2
+    if y.dtype.is_integer:
+        y = tf.cast(y, tf.int64)
     labels_shape = y.shape[:1] if one_hot else y.shape
     known = [b if a is None else a for a, b in zip(labels_shape, x.shape, strict=False)]
     checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, known, y.dtype.name,
@@ -51,11 +54,34 @@ def as_tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
-    """The model's logits (N, K), in float32 at least, checked for shape."""
+def check_model(model: Any) -> None:
+    """Raise ConfigError unless it is a Keras model."""
     if not isinstance(model, keras.Model):
         raise ConfigError("model", expected="a keras.Model", received=type(model).__name__,
                           fix="Pass a network that returns logits.")  # fmt: skip
+
+
+def check_device(device: str | None) -> None:
+    """Raise ConfigError unless it is None or a device of this machine."""
+    names = [found.name.removeprefix("/device:") for found in tf.config.list_logical_devices()]
+    name = str(device).upper().removeprefix("/").removeprefix("DEVICE:")
+    if device is not None and name not in names:
+        raise ConfigError("device", expected=f"one of {', '.join(map(repr, names))}",
+                          received=repr(device), fix="Choose one of these names.")  # fmt: skip
+
+
+def check_gradient(gradient: Tensor | None, x: Tensor) -> Tensor:
+    """The gradient with the static shape of x; DataError if there is none."""
+    if gradient is None:
+        raise DataError("model", expected="logits that depend on the input by gradients",
+                        received="logits without a gradient",
+                        fix="Remove stop_gradient or numpy from its call.")  # fmt: skip
+    return tf.ensure_shape(gradient, x.shape)  # some layers' gradients forget it in a graph
+
+
+def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
+    """The model's logits (N, K), in float32 at least, checked for shape."""
+    check_model(model)
     logits = model(x, training=training)
     if not tf.is_tensor(logits):
         raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
@@ -66,17 +92,26 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """The labels as (N, K) in the dtype of the logits."""
+    check_label_width(y, logits.shape[1])
     if len(y.shape) == 1:
-        return tf.one_hot(y, logits.shape[1], dtype=logits.dtype)
-    if y.shape[1] != logits.shape[1]:
-        raise DataError("y", expected=f"one-hot labels of {logits.shape[1]} classes",
-                        received=f"shape {tuple(y.shape)}",
-                        fix="Encode as many classes as the model has logits.")  # fmt: skip
+        # A label that names no class makes the loss NaN: it must not pass for a zero loss.
+        known = (y >= 0) & (y < logits.shape[1])
+        rows = tf.one_hot(y, logits.shape[1], dtype=logits.dtype)
+        return tf.where(known[:, None], rows, tf.constant(math.nan, logits.dtype))
     return tf.cast(y, logits.dtype)
 
 
+def check_label_width(y: Tensor, classes: int) -> None:
+    """Raise DataError unless one-hot labels have a column per class."""
+    if len(y.shape) == 2 and y.shape[1] != classes:
+        raise DataError("y", expected=f"one-hot labels of {classes} classes",
+                        received=f"shape {tuple(y.shape)}",
+                        fix="Encode as many classes as the model has logits.")  # fmt: skip
+
+
 def check_label_values(y: Tensor, classes: int) -> None:
-    """Raise DataError unless all labels name one of the classes; nothing inside a tf.function."""
+    """Raise DataError unless all labels name a class; in a tf.function look at the shape only."""
+    check_label_width(y, classes)
     if not tf.executing_eagerly():
         return
     if len(y.shape) == 1:

@@ -13,7 +13,7 @@ from spatlib.config import SPATConfig
 from spatlib.core import mask as core
 
 from . import ops
-from .inputs import check_label_values, logits_of, one_hot, prepare
+from .inputs import check_gradient, check_label_values, logits_of, one_hot, prepare
 from .random import MASK, draw_offsets, draw_probes, next_seed, split
 from .state import attack_state
 
@@ -67,8 +67,7 @@ def logits_and_gradient(
         logits = logits_of(model, x, training=training)
 
     def gradient(cotangent: Tensor) -> Tensor:
-        grad = tape.gradient(logits, x, output_gradients=cotangent)
-        return tf.ensure_shape(grad, x.shape)  # some layers' gradients forget it in a graph
+        return check_gradient(tape.gradient(logits, x, output_gradients=cotangent), x)
 
     return logits, gradient
 
@@ -115,4 +114,4 @@ def mask_from_logits(
                                     maximum_iterations=rounds, parallel_iterations=1)  # fmt: skip
     if every:
         state = core.fold(ops, state, -total, config.share, channel_axis)
-    return core.finish(ops, state, config.share, config.keep, config.floor)
+    return core.finish(ops, state, config.keep, config.floor)

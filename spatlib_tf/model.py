@@ -12,9 +12,9 @@ from spatlib.config import SPATConfig
 from spatlib.errors import ConfigError
 
 from . import ops
-from .attack import adversarial
-from .evaluation import evaluation_config, robust_on
-from .inputs import logits_of, one_hot, prepare
+from .attack import adversarial, mean
+from .evaluation import is_correct, robust_on
+from .inputs import check_label_values, check_model, logits_of, one_hot, prepare
 from .losses import outer_losses
 
 Tensor = Any
@@ -53,12 +53,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         if config is not None and not isinstance(config, SPATConfig):
             raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
                               fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+        check_model(base)
         _check_gives_logits(base)
         self.base = base
         self.config = SPATConfig() if config is None else config
         self.seed, self.evaluation_steps = seed, evaluation_steps
-        self.evaluation = evaluation_config(self.config, evaluation_steps)
+        self.evaluation = self.config.evaluation(evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
+        # A source of its own: validating must not change the training.
+        self.evaluation_seeds = keras.random.SeedGenerator(seed)
         self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
         self.stall_rate = keras.metrics.Mean(name="stall_rate")
         if base.built:
@@ -66,7 +69,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def build(self, input_shape: Any) -> None:
         if not self.base.built:
-            self.base.build(input_shape)
+            self.base(keras.KerasTensor(input_shape))
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
@@ -78,19 +81,41 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         Raises:
             ConfigError: A loss other than plain cross-entropy from logits.
         """
-        plain = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
-        if loss is not None and not (
-            isinstance(loss, plain) and loss.from_logits and not getattr(loss, "label_smoothing", 0)
-        ):
+        if loss is not None and not _is_plain(loss):
             raise ConfigError("loss", expected="none, or plain cross-entropy with "
                               "from_logits=True", received=repr(loss),
                               fix="Leave it out: SPATConfig.base chooses the loss.")  # fmt: skip
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.fit, after a look at the first data: a DataError comes at once."""
+        self._check_first(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.evaluate, likewise."""
+        self._check_first(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def _check_first(self, x: Any, y: Any) -> None:
+        if isinstance(x, keras.utils.PyDataset):
+            batch = x[0]
+        elif isinstance(x, tf.data.Dataset):
+            batch = next(iter(x.take(1)), None)
+        else:
+            batch = None if y is None else (x[:1024], y[:1024])
+        if batch is None:  # a generator would be used up
+            return
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y = prepare(x, y, self.config, validate=True)
+        check_label_values(y, logits_of(self.base, x[:1]).shape[1])
+
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = prepare(x, y, self.config, validate=False)
+        if not self.built:
+            self(x)  # the attack calls the base alone
         attack = adversarial(self.base, x, labels, self.config, generator=self.seed_generator)
         before = [(v, tf.identity(v.value)) for v in self.base.non_trainable_variables]
         with tf.GradientTape() as tape:
@@ -100,9 +125,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             share = loss / tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(share)
         gradients = tape.gradient(scaled, self.trainable_weights)
-        self._update(loss, gradients, before)
-        correct = tf.argmax(logits, axis=1) == tf.argmax(one_hot(labels, logits), axis=1)
-        self._record(loss, x, tf.cast(correct, tf.float32))
+        loss = self._update(loss, gradients, before)
+        self._record(loss, x, is_correct(logits, labels))
         self.stall_rate.update_state(attack.stall_rate, sample_weight=tf.shape(x)[0])
         if self.has_compiled_metrics:
             # Compiled metrics speak of clean inputs, in training as in validation.
@@ -116,17 +140,17 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         x, labels = prepare(x, y, self.config, validate=False)
         logits = logits_of(self.base, x)
         losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
+        loss = _mean(losses, weight) + _sum(self.losses, losses)  # penalties of the clean pass
         robust = robust_on(self.base, x, labels, self.evaluation, "cross-entropy",
-                           self.seed_generator)  # fmt: skip
-        self._record(
-            _mean(losses, weight) + _sum(self.losses, losses), x, tf.cast(robust, tf.float32)
-        )
+                           self.evaluation_seeds)  # fmt: skip
+        self._record(loss, x, robust)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
 
-    def _update(self, loss: Tensor, gradients: list[Tensor], before: list[Any]) -> None:
+    def _update(self, loss: Tensor, gradients: list[Tensor], before: list[Any]) -> Tensor:
         """Apply the gradients, unless they or the loss are not finite: then nothing changes.
 
+        The loss is returned, as NaN where nothing changed: callbacks see it in the logs.
         Replicas of a distributed model cannot branch on their own, and a loss-scaling optimizer
         decides for itself: there the update is always applied.
         """
@@ -134,7 +158,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1 or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             self.optimizer.apply(gradients, weights)
-            return
+            return loss
         if not self.optimizer.built:
             self.optimizer.build(weights)  # variables cannot be made inside a branch
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
@@ -146,12 +170,25 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         tf.cond(finite, apply, lambda: finite)
         for variable, value in before:
             variable.assign(tf.where(finite, variable.value, value))
+        return tf.where(finite, loss, float("nan"))
 
     def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss, sample_weight=tf.shape(x)[0])
-        self.adv_accuracy.update_state(correct)
+        self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
+
+    def save_own_variables(self, store: Any) -> None:
+        store["seed"] = self.seed_generator.state.numpy()  # Keras saves no generator's state
+
+    def load_own_variables(self, store: Any) -> None:
+        self.seed_generator.state.assign(store["seed"])
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras leaves a model with a compile of its own uncompiled after loading.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -174,16 +211,27 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    return tf.reduce_mean(losses if weight is None else losses * tf.cast(weight, losses.dtype))
+    if weight is not None:  # (N,) or a column
+        losses *= tf.reshape(tf.cast(weight, losses.dtype), tf.shape(losses))
+    return mean(losses)
 
 
 def _sum(penalties: list[Tensor], like: Tensor) -> Tensor:
     return tf.add_n([tf.cast(p, like.dtype) for p in penalties] or [tf.zeros((), like.dtype)])
 
 
+def _is_plain(loss: Any) -> bool:
+    """Whether the loss is cross-entropy from logits with no other option set."""
+    kinds = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
+    return type(loss) in kinds and (
+        loss.get_config() == type(loss)(from_logits=True, name=loss.name).get_config()
+    )
+
+
 def _check_gives_logits(base: keras.Model) -> None:
-    layers = getattr(base, "layers", None)
-    last: Any = layers[-1] if layers else None
+    last: Any = base
+    while getattr(last, "layers", None):  # a model may end in a model
+        last = last.layers[-1]
     activation = getattr(last, "activation", None)
     if isinstance(last, keras.layers.Softmax) or activation in (
         keras.activations.softmax,

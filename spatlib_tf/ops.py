@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -80,6 +81,16 @@ def kth_largest(x: Tensor, k: int) -> Tensor:
     flat = tf.reshape(x, (-1, example_size(x)))
     kth = tf.math.top_k(flat, k).values[:, -1]
     return tf.reshape(kth, (-1, *(1,) * (len(x.shape) - 1)))
+
+
+def repeat(
+    body: Callable[..., tuple[Tensor, ...]], times: int, state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    if not tf.executing_eagerly():  # a graph loop: unrolled, XLA would compile for minutes
+        return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))
+    for _ in range(times):
+        state = body(*state)
+    return state
 
 
 def mantissa_bits(x: Tensor) -> int:

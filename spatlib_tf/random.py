@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -16,12 +17,14 @@ Tensor = Any
 START, RADIUS, MASK = range(3)  # what a seed is split into, so that no draw touches another's
 
 
-def next_seed(generator: keras.random.SeedGenerator | None) -> Tensor:
-    """A seed (2,) for one batch; each replica of a distributed batch gets its own."""
+def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = None) -> Tensor:
+    """A seed (2,) for the batch x; each replica of a distributed batch gets its own."""
     if generator is None:
         seed = tf.random.uniform((2,), maxval=tf.int32.max, dtype=tf.int32)
     else:
-        seed = tf.cast(generator.next(), tf.int32)
+        # In a graph that finds the data at their end, the generator must not move on.
+        with tf.control_dependencies([] if x is None else [x]):
+            seed = tf.cast(generator.next(), tf.int32)
     context = tf.distribute.get_replica_context()
     return split(seed, 0 if context is None else context.replica_id_in_sync_group)
 
@@ -32,8 +35,15 @@ def split(seed: Tensor, purpose: int | Tensor) -> Tensor:
 
 
 def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
-    """Uniform in [0, 1)."""
-    return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
+    """Uniform in [0, 1).
+
+    Made of integers: TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
+    """
+    digits = ops.mantissa_bits(tf.zeros((), dtype))
+    whole = tf.uint64 if digits > 32 else tf.uint32
+    bits = tf.random.stateless_uniform(shape, seed, None, None, whole, alg="philox")
+    kept = tf.bitwise.right_shift(bits, tf.cast(8 * whole.size - digits, whole))
+    return tf.cast(kept, dtype) * 2.0**-digits
 
 
 def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
@@ -63,4 +73,6 @@ def draw_probes(config: SPATConfig, logits: Tensor, seed: Tensor) -> Tensor:
 
 
 def _normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
-    return tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox")
+    # Box and Muller (1958): stateless_normal differs under XLA as well.
+    u = uniform(tf.concat([[2], shape], axis=0), seed, dtype)
+    return tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])

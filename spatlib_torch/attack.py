@@ -60,7 +60,8 @@ def perturb(
             projected. Default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
         generator: Source of the start, on x's device; default the global one. With a generator
-            or a start the global one is untouched.
+            or a start the global one is untouched (so with a start and no generator, the draws
+            of a random mask stay the same until something else moves the global one).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
 
     Returns:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatlib.data import is_pair
+from spatlib.data import is_pair, length
 from spatlib.errors import ConfigError, DataError
 
 
@@ -34,7 +34,8 @@ class Batches:
     Args:
         data: ``(x, y)`` of arrays or tensors, moved to the device once, or an iterable of
             batches, each moved as it comes.
-        batch_size: Examples per batch of arrays; the last may be smaller.
+        batch_size: Examples per batch of arrays; the last may be smaller (one example that is
+            left over waits for the next pass).
         model: Sets the dtype of floating inputs.
         device: Where the batches go.
     """
@@ -49,7 +50,7 @@ class Batches:
     def __len__(self) -> int:
         if self.arrays is not None:
             return -(-len(self.arrays[0]) // self.batch_size)
-        return len(self.source) if hasattr(self.source, "__len__") else 0
+        return length(self.source) or 0
 
     def go_through(self, order: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass; ``order`` shuffles arrays (a loader has an order of its own)."""
@@ -60,7 +61,7 @@ class Batches:
             )
             for chosen in torch.split(indices.to(self.device), self.batch_size):
                 # BatchNorm cannot train on one example: it waits for the next order.
-                if order is None or len(chosen) > 1 or len(x) == 1:
+                if order is None or len(chosen) > 1 or 1 in (self.batch_size, len(x)):
                     yield x[chosen], y[chosen]
             return
         empty = True

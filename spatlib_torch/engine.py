@@ -19,6 +19,7 @@ from .evaluation import check, evaluate
 from .inputs import check_label_values, logits_of, one_hot, prepare
 from .losses import BatchLoss, batch_loss
 from .models import MODELS
+from .state import attack_state, unwrap
 
 __all__ = ["CHANNELS_FIRST", "build_model", "check", "evaluate", "fit"]
 
@@ -50,6 +51,8 @@ def fit(
         raise ConfigError("schedule", expected="'constant' for data of unknown length",
                           received=repr(training.schedule),
                           fix="Set schedule='constant', or give the data a __len__.")  # fmt: skip
+    if batches.arrays is not None:
+        _check(model, batches, config or STANDARD)
     devices = [device] if device.type == "cuda" else []
     modes = [(module, module.training) for module in model.modules()]
     with (
@@ -100,7 +103,9 @@ class _Loop:
             began = time.perf_counter()
             sums, count = torch.zeros(3, dtype=torch.float64, device=self.batches.device), 0
             for x, y in self.batches.go_through(self.order):
-                sums += self._train_on(x, y, validate=epoch == 1) * len(y)
+                sums += self._train_on(
+                    x, y, validate=epoch == 1 and self.batches.arrays is None
+                ) * len(y)
                 count += len(y)
                 if self.step % READ_EVERY == 0:
                     self._look(sums, count)
@@ -158,6 +163,14 @@ class _Loop:
         self.bar.update(self.step - self.bar.n)
         self.bar.set_postfix(loss=f"{means[0]:.3f}", adv_accuracy=f"{means[1]:.3f}")
         return means
+
+
+def _check(model: nn.Module, batches: Batches, config: SPATConfig) -> None:
+    """Go through the data once before the model changes: a DataError comes at once."""
+    with attack_state(unwrap(model), "eval", batches.device, keep_rng=True), torch.no_grad():
+        for x, y in batches.go_through():
+            x, y = prepare(x, y, config, validate=True)
+            check_label_values(y, logits_of(unwrap(model), x[:1]).shape[1])
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

@@ -35,8 +35,7 @@ def evaluate(
     where = device_of(model, device)
     model.to(where)
     # Evaluation attacks hard labels with the full budget, whatever the training attack does.
-    threat = SPATConfig(eps=config.eps, norm=config.norm, bounds=config.bounds, steps=steps,
-                        smoothing=0, keep=1)  # fmt: skip
+    threat = config.evaluation(steps)
     names = {f"pgd{steps}": "cross-entropy", f"margin{steps}": "margin"}
     # One source per restart: more of them repeat the fewer and add to them.
     sources = [torch.Generator(where).manual_seed(seed + 7919 * r) for r in range(restarts)]
@@ -85,12 +84,7 @@ def robust_on(
     """(N,) whether the label survives one start and the attack from it, inside attack_state."""
 
     def ascent(logits: Tensor) -> Tensor:
-        label = one_hot(y, logits)
-        value: Tensor = (
-            target.margin(ops, logits, label)
-            if objective == "margin"
-            else target.objective(ops, ops.log_softmax(logits), label)
-        )
+        value: Tensor = target.attack_loss(ops, objective, logits, one_hot(y, logits))
         return value
 
     lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)

@@ -74,7 +74,7 @@ def mask_from_logits(
     state = core.begin(ops, x.detach(), config.share, channel_axis)
     for grad in _gradients(logits, x, y, config, draws):
         state = core.fold(ops, state, grad, config.share, channel_axis)
-    mask: Tensor = core.finish(ops, state, config.share, config.keep, config.floor)
+    mask: Tensor = core.finish(ops, state, config.keep, config.floor)
     return mask
 
 

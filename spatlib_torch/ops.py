@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -74,6 +75,14 @@ def argmax_one_hot(x: Tensor) -> Tensor:
 def kth_largest(x: Tensor, k: int) -> Tensor:
     kth = torch.topk(x.flatten(1), k, dim=1, sorted=False).values.amin(dim=1)
     return kth.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def repeat(
+    body: Callable[..., tuple[Tensor, ...]], times: int, state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    for _ in range(times):
+        state = body(*state)
+    return state
 
 
 def mantissa_bits(x: Tensor) -> int:

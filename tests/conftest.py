@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from .backends import BACKENDS, Backend
 
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=60, derandomize="CI" in os.environ, **_common)
+settings.register_profile("quick", max_examples=30, derandomize="CI" in os.environ, **_common)
 settings.register_profile("deep", max_examples=3000, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

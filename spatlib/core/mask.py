@@ -24,10 +24,10 @@ def probe_cotangent(ops: Ops, signs: Array) -> Array:
 
 
 def begin(ops: Ops, x: Array, share: str, channel_axis: int | None) -> tuple[Array, Array]:
-    """The running score (N, ..., 1 channel) and class count (N, 1, ..., 1) before any fold."""
+    """The running score (N, ..., 1 channel) and its scale (N, 1, ..., 1) before any fold."""
     pixels = _pixels(ops, 0 * x, channel_axis)
-    count = ops.sum(pixels, axis=example_axes(pixels), keepdims=True)
-    return (pixels + math.inf if share in ("min", "neutral") else pixels), count
+    scale = ops.sum(pixels, axis=example_axes(pixels), keepdims=True)
+    return (pixels + math.inf if share in ("min", "neutral") else pixels), scale
 
 
 def fold(
@@ -39,26 +39,31 @@ def fold(
         state: From :func:`begin` or an earlier fold.
         grad: Gradient with respect to the input, in its shape: of one class's centred logit
             (``min``, ``mean``, ``neutral``) or of one probe (``rms``).
-        share: ``min``: min_k s_k; ``mean``: mean_k s_k; ``neutral``: -max_k s_k, where s_k is
+        share: ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, where s_k is
             normalised to mean 1 over pixels and a class with no saliency takes no part.
-            ``rms``: mean over probes of the squared gradient, summed over channels (its root
-            ranks the pixels alike).
+            ``rms``: sum over probes of the squared gradient, summed over channels. (A mean over
+            as many classes or probes, and its root, rank the pixels of an example alike.)
         channel_axis: Axis of x that the pixels share, or None.
     """
-    score, count = state
+    score, scale = state
     if share == "rms":
-        return score + _pixels(ops, grad * grad, channel_axis), count
+        # In units of the largest entry so far: the squares of tiny gradients would vanish.
+        largest = ops.max(ops.abs(grad), axis=example_axes(grad), keepdims=True)
+        largest = ops.maximum(scale, largest)
+        unit = ops.where(largest > 0, largest, 1.0)
+        old, new = scale / unit, grad / unit
+        return score * old * old + _pixels(ops, new * new, channel_axis), largest
     s = _pixels(ops, ops.abs(grad), channel_axis)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     alive = total > 0
     s = s / ops.where(alive, total, 1.0) * example_size(s)
     if share == "mean":
-        return score + s, count + ops.cast(alive, like=count)
+        return score + s, scale
     s = -s if share == "neutral" else s
-    return ops.minimum(score, ops.where(alive, s, math.inf)), count
+    return ops.minimum(score, ops.where(alive, s, math.inf)), scale
 
 
-def finish(ops: Ops, state: tuple[Array, Array], share: str, keep: float, floor: float) -> Array:
+def finish(ops: Ops, state: tuple[Array, Array], keep: float, floor: float) -> Array:
     """The mask: 1 on the pixels with the highest scores, ``floor`` elsewhere.
 
     n = max(1, floor(keep P + 1/2)) of the P pixels are kept, and every pixel that ties with the
@@ -67,13 +72,11 @@ def finish(ops: Ops, state: tuple[Array, Array], share: str, keep: float, floor:
     Returns:
         (N, ...) of the input's shape with one channel.
     """
-    score, count = state
-    if share == "mean":
-        score = score / ops.maximum(count, 1.0)
+    score, scale = state
     kept = max(1, math.floor(keep * example_size(score) + 0.5))
     threshold = ops.kth_largest(score, kept)
-    # Adding 0 * count gives the constants the dtype of the score in every framework.
-    return ops.where(score >= threshold, 0 * count + 1.0, 0 * count + floor)
+    # Adding 0 * scale gives the constants the dtype of the score in every framework.
+    return ops.where(score >= threshold, 0 * scale + 1.0, 0 * scale + floor)
 
 
 def _pixels(ops: Ops, x: Array, channel_axis: int | None) -> Array:

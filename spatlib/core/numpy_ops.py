@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .ops import Array, Axes
@@ -73,6 +75,14 @@ def kth_largest(x: Array, k: int) -> Array:
     flat = x.reshape(x.shape[0], -1)
     kth = np.partition(flat, flat.shape[1] - k, axis=1)[:, flat.shape[1] - k]
     return kth.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+def repeat(
+    body: Callable[..., tuple[Array, ...]], times: int, state: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    for _ in range(times):
+        state = body(*state)
+    return state
 
 
 def mantissa_bits(x: Array) -> int:

@@ -9,6 +9,7 @@ belong to the engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -45,6 +46,11 @@ class Ops(Protocol):
 
     def kth_largest(self, x: Array, k: int) -> Array:
         """The k-th largest entry of each example, as (N, 1, ..., 1)."""
+
+    def repeat(
+        self, body: Callable[..., tuple[Array, ...]], times: int, state: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        """``state = body(*state)``, so many times; shapes and dtypes stay the same."""
 
     def mantissa_bits(self, x: Array) -> int:
         """Bits of precision of x's dtype (24 for float32, 53 for float64)."""

@@ -66,16 +66,22 @@ def _onto_l2_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
     total = ops.sum(ray_squared, axis=axes, keepdims=True)
     low = 1 / ops.sqrt(ops.where(total > 0, total, 1.0))
     high = ops.maximum(ops.minimum(largest / eps, LARGEST_RATIO), low)
-    for number in range(NEWTON_ROUNDS):
-        s = low if number % 2 == 0 else ops.sqrt(low) * ops.sqrt(high)
+
+    def newton(s: Array, low: Array, high: Array) -> tuple[Array, Array]:
         free = s * ray <= wall
         free_sum = ops.sum(ops.where(free, ray_squared, 0.0), axis=axes, keepdims=True)
         wall_sum = ops.sum(ops.where(free, 0.0, wall_squared), axis=axes, keepdims=True)
-        rest = ops.maximum(1 - wall_sum, 0.0) / ops.where(free_sum > 0, free_sum, 1.0)
-        root = ops.where(free_sum > 0, ops.sqrt(rest), low)
-        high = ops.where(wall_sum + s * s * free_sum > 1, s, high)
-        low = ops.maximum(low, root)
-    return ops.where(inside, clipped, ops.minimum(low * ray * eps, side))
+        rest = ops.sqrt(ops.maximum(1 - wall_sum, 0.0))  # roots first: the ratio could overflow
+        root = rest / ops.sqrt(ops.where(free_sum > 0, free_sum, 1.0))
+        high = ops.where(root < s, ops.minimum(high, s), high)
+        return ops.minimum(ops.maximum(low, ops.where(free_sum > 0, root, low)), high), high
+
+    def two_rounds(low: Array, high: Array) -> tuple[Array, Array]:
+        low, high = newton(low, low, high)
+        return newton(ops.sqrt(low) * ops.sqrt(high), low, high)
+
+    low, high = ops.repeat(two_rounds, NEWTON_ROUNDS // 2, (low, high))
+    return ops.where(inside, clipped, ops.minimum(low * ray * eps, clipped))
 
 
 def _onto_l1_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
@@ -87,11 +93,14 @@ def _onto_l1_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
     axes = example_axes(size)
     high = ops.max(size, axis=axes, keepdims=True)
     low = 0 * high
-    for _ in range(ops.mantissa_bits(size) + BISECTION_GUARD_BITS):
+
+    def halve(low: Array, high: Array) -> tuple[Array, Array]:
         t = (low + high) / 2
         shrunk = ops.minimum(ops.maximum(size - t, 0.0), side)
         outside = ops.sum(shrunk, axis=axes, keepdims=True) > eps
-        low, high = ops.where(outside, t, low), ops.where(outside, high, t)
+        return ops.where(outside, t, low), ops.where(outside, high, t)
+
+    low, high = ops.repeat(halve, ops.mantissa_bits(size) + BISECTION_GUARD_BITS, (low, high))
     shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)
     length = ops.sum(shrunk, axis=axes, keepdims=True)
     return shrunk * ops.where(length > eps, eps / ops.where(length > 0, length, 1.0), 1.0)

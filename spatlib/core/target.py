@@ -54,6 +54,13 @@ def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
+def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array) -> Array:
+    """What an evaluation attack ascends, summed: ``"cross-entropy"`` or ``"margin"``."""
+    if name == "margin":
+        return margin(ops, logits, one_hot)
+    return objective(ops, ops.log_softmax(logits), one_hot)
+
+
 def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
     """max over k != y of z_k, minus z_y, summed over the batch (Carlini & Wagner 2017)."""
     rival = ops.max(ops.where(one_hot > 0, -float("inf"), logits), axis=-1)

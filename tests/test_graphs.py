@@ -1,0 +1,109 @@
+"""The core's text compiles as it stands: one graph, any batch size, the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import spatlib_tf.ops
+import spatlib_torch.ops
+from spatlib.core import losses, mask, projection, start, target
+from spatlib.core import step as core_step
+
+SHARES = ("min", "mean", "rms", "neutral")
+NORMS = ("Linf", "L2", "L1")
+
+
+def a_step(norm: str) -> Callable[..., Any]:
+    def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+        lower, upper = projection.feasible_box(ops, x, None, 0.1, (0.0, 1.0))
+        d = start.uniform_in_ball(ops, x, x[:, :1, :1, :1], 0.1, norm)
+        d = core_step.initial(ops, d, None, lower, upper, 0.1, norm)
+        return core_step.step(ops, d, grad, None, lower, upper, eps=0.1, step_size=0.02, norm=norm)
+
+    return function
+
+
+def a_mask(share: str) -> Callable[..., Any]:
+    def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+        state = mask.begin(ops, x, share, 1)
+        for k in range(3):
+            state = mask.fold(ops, state, grad + k * x, share, 1)
+        return mask.finish(ops, state, 0.5, 0.25)
+
+    return function
+
+
+def a_loss(base: str) -> Callable[..., Any]:
+    def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+        label, log_p = ops.argmax_one_hot(logits), ops.log_softmax(logits)
+        b = ops.exp(log_p) if base == "trades" else label
+        q = target.smoothed_target(ops, b, label, log_p, 0.3, True)
+        stall = ops.sum(target.stalled(ops, label, log_p, 0.3), axis=0)
+        outer = losses.outer_loss(ops, base, 6.0, label, logits, 2 * logits)
+        ascent = target.objective(ops, log_p, q) + target.margin(ops, logits, label)
+        return ops.sum(outer, axis=0) + ascent + stall
+
+    return function
+
+
+FUNCTIONS = {
+    **{f"step {norm}": a_step(norm) for norm in NORMS},
+    **{f"mask {share}": a_mask(share) for share in SHARES},
+    **{f"loss {base}": a_loss(base) for base in ("pgd", "trades", "mart")},
+}
+
+
+def arrays(count: int) -> list[np.ndarray]:
+    """x and its gradient (N, C, H, W), logits (N, K)."""
+    rng = np.random.default_rng(count)
+    shape = (count, 2, 4, 4)
+    return [rng.uniform(size=shape), rng.normal(size=shape), rng.normal(size=(count, 5))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_torch_compiles_it_to_one_graph_for_all_batch_sizes(name: str) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    def function(*inputs: torch.Tensor) -> torch.Tensor:
+        return FUNCTIONS[name](spatlib_torch.ops, *inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    for count in (3, 5, 8):
+        inputs = [torch.as_tensor(array) for array in arrays(count)]
+        torch.testing.assert_close(compiled(*inputs), function(*inputs), rtol=0, atol=0)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str, jit_compile: bool) -> None:
+    traces = []
+    shapes = ((None, 2, 4, 4), (None, 2, 4, 4), (None, 5))
+
+    def function(*inputs: Any) -> Any:
+        return FUNCTIONS[name](spatlib_tf.ops, *inputs)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
+        jit_compile=jit_compile,
+    )
+    def traced(*inputs: Any) -> Any:
+        traces.append(1)
+        return function(*inputs)
+
+    for count in (3, 5, 8):
+        inputs = [tf.constant(array) for array in arrays(count)]
+        # XLA reorders sums: a few ulp of the largest term.
+        np.testing.assert_allclose(traced(*inputs), function(*inputs), rtol=1e-12, atol=1e-14)
+    assert len(traces) == 1

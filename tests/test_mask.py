@@ -1,0 +1,245 @@
+"""The shared-pixel mask against its invariances, hand-made cases and the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from spatlib.core.mask import begin, class_cotangent, finish, fold, probe_cotangent
+from spatlib.core.ops import Array, Ops
+
+from .backends import Backend
+from .strategies import DTYPES, gradients, rows
+
+SHARES = ("min", "mean", "rms", "neutral")
+SHAPES = st.sampled_from(((3, 5), (1, 1), (2, 3, 2, 2), (1, 2, 3, 3), (2, 3, 2, 4)))
+BY_CLASS = ("min", "mean", "neutral")  # normalised class by class
+
+over_shares = pytest.mark.parametrize("share", SHARES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Gradients (R, N, ...) of R classes, channels second (none in (N, D)); keep and floor."""
+
+    grads: np.ndarray
+    keep: float
+    floor: float
+
+    @property
+    def channel_axis(self) -> int | None:
+        return 1 if self.grads.ndim > 3 else None
+
+    @property
+    def channels(self) -> int:
+        return self.grads.shape[2] if self.grads.ndim > 3 else 1
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """2 to 4 classes with ties, each dead in some examples and on a scale of its own."""
+    dtype, shape, classes = draw(DTYPES), draw(SHAPES), draw(st.integers(2, 4))
+    grads = draw(gradients(dtype, (classes * shape[0], *shape[1:]))).reshape(classes, *shape)
+    scales = np.logspace(0, draw(st.sampled_from((0, 3))), classes, dtype=dtype)
+    grads = grads * scales.reshape(-1, *(1,) * len(shape))
+    keep = draw(st.sampled_from((0.5, 0.25, 0.75, 1e-3, 1.0)))
+    return Case(grads, keep, draw(st.sampled_from((0.0, 0.25, 0.5, 1.0))))
+
+
+def mask_of(
+    backend: Backend,
+    grads: np.ndarray,
+    share: str,
+    keep: float,
+    floor: float,
+    channel_axis: int | None,
+) -> np.ndarray:
+    """Drive begin, fold, finish as an engine does."""
+
+    def run(ops: Ops, *folded: Array) -> Array:
+        state = begin(ops, folded[0], share, channel_axis)
+        for grad in folded:
+            state = fold(ops, state, grad, share, channel_axis)
+        return finish(ops, state, keep, floor)
+
+    return backend.call(run, *grads)
+
+
+def masked(backend: Backend, case: Case, share: str, grads: np.ndarray | None = None) -> np.ndarray:
+    grads = case.grads if grads is None else grads
+    return mask_of(backend, grads, share, case.keep, case.floor, case.channel_axis)
+
+
+def clear(case: Case, share: str) -> np.ndarray:
+    """(N, P): which pixels' scores are not within rounding of the threshold, by the oracle."""
+    out = []
+    for n in range(case.grads.shape[1]):
+        table = rows(case.grads[:, n])
+        score = reference.shared_score(table, case.channels, share)
+        if score is None:
+            out.append(np.ones(table.shape[1] // case.channels, dtype=bool))
+            continue
+        threshold = np.sort(score)[-max(1, int(case.keep * score.size + 0.5))]
+        near = 50 * np.finfo(case.grads.dtype).eps * np.abs(score).max()
+        out.append((np.abs(score - threshold) > near) | (np.abs(score).max() == 0))
+    return np.array(out)
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_mask_equals_the_oracle_off_the_threshold(backend: Backend, share: str, case: Case) -> None:
+    mask = masked(backend, case, share)
+    exact = [
+        reference.shared_mask(rows(case.grads[:, n]), case.channels, share, case.keep, case.floor)
+        for n in range(case.grads.shape[1])
+    ]
+    sure = clear(case, share)
+    np.testing.assert_array_equal(rows(mask)[sure], np.array(exact)[sure])
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_mask_is_floor_or_1_per_pixel_with_at_least_the_kept_share_of_1(
+    backend: Backend, share: str, case: Case
+) -> None:
+    mask = masked(backend, case, share)
+    shape = case.grads.shape[1:]
+    assert mask.shape == (shape if len(shape) == 2 else (shape[0], 1, *shape[2:]))
+    assert mask.dtype == case.grads.dtype
+    assert np.all((mask == 1) | (mask == case.floor))
+    pixels = mask[0].size
+    assert np.all((rows(mask) == 1).sum(axis=1) >= max(1, np.floor(case.keep * pixels + 0.5)))
+
+
+@over_shares
+@pytest.mark.parametrize(
+    ("keep", "pixels", "kept"),
+    [(0.5, 5, 3), (0.5, 4, 2), (0.3, 5, 2), (0.25, 10, 3), (0.1, 4, 1), (0.01, 9, 1), (0.99, 9, 9)],
+)
+def test_mask_keeps_the_rounded_share_of_distinct_scores(
+    backend: Backend, share: str, keep: float, pixels: int, kept: int
+) -> None:
+    grads = np.random.default_rng(pixels).normal(size=(3, 20, 2, pixels, 1))
+    mask = rows(mask_of(backend, grads, share, keep, 0.25, 1))
+    np.testing.assert_array_equal((mask == 1).sum(axis=1), np.full(20, kept))
+    exact = [reference.shared_mask(rows(grads[:, n]), 2, share, keep, 0.25) for n in range(20)]
+    np.testing.assert_array_equal(mask, exact)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        ("min", [0, 0, 1, 1]),
+        ("mean", [1, 1, 0, 0]),
+        ("rms", [0, 1, 0, 1]),
+        ("neutral", [0, 0, 1, 1]),
+    ],
+)
+def test_each_share_ranks_the_pixels_by_its_own_score(
+    backend: Backend, share: str, expected: list[int]
+) -> None:
+    """Saliencies of mean 1: (2.6, .2, .5, .7) and (.1, 2.5, .6, .8); the second class is 10 x."""
+    grads = np.array([[[1.3, -0.1, 0.25, 0.35]], [[-0.5, 12.5, 3.0, -4.0]]])
+    mask = mask_of(backend, grads, share, 0.5, 0.0, None)
+    np.testing.assert_array_equal(mask, [expected])
+
+
+@over_shares
+def test_all_pixels_that_tie_for_the_last_place_are_kept(backend: Backend, share: str) -> None:
+    order = [1, 3, 2, 3, 3] if share == "neutral" else [3, 1, 2, 1, 1]
+    grads = np.array([[order], [[2 * v for v in order]]], dtype=np.float32)
+    for keep, expected in ((0.2, [1, 0, 0, 0, 0]), (0.4, [1, 0, 1, 0, 0]), (0.6, [1] * 5)):
+        mask = mask_of(backend, grads, share, keep, 0.0, None)
+        np.testing.assert_array_equal(mask, [expected])
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_pixels_alike_for_every_class_are_treated_alike(
+    backend: Backend, share: str, case: Case
+) -> None:
+    twice = np.concatenate([case.grads, -case.grads], axis=-1)
+    first, second = np.split(masked(backend, case, share, twice), 2, axis=-1)
+    np.testing.assert_array_equal(first, second)
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_the_order_of_the_classes_is_of_no_matter(backend: Backend, share: str, case: Case) -> None:
+    same = rows(masked(backend, case, share)) == rows(
+        masked(backend, case, share, case.grads[::-1])
+    )
+    if share in ("min", "neutral"):
+        assert np.all(same)
+    assert np.all(same | ~clear(case, share))
+
+
+@given(share=st.sampled_from(SHARES), case=cases(), exponent=st.sampled_from((-9, 3)))
+def test_the_scale_of_the_logits_is_of_no_matter(
+    backend: Backend, share: str, case: Case, exponent: int
+) -> None:
+    grads = np.where(np.abs(case.grads) < 1e-26, 0, case.grads).astype(case.grads.dtype)
+    powers = np.full(len(grads), exponent)
+    if share in BY_CLASS:  # each class has a scale of its own
+        powers = exponent * np.arange(len(grads))
+    factors = (2.0**powers).astype(grads.dtype).reshape(-1, *(1,) * (grads.ndim - 1))
+    expected = masked(backend, case, share, grads)
+    np.testing.assert_array_equal(masked(backend, case, share, factors * grads), expected)
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_dead_classes_take_no_part(backend: Backend, share: str, case: Case) -> None:
+    dead = np.zeros_like(case.grads[:1])
+    expected = masked(backend, case, share)
+    for grads in ([dead, case.grads], [case.grads, dead]):
+        mask = masked(backend, case, share, np.concatenate(grads))
+        np.testing.assert_array_equal(mask, expected)
+
+
+@over_shares
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mask_is_all_ones_where_no_class_takes_part(
+    backend: Backend, share: str, dtype: str
+) -> None:
+    grads = np.zeros((3, 2, 2, 3, 3), dtype=dtype)
+    grads[:, 1, 0, 1, 1] = 1
+    mask = mask_of(backend, grads, share, 0.1, 0.25, 1)
+    np.testing.assert_array_equal(mask[0], np.ones((1, 3, 3)))
+    sole = np.zeros((1, 3, 3)) + np.eye(3)[1] * np.eye(3)[:, [1]]
+    # "neutral" keeps the pixels that the classes do not claim.
+    expected = (1 - sole if share == "neutral" else sole) * 0.75 + 0.25
+    np.testing.assert_array_equal(mask[1], expected)
+
+
+@given(share=st.sampled_from(SHARES), case=cases())
+def test_channels_last_gives_the_mask_of_channels_first(
+    backend: Backend, share: str, case: Case
+) -> None:
+    if case.channel_axis is None:
+        case = Case(case.grads[..., None, None], case.keep, case.floor)
+    last = np.moveaxis(case.grads, 2, -1).copy()
+    mask = mask_of(backend, last, share, case.keep, case.floor, last.ndim - 2)
+    first = masked(backend, case, share)
+    assert mask.shape == (*first.shape[:1], *first.shape[2:], 1)
+    same = rows(mask) == rows(first)
+    assert np.all(same | ~clear(case, share))  # the channels may be added up in another order
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_cotangents_give_the_centred_gradients_of_a_linear_map(
+    backend: Backend, classes: int
+) -> None:
+    """z = x W^T: dz_k / dx = W_k, and shifting all logits alike changes nothing."""
+    rng = np.random.default_rng(classes)
+    weights = rng.normal(size=(classes, 7))
+    centred = reference.centred(weights)
+    one_hot, signs = np.eye(classes), rng.choice([-1.0, 1.0], size=(4, classes))
+    by_class = backend.call(lambda ops, k: class_cotangent(k), one_hot)
+    by_probe = backend.call(probe_cotangent, signs)
+    np.testing.assert_allclose(by_class @ weights, centred, atol=1e-14)
+    np.testing.assert_allclose(by_probe @ weights, signs @ centred, atol=1e-14)
+    for cotangent in (by_class, by_probe):
+        np.testing.assert_allclose(cotangent @ (weights + rng.normal(size=7)), cotangent @ weights)
+    single = backend.call(probe_cotangent, signs.astype(np.float32))
+    assert single.dtype == np.float32

@@ -1,0 +1,248 @@
+"""The feasible box and the projection onto it, against their definition and the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from spatlib.core.projection import feasible_box, project
+
+from .backends import Backend
+from .strategies import Problem, box, problems, rows
+
+ULPS = 8  # of eps: sums of up to 40 squares, and the last multiplication
+
+over_norms = pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+over_balls = pytest.mark.parametrize("norm", ["L2", "L1"])
+
+
+def length(v: np.ndarray, norm: str) -> np.ndarray:
+    """The norm of each example, in float64."""
+    order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
+    return np.linalg.norm(rows(v), ord=order, axis=1)
+
+
+def ulps(v: np.ndarray, count: float = ULPS) -> float:
+    return count * float(np.finfo(v.dtype).eps)
+
+
+def onto(backend: Backend, p: Problem, norm: str, eps: float | None = None) -> np.ndarray:
+    return backend.call(project, p.d, p.lower, p.upper, eps or p.eps, norm)
+
+
+def oracle(p: Problem, norm: str, eps: float) -> np.ndarray:
+    examples = zip(rows(p.d), rows(p.lower), rows(p.upper), strict=True)
+    return np.reshape([reference.project(*example, eps, norm) for example in examples], p.d.shape)
+
+
+def nearly(p: Problem, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest |v_i| of the exact projections for eps within ULPS ulp.
+
+    |v_i| grows with eps. Where the walls all but fill an L2 ball, rounding eps by one ulp moves
+    the coordinates that are left over by up to sqrt(ulp) eps: no algorithm can do better than
+    to land between the exact answers for neighbouring eps.
+    """
+    low, high = (np.abs(oracle(p, norm, p.eps * (1 + s * ulps(p.d)))) for s in (-1, 1))
+    if norm == "L1":  # D times |d_i| - t is rounded to an ulp of the largest |d_i|
+        slack = ulps(p.d, p.d[0].size) * np.abs(p.d).max(axis=p.axes, keepdims=True)
+        return low - slack, high + slack
+    return low, high
+
+
+def room(p: Problem, norm: str) -> np.ndarray:
+    """How far rounding may move the projection of each example, in L2: (N,)."""
+    low, high = nearly(p, norm)
+    return length(high - low, "L2") + ulps(p.d, 1) * length(high, "L2")
+
+
+def multipliers(p: Problem, v: np.ndarray, norm: str, tol: np.ndarray) -> np.ndarray:
+    """The least and the largest multiplier t >= 0 for which v meets the KKT conditions: (2, N).
+
+    Stationarity in coordinate i, with a = |d_i| and the wall c on the side of d_i, is
+        L2: |v_i| = min(a / (1 + t), c)        L1: |v_i| = min(max(a - t, 0), c).
+    Up to tol, this bounds t from below unless v_i is at its wall, which may hold back any
+    excess, and from above unless v_i is 0, which (in L1) any larger t explains as well.
+    """
+    a, size, tol = np.abs(rows(p.d)), np.abs(rows(v)), tol[:, None]
+    wall = np.where(rows(p.d) < 0, -rows(p.lower), rows(p.upper))
+    free, moved = size + tol < np.minimum(wall, a), size > tol
+    if norm == "L2":
+        least, most = a / (size + tol) - 1, a / np.where(moved, size - tol, 1) - 1
+    else:
+        least, most = a - size - tol, a - size + tol
+    return np.stack([
+        np.where(free, least, 0).max(axis=1, initial=0), np.where(moved, most, np.inf).min(axis=1)
+    ])  # fmt: skip
+
+
+@over_norms
+@given(p=problems())
+def test_projection_lands_in_the_box_exactly_and_in_the_ball_to_a_few_ulp(
+    backend: Backend, norm: str, p: Problem
+) -> None:
+    v = onto(backend, p, norm)
+    assert (v.dtype, v.shape) == (p.d.dtype, p.d.shape)
+    assert np.all(p.lower <= v)
+    assert np.all(v <= p.upper)
+    assert np.all(length(v, norm) <= p.eps * (1 + ulps(v)))
+    outside = length(np.clip(p.d, p.lower, p.upper), norm) > p.eps * (1 + ulps(v))
+    np.testing.assert_allclose(length(v, norm)[outside], p.eps, rtol=ulps(v))
+
+
+@over_norms
+@given(p=problems())
+def test_projection_equals_the_oracle_for_an_eps_within_a_few_ulp(
+    backend: Backend, norm: str, p: Problem
+) -> None:
+    v = onto(backend, p, norm)
+    low, high = nearly(p, norm)
+    assert np.all(v * p.d >= 0)
+    assert np.all(low <= np.abs(v))
+    assert np.all(np.abs(v) <= high)
+
+
+@over_norms
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6)])
+@pytest.mark.parametrize("seed", range(5))
+def test_projection_of_random_points_equals_the_oracle(
+    backend: Backend, norm: str, dtype: str, tolerance: float, seed: int
+) -> None:
+    """float32: some ulp (1.2e-7), amplified where the walls nearly fill the ball."""
+    rng = np.random.default_rng(seed)
+    shape = (20, 3, 4, 4)
+    x = rng.uniform(size=shape).astype(dtype)
+    mask = rng.choice([0, 0.5, 1], size=(20, 1, 4, 4)).astype(dtype)
+    eps = float(rng.uniform(0.1, 4))
+    d = (rng.normal(size=shape) * 10 ** rng.uniform(-2, 2, (20, 1, 1, 1))).astype(dtype)
+    p = Problem(x, mask, *box(x, mask, eps, (0, 1)), d, eps, (0, 1))
+    error = length(onto(backend, p, norm) - oracle(p, norm, eps), "Linf")
+    assert np.all(error <= tolerance * np.maximum(1, length(d, "L2")))
+
+
+@over_balls
+@given(p=problems())
+def test_projection_meets_the_kkt_conditions(backend: Backend, norm: str, p: Problem) -> None:
+    v = onto(backend, p, norm)
+    tol = ulps(v) * p.eps
+    if norm == "L1":
+        tol = tol + ulps(v, v[0].size) * length(p.d, "Linf")
+    least, most = multipliers(p, v, norm, tol * np.ones(len(v)))
+    assert np.all(np.abs(v) <= np.abs(p.d))
+    assert np.all(least <= most)
+    inside = length(v, norm) < p.eps * (1 - ulps(v))
+    assert np.all(least[inside] == 0)  # complementary slackness
+
+
+@pytest.mark.parametrize("growth", [1.5, 2.0, 4.0, 10.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_l2_projection_is_exact_where_each_wall_that_is_met_frees_room_to_meet_the_next(
+    backend: Backend, dtype: str, growth: float
+) -> None:
+    """Scaling what is free up to the room that is left meets one wall, then the next, 16 times."""
+    k = np.arange(16)
+    share = growth / (1 + growth) ** (k + 1)  # of ||d||^2, in coordinate k
+    sizes = np.append(np.sqrt(share), (1 + growth) ** -8.0)
+    walls = np.append(np.sqrt(1.001 * growth ** (k - 1.0) * share), 1)[None].astype(dtype)
+    d = (4 * growth**8 * sizes)[None].astype(dtype)
+    p = Problem(d, d, -walls, walls, d, 1.0, (0, 1))
+    v = onto(backend, p, "L2")
+    np.testing.assert_allclose(length(v, "L2"), 1, rtol=ulps(v))
+    low, high = nearly(p, "L2")
+    assert np.all((low <= v) & (v <= high))
+
+
+@over_norms
+@pytest.mark.parametrize(("dtype", "excess"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_projection_brings_back_what_is_barely_outside(
+    backend: Backend, norm: str, dtype: str, excess: float
+) -> None:
+    d = np.random.default_rng(0).normal(size=(4, 30)) * np.array([[1e-3], [1], [30], [1e3]])
+    d = (d / length(d, norm)[:, None] * (1 + excess)).astype(dtype)
+    v = backend.call(project, d, -np.ones_like(d) * 2, np.ones_like(d) * 2, 1.0, norm)
+    np.testing.assert_allclose(length(v, norm), 1, rtol=excess / 2)
+
+
+def test_projection_pushes_nothing_out_where_walls_fill_the_ball(backend: Backend) -> None:
+    walls = np.random.default_rng(0).uniform(size=(1000, 6)).astype(np.float32)
+    walls[:, :4] /= length(walls[:, :4], "L2")[:, None]
+    d = (walls * [3, 3, 3, 3, 2e-4, 1e-7]).astype(np.float32)
+    v = backend.call(project, d, -walls, walls, 1.0, "L2")
+    assert np.all(v <= d)
+
+
+@over_norms
+@given(p=problems())
+def test_projection_leaves_points_of_the_set_as_they_are(
+    backend: Backend, norm: str, p: Problem
+) -> None:
+    v = onto(backend, p, norm)
+    wider = p.eps * (1 + 2 * ulps(v))  # v is in this ball whatever rounding did
+    np.testing.assert_array_equal(onto(backend, replace(p, d=v), norm, wider), v)
+    halved = v / 2
+    np.testing.assert_array_equal(onto(backend, replace(p, d=halved), norm), halved)
+    again = replace(p, d=v)
+    assert np.all(length(rows(onto(backend, again, norm)) - rows(v), "L2") <= room(again, norm))
+
+
+@over_balls
+@given(p=problems(), factor=st.sampled_from((-1, -0.5, 0, 0.5, 3)))
+def test_projection_brings_no_two_points_further_apart(
+    backend: Backend, norm: str, p: Problem, factor: float
+) -> None:
+    other = replace(p, d=(factor * np.flip(p.d, 0)).astype(p.d.dtype))
+    moved = rows(onto(backend, p, norm)) - rows(onto(backend, other, norm))
+    apart = length(rows(p.d) - rows(other.d), "L2")
+    assert np.all(length(moved, "L2") <= apart + room(p, norm) + room(other, norm))
+
+
+@over_balls
+@given(p=problems(), factor=st.sampled_from((1 + 1e-6, 1.5, 100)))
+def test_a_larger_ball_pulls_no_coordinate_further_in(
+    backend: Backend, norm: str, p: Problem, factor: float
+) -> None:
+    small, large = onto(backend, p, norm), onto(backend, p, norm, factor * p.eps)
+    low, high = nearly(p, norm)
+    assert np.all(np.abs(small) <= np.abs(large) + (high - low))
+
+
+@over_norms
+@given(p=problems())
+def test_projection_commutes_with_permutations_and_reflections(
+    backend: Backend, norm: str, p: Problem
+) -> None:
+    v = onto(backend, p, norm)
+    mirrored = replace(p, d=-p.d, lower=-p.upper, upper=-p.lower)
+    np.testing.assert_array_equal(onto(backend, mirrored, norm), -v)
+    lower, upper, d = (np.flip(a, p.axes).copy() for a in (p.lower, p.upper, p.d))
+    turned = np.flip(onto(backend, replace(p, lower=lower, upper=upper, d=d), norm), p.axes)
+    assert np.all(length(rows(turned) - rows(v), "L2") <= room(p, norm))
+
+
+@given(p=problems())
+def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem) -> None:
+    lower, upper = backend.call(feasible_box, p.x, p.mask, p.eps, p.bounds)
+    assert (lower.dtype, lower.shape) == (p.x.dtype, p.x.shape)
+    assert np.all(lower <= 0)
+    assert np.all(upper >= 0)
+    examples = zip(rows(p.x), rows(p.mask), strict=True)
+    exact = [reference.feasible_box(x, mask, p.eps, p.bounds) for x, mask in examples]
+    near = ulps(p.x, 2) * (1 + max(map(abs, p.bounds)))
+    np.testing.assert_allclose(rows(lower), [low for low, _ in exact], rtol=ulps(p.x), atol=near)
+    np.testing.assert_allclose(rows(upper), [high for _, high in exact], rtol=ulps(p.x), atol=near)
+    full = backend.call(feasible_box, p.x, np.ones_like(p.mask), p.eps, p.bounds)
+    none = backend.call(feasible_box, p.x, None, p.eps, p.bounds)
+    np.testing.assert_array_equal(none, full)
+
+
+@over_norms
+@given(p=problems())
+def test_pixels_of_mask_0_project_to_exactly_0(backend: Backend, norm: str, p: Problem) -> None:
+    lower, upper = backend.call(feasible_box, p.x, p.mask, p.eps, p.bounds)
+    v = onto(backend, replace(p, lower=lower, upper=upper), norm)
+    off = np.broadcast_to(p.mask == 0, v.shape)
+    assert np.all(v[off] == 0)
