@@ -1,0 +1,240 @@
+"""What one training step moves in the base, and what it leaves alone; what a seed decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import spatlib_tf
+from spatlib import ConfigError, SPATConfig
+from spatlib_tf import SPATModel, engine
+
+from .test_tf_model import (
+    BATCH,
+    CLASSES,
+    COUNT,
+    CROSS_ENTROPY,
+    SHAPE,
+    arrays,
+    fit,
+    network,
+    same,
+    spat,
+)
+
+over_bases = pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+over_modes = pytest.mark.parametrize("mode", ["eval", "train"])
+
+
+def normed(*middle: keras.Layer) -> keras.Sequential:
+    """With BatchNorm, whose statistics are not those of new layers, and dropout."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        layers.Input(SHAPE), layers.Flatten(), layers.Dense(8), layers.BatchNormalization(),
+        *middle, layers.Dropout(0.5, seed=1), layers.Dense(CLASSES),
+    ])  # fmt: skip
+    model(arrays(9)[0], training=True)
+    return model
+
+
+def state(model: keras.Model) -> list[np.ndarray]:
+    """All variables, the states of dropout's generators among them."""
+    return [v.numpy() for v in model.variables]
+
+
+def equal(first: list[np.ndarray], second: list[np.ndarray], rtol: float = 0.0) -> bool:
+    return all(np.allclose(a, b, rtol=rtol, atol=0) for a, b in zip(first, second, strict=True))
+
+
+@over_modes
+@pytest.mark.parametrize(("base", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
+def test_statistics_move_as_in_the_outer_passes_alone(base: str, passes: int, mode: str) -> None:
+    (x, y), config = arrays(), SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode)
+    model, expected = spat(normed(), config), normed()
+    x_adv = spatlib_tf.perturb(expected, x, y, config, generator=keras.random.SeedGenerator(0))
+    assert np.abs(x_adv - x).max() > 0.05
+    for inputs in (x_adv,) if passes == 1 else (x, x_adv):  # clean first
+        expected(inputs, training=True)
+    model.train_on_batch(x, y)
+    ours, theirs = ([v.numpy() for v in m.non_trainable_variables] for m in (model.base, expected))
+    assert equal(ours, theirs, 1e-5)
+    assert not equal(ours[:2], [v.numpy() for v in normed().non_trainable_variables[:2]], 1e-3)
+
+
+def evaluate(model: keras.Model, x: Any, y: Any, config: SPATConfig) -> Any:
+    return engine.evaluate(model, (x, y), config, steps=2)
+
+
+ATTACKS: dict[str, Callable[..., Any]] = {
+    "perturb": spatlib_tf.perturb,
+    "shared_mask": spatlib_tf.shared_mask,
+    "evaluate": evaluate,
+}
+
+
+@over_modes
+@over_bases
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_leave_every_variable_as_it_was(attack: str, base: str, mode: str) -> None:
+    model, config = normed(), SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode)
+    before = state(model)
+    ATTACKS[attack](model, *arrays(), config)
+    assert equal(state(model), before)
+
+
+def test_validation_and_prediction_leave_every_variable_as_it_was() -> None:
+    model = spat(normed())
+    before = state(model.base)
+    model.evaluate(*arrays(), verbose=0)
+    model.predict(arrays()[0], verbose=0)
+    assert equal(state(model.base), before)
+
+
+def test_validation_loss_counts_the_penalties_of_clean_inputs() -> None:
+    (x, y), config = arrays(), SPATConfig(eps=0.5, steps=2)
+    ours, expected = spat(network(activity_regularizer="l2"), config), network(
+        activity_regularizer="l2")  # fmt: skip
+    expected.compile(loss=CROSS_ENTROPY)
+    loss = ours.test_on_batch(x, y, return_dict=True)["loss"]
+    assert loss == pytest.approx(expected.test_on_batch(x, y), rel=1e-6)
+
+
+class Failing(layers.Layer):
+    """The identity, until the given call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def call(self, inputs: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyError("boom")
+        return inputs
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_variables_come_back_after_an_exception_in_train_mode(call: int) -> None:
+    failing = Failing(math.inf)
+    model, config = normed(failing), SPATConfig(eps=0.1, steps=3, attack_mode="train")
+    before = state(model)
+    failing.at = failing.calls + call  # behind a BatchNorm layer that has run by then
+    with pytest.raises(KeyError, match="boom"):
+        spatlib_tf.perturb(model, *arrays(), config)
+    assert equal(state(model), before)
+
+
+def test_train_mode_attacks_with_batch_statistics_and_dropout() -> None:
+    model, (x, y) = normed(), arrays()
+
+    def attack(mode: str, count: int) -> np.ndarray:
+        config = SPATConfig(eps=0.1, steps=2, attack_mode=mode, random_start="none", keep=1)
+        return spatlib_tf.perturb(model, x[:count], y[:count], config).numpy()[:4]
+
+    assert np.array_equal(attack("eval", COUNT), attack("eval", 4))
+    assert not np.array_equal(attack("train", COUNT), attack("train", 4))
+
+
+def test_an_unbuilt_base_cannot_be_attacked_in_train_mode() -> None:
+    unbuilt = keras.Sequential([layers.Flatten(), layers.Dense(CLASSES)])
+    with pytest.raises(ConfigError, match="built"):
+        spatlib_tf.perturb(unbuilt, *arrays(), SPATConfig(attack_mode="train"))
+
+
+def test_frozen_layers_stay_and_the_others_move() -> None:
+    base = normed()
+    base.layers[1].trainable = base.layers[2].trainable = False  # Dense and BatchNorm
+    before = state(base)
+    fit(spat(base, optimizer=keras.optimizers.SGD(0.1, momentum=0.9)))
+    after = dict(zip((v.path for v in base.variables), zip(before, state(base), strict=True),
+                     strict=True))  # fmt: skip
+    frozen = [v.path for layer in base.layers[1:3] for v in layer.variables]
+    moved = [v.path for v in base.layers[-1].variables]
+    assert len(frozen) == 6
+    assert all(np.array_equal(*after[path]) for path in frozen)
+    assert not any(np.array_equal(*after[path]) for path in moved)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Explode(layers.Layer):
+    """The identity, with an infinite gradient for every input with a pixel that is exactly 1."""
+
+    def call(self, inputs: Any) -> Any:
+        @tf.custom_gradient
+        def explode(x: Any) -> Any:
+            return tf.identity(x), lambda grad: tf.where(x == 1, math.inf, grad)
+
+        return explode(inputs)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "graph": {},
+    "eager": {"run_eagerly": True},
+    "xla": {"jit_compile": True},
+}
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "ema": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=None),
+}
+
+
+@pytest.mark.parametrize(("way", "optimizer"), [("graph", name) for name in OPTIMIZERS] +
+                         [("eager", "momentum"), ("xla", "momentum")])  # fmt: skip
+def test_a_step_with_a_loss_of_nan_changes_nothing(way: str, optimizer: str) -> None:
+    (x, y), config = (
+        arrays(count=3 * BATCH),
+        SPATConfig(eps=0.1, steps=1, random_start="none", keep=1),
+    )
+    models = [spat(normed(), config, optimizer=OPTIMIZERS[optimizer](), **WAYS[way])
+              for _ in range(2)]  # fmt: skip
+    parts = [slice(i * BATCH, (i + 1) * BATCH) for i in range(3)]
+    weights = np.ones(3 * BATCH)
+    weights[BATCH + 2] = math.nan
+    for model, chosen in zip(models, ([0, 1, 2], [0, 2]), strict=True):
+        for number in chosen:
+            part = parts[number]
+            if number == 2:
+                model.base.layers[-2].seed_generator.state.assign([1, 7])  # the same dropout
+            logs = model.train_on_batch(x[part], y[part], weights[part], return_dict=True)
+            assert math.isnan(logs["loss"]) == (number == 1)  # what TerminateOnNaN looks at
+    ours, theirs = ([v.numpy() for v in (*m.base.variables, *m.optimizer.variables)]
+                    for m in models)  # fmt: skip
+    assert equal(ours, theirs, 1e-6 if way == "xla" else 0.0)
+    assert len(ours) > len(models[0].base.variables)
+    assert not same(models[0].base, normed())
+
+
+def test_a_step_with_an_infinite_gradient_changes_nothing_and_says_so() -> None:
+    model = spat(keras.Sequential([layers.Input(SHAPE), layers.Flatten(), layers.Dense(CLASSES),
+                                   Explode()]))  # fmt: skip
+    x, y = arrays(count=BATCH)
+    model.base.layers[1].bias.assign(tf.ones(CLASSES))
+    model.base.layers[1].kernel.assign(tf.zeros((16, CLASSES)))  # so that all logits are 1
+    before = state(model.base)
+    assert math.isnan(model.train_on_batch(x, y, return_dict=True)["loss"])
+    assert equal(state(model.base), before)
+    model.base.layers[1].bias.assign(tf.zeros(CLASSES))
+    assert math.isfinite(model.train_on_batch(x, y, return_dict=True)["adv_accuracy"])
+    assert not equal(state(model.base), [*before[:1], np.zeros(CLASSES)])
+
+
+@pytest.mark.parametrize("mask", [{"share": "rms"}, {"mask_classes": 2}], ids=str)
+def test_the_seed_decides_the_run_bit_for_bit(mask: dict[str, Any]) -> None:
+    def run(seed: int) -> tuple[SPATModel, list[Any]]:
+        tf.random.uniform(())  # the global generator is somewhere else each time
+        model = spat(config=SPATConfig(eps=0.1, steps=1, **mask), seed=seed)
+        steps = (model.train_on_batch, model.train_on_batch, model.test_on_batch)
+        return model, [step(*arrays()) for step in steps]
+
+    (first, logs), (again, repeated), (other, _) = run(0), run(0), run(1)
+    assert same(first, again)
+    assert logs == repeated
+    assert not same(first, other)

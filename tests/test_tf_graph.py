@@ -1,0 +1,237 @@
+"""Graphs: how often they are traced, how large they are, and that XLA and replicas agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import spatlib_tf
+from spatlib import SPATConfig
+from spatlib_tf import SPATModel
+from spatlib_tf import random as tf_random
+
+from .engines import TFEngine, initial_weights, to_last
+from .test_tf_model import BATCH, Subclassed, arrays, fit, network, spat
+
+ROOT = Path(__file__).parent.parent
+EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
+
+
+class Traced(SPATModel):
+    """Counts how often Python runs its steps: once per trace, if they run in a graph."""
+
+    traces = 0
+
+    def train_step(self, data: Any) -> Any:
+        self.traces += 1
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(("way", "most"), [({}, 1), ({"jit_compile": True}, 2)],
+                         ids=["graph", "xla"])  # fmt: skip
+def test_training_is_traced_once_however_long_it_is(way: dict[str, Any], most: int) -> None:
+    config = SPATConfig(eps=0.1, steps=1, keep=1)
+    model = spat(config=config, cls=Traced, **way)
+    fit(model, epochs=1)  # 20 examples in batches of 8: the last one has 4
+    traces = model.traces
+    assert 1 <= traces <= most
+    fit(model, epochs=3)
+    assert model.traces == traces
+
+
+def test_a_batch_of_another_size_is_not_traced_anew() -> None:
+    model = spat(config=SPATConfig(eps=0.1, steps=1, keep=1), cls=Traced)
+    for count in (20, 21, 3):
+        fit(model, arrays(count=count), epochs=1)
+    assert model.traces == 1
+
+
+def test_eager_training_would_be_noticed() -> None:
+    model = spat(config=SPATConfig(eps=0.1, steps=1, keep=1), cls=Traced, run_eagerly=True)
+    fit(model, epochs=2)
+    assert model.traces == 6
+
+
+class Counted(Subclassed):
+    """Counts its calls; those of a graph are counted while it is traced."""
+
+    calls = 0
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        self.calls += 1
+        return super().call(inputs, training=training)
+
+
+def calls_in_tracing(**settings: Any) -> int:
+    model = spat(Counted(), SPATConfig(eps=0.1, **settings))
+    fit(model, epochs=1)
+    return model.base.calls
+
+
+@pytest.mark.parametrize("base", ["pgd", "trades"])
+def test_the_graph_does_not_grow_with_the_steps(base: str) -> None:
+    few = calls_in_tracing(base=base, steps=3)
+    assert calls_in_tracing(base=base, steps=40) == few
+    assert 0 < few < 40
+
+
+def test_the_graph_does_not_grow_with_the_classes() -> None:
+    def operations(classes: int) -> int:
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(classes)])
+        function = tf.function(lambda x, y: spatlib_tf.shared_mask(model, x, y, SPATConfig()))
+        graph = function.get_concrete_function(
+            tf.TensorSpec((None, 5)), tf.TensorSpec((None,), tf.int64)
+        ).graph
+        return len(graph.get_operations())
+
+    assert operations(40) == operations(3) > 0
+
+
+def in_every_way(function: Callable[[], Any]) -> list[list[np.ndarray]]:
+    """The results of a function eagerly, in a graph and under XLA."""
+    ways = (function, tf.function(function), tf.function(function, jit_compile=True))
+    return [[value.numpy() for value in way()] for way in ways]
+
+
+@pytest.mark.parametrize(("random_start", "dtype"), [
+    ("uniform", "float32"), ("uniform", "float64"), ("uniform", "bfloat16"),
+    ("gaussian", "float64"),
+])  # fmt: skip
+def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, dtype: str) -> None:
+    x, state = tf.zeros((7, 5, 3), dtype), tf.Variable([3, 0])
+
+    def draw() -> list[Any]:
+        seed = tf_random.split(state, 1)  # a constant seed would be drawn from before compiling
+        starts = [
+            tf_random.draw_start(x, SPATConfig(norm=n, random_start=random_start), seed)
+            for n in EPS
+        ]
+        config = SPATConfig(mask_classes=4, share="rms")
+        logits = tf.zeros((7, 9), dtype)
+        return [*starts, tf_random.draw_offsets(config, 9, seed),
+                tf_random.draw_probes(config, logits, seed)]  # fmt: skip
+
+    eager, graph, xla = in_every_way(draw)
+    tolerance = {"float64": 1e-13, "float32": 1e-5}.get(dtype, 0.02)
+    for results in (graph, xla):
+        for ours, expected in zip(results, eager, strict=True):
+            np.testing.assert_allclose(
+                ours.astype(float), expected.astype(float), rtol=tolerance, atol=tolerance / 100
+            )
+    assert all(len(np.unique(value.astype(float))) > 1 for value in eager)
+    state.assign([4, 0])
+    assert all((a != b).any() for a, b in zip(eager, in_every_way(draw)[0], strict=True))
+
+
+@pytest.mark.parametrize(("base", "norm", "mask", "function"), [
+    ("pgd", "Linf", {}, spatlib_tf.perturb),
+    ("trades", "L2", {"share": "rms"}, spatlib_tf.spat_loss),
+    ("mart", "Linf", {"mask_classes": 3}, spatlib_tf.spat_loss),
+    ("pgd", "L1", {"keep": 1}, spatlib_tf.perturb),
+])  # fmt: skip
+def test_float64_results_are_the_same_eagerly_and_under_xla(
+    base: str, norm: str, mask: dict[str, Any], function: Callable[..., Any]
+) -> None:
+    engine, rng = TFEngine(initial_weights()), np.random.default_rng(0)
+    x, y = tf.constant(to_last(rng.uniform(size=(5, 3, 2, 2)))), tf.constant([0, 1, 2, 3, 0])
+    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=2, **mask)
+
+    def result(**way: Any) -> np.ndarray:
+        generator = keras.random.SeedGenerator(0)
+
+        def call() -> Any:
+            return function(engine.model, x, y, config, generator=generator)
+
+        return (tf.function(call, **way)() if way else call()).numpy()
+
+    eager = result()
+    assert eager.dtype == np.float64
+    assert (eager != 0).any()
+    np.testing.assert_allclose(result(jit_compile=True), eager, rtol=0, atol=1e-9)
+
+
+@cache
+def losses(**way: bool) -> list[float]:
+    return fit(spat(config=SPATConfig(eps=0.1, steps=2), **way), epochs=1)["loss"]
+
+
+@pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
+def test_fit_gives_the_same_losses_in_a_graph_eagerly_and_under_xla(way: str) -> None:
+    assert losses(**{way: True}) == pytest.approx(losses(), rel=1e-4)
+
+
+REPLICAS = f"""
+import json, sys
+import keras, numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import spatlib_tf
+from spatlib import SPATConfig
+from tests.test_tf_model import arrays, network, spat
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x, y = arrays(count=3 * {BATCH})
+
+def run(base):
+    model = spat(config=SPATConfig(base=base, eps=0.1, steps=2, guard=False, smoothing=0.2,
+                                   random_start="none"),
+                 optimizer=keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+    losses = []
+    model.fit(x, y, batch_size={BATCH}, epochs=2, shuffle=False, verbose=0,
+              callbacks=[keras.callbacks.LambdaCallback(
+                  on_train_batch_end=lambda _, logs: losses.append(logs["loss"]))])
+    return losses, [w.tolist() for w in model.base.get_weights()]
+
+def draws():
+    generator = keras.random.SeedGenerator(0)
+    model, config = network(), SPATConfig(eps=0.1, steps=1, step_size=1e-12, keep=1)
+    @tf.function
+    def both():
+        return strategy.run(lambda: spatlib_tf.perturb(
+            model, tf.constant(x[:4]), tf.constant(y[:4]), config, generator=generator))
+    return [[value.numpy().tolist() for value in both().values] for _ in range(2)]
+
+results = {{base: [run(base)] for base in ("pgd", "mart")}}
+with strategy.scope():
+    for base, runs in results.items():
+        runs.append(run(base))
+    results["draws"] = draws()
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def replicas() -> dict[str, Any]:
+    """Results with one device and with two, which must be set up before TensorFlow starts."""
+    done = subprocess.run([sys.executable, "-c", REPLICAS], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("base", ["pgd", "mart"])
+def test_two_replicas_train_as_one_device(replicas: dict[str, Any], base: str) -> None:
+    (one, weights), (two, distributed) = replicas[base]
+    assert len(one) == 6
+    assert two == pytest.approx(one, rel=1e-5)
+    for ours, expected, before in zip(distributed, weights, network().get_weights(), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+        assert np.abs(expected - before).max() > 1e-3
+
+
+def test_replicas_draw_different_starts(replicas: dict[str, Any]) -> None:
+    draws = np.array([value for pair in replicas["draws"] for value in pair])
+    assert draws.shape == (4, 4, 4, 4, 1)
+    for i in range(4):
+        for j in range(i):
+            assert np.abs(draws[i] - draws[j]).max() > 0.01
