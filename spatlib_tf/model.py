@@ -178,11 +178,13 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
                 metric.update_state(loss, sample_weight=tf.shape(x)[0])
         self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
 
-    def save_own_variables(self, store: Any) -> None:
-        store["seed"] = self.seed_generator.state.numpy()  # Keras saves no generator's state
+    def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state
+        store["seed"] = self.seed_generator.state.numpy()
+        store["evaluation_seed"] = self.evaluation_seeds.state.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         self.seed_generator.state.assign(store["seed"])
+        self.evaluation_seeds.state.assign(store["evaluation_seed"])
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras leaves a model with a compile of its own uncompiled after loading.

@@ -18,7 +18,8 @@ from keras import layers
 import spatlib
 import spatlib_tf
 from spatlib import NonFiniteError, Result, SPATConfig, TrainConfig
-from spatlib_tf import batches
+from spatlib_tf import batches, engine
+from spatlib_tf.models import MODELS
 
 from .test_tf_model import BATCH, COUNT, Batches, arrays, fit, network, same, spat
 from .test_training import HISTORY, METRICS
@@ -155,17 +156,27 @@ def test_training_stops_at_the_last_good_step(at: int, how: str) -> None:
     assert same(model, reference)
 
 
+def test_seed_decides_the_recipes_initial_weights() -> None:
+    first, second, third = (engine.build_model("digits", seed) for seed in (0, 0, 1))
+    assert same(first, second)
+    assert not same(first, third)
+
+
 def test_recipe_trains_the_baseline_and_prints_the_table(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def linear(_: int) -> keras.Model:
+        return keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
+
+    monkeypatch.setitem(MODELS, "digits", linear)  # the real one takes long to evaluate
     result = spatlib.train(
         backend="tf", config=SPATConfig(eps=0.15, steps=1, keep=1),
         training=TrainConfig(epochs=1, batch_size=256, lr=0.05, baseline=True),
     )  # fmt: skip
-    head, standard, spat, note = str(result).splitlines()
+    head, standard, robust, note = str(result).splitlines()
     assert "PGD-20" in head
     assert standard.startswith("standard")
-    assert spat.startswith("SPAT")
+    assert robust.startswith("SPAT")
     assert "450 examples" in note
     assert set(result.baseline.metrics) == set(result.metrics) == METRICS
     assert str(result) in capsys.readouterr().out
