@@ -54,7 +54,8 @@ class SPATConfig:
             ``"rms"`` (random probes) or ``"neutral"`` (our readings of the same sentence).
         keep: Share of the pixels with the full budget, in (0, 1]; 1 switches the mask off.
         floor: Budget of the other pixels as a share of eps, in [0, 1]; 1 switches the mask off.
-        mask_classes: Compare the label and this many classes in all (2..K); default all K.
+        mask_classes: Compare the label's class and others, this many in all (2..K); default all
+            K. Not for ``rms``.
         probes: Number of random-sign backward passes of ``share="rms"``.
         random_start: ``"uniform"`` in the ball, ``"gaussian"`` (0.001 N(0, 1)) or ``"none"``.
         attack_mode: Mode of BatchNorm and dropout while attacking: ``"eval"`` or ``"train"``
@@ -123,6 +124,10 @@ class SPATConfig:
 
     def _check_combinations(self) -> None:
         lower, upper = self.bounds
+        if self.share == "rms" and self.mask_classes is not None:
+            raise ConfigError("mask_classes", expected="None for share='rms'",
+                              received=self.mask_classes, fix="Random probes cover all classes "
+                              "at once: set probes instead.")  # fmt: skip
         if self.norm == "Linf" and self.eps > upper - lower:
             raise ConfigError("eps", expected=f"a Linf eps of at most the input range "
                               f"{upper - lower:g}", received=f"{self.eps:g}",

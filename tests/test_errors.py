@@ -54,6 +54,7 @@ BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
     *((SPATConfig, {"smoothing": value}, "smoothing") for value in (1, *NOT_SHARES)),
     *((SPATConfig, {"beta": value}, "beta") for value in (-1, math.nan, math.inf, "6")),
     *((SPATConfig, {"mask_classes": value}, "mask_classes") for value in (1, 0, 2.0, "all", True)),
+    (SPATConfig, {"mask_classes": 2, "share": "rms"}, "probes"),
     *((SPATConfig, {"guard": value}, "guard") for value in (1, 0, None, "yes")),
     (SPATConfig, {"eps": 8}, "255"),
     (SPATConfig, {"eps": 1.001}, "255"),

@@ -116,10 +116,9 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
             tf_random.draw_start(x, SPATConfig(norm=n, random_start=random_start), seed)
             for n in EPS
         ]
-        config = SPATConfig(mask_classes=4, share="rms")
         logits = tf.zeros((7, 9), dtype)
-        return [*starts, tf_random.draw_offsets(config, 9, seed),
-                tf_random.draw_probes(config, logits, seed)]  # fmt: skip
+        return [*starts, tf_random.draw_offsets(SPATConfig(mask_classes=4), 9, seed),
+                tf_random.draw_probes(SPATConfig(share="rms"), logits, seed)]  # fmt: skip
 
     eager, graph, xla = in_every_way(draw)
     tolerance = {"float64": 1e-13, "float32": 1e-5}.get(dtype, 0.02)
