@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import torch
 
-import spatlib_tf.ops
-import spatlib_torch.ops
-from spatlib.core import numpy_ops
 from spatlib.core.ops import Ops
+
+from . import record
 
 
 @dataclass(frozen=True)
@@ -28,20 +26,47 @@ class Backend:
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``function(ops, ...)`` with NumPy arrays in and out (also inside tuples)."""
+        record.saw_dtypes(args)
         native = [self.array(a) if isinstance(a, np.ndarray) else a for a in args]
-        result = function(self.ops, *native, **kwargs)
+        with np.errstate(divide="raise", invalid="raise"):  # no NaN on the way either
+            result = function(self.ops, *native, **kwargs)
         if isinstance(result, tuple):
             return tuple(self.numpy(part) for part in result)
         return self.numpy(result)
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend("numpy", numpy_ops, np.asarray, np.asarray),
-        Backend("torch", spatlib_torch.ops, torch.as_tensor, lambda x: x.detach().numpy()),
-        Backend(
-            "tf", spatlib_tf.ops, tf.convert_to_tensor, lambda x: x.numpy(), flushes_subnormals=True
-        ),
-    )
+def _numpy() -> Backend:
+    from spatlib.core import numpy_ops
+
+    return Backend("numpy", numpy_ops, np.asarray, np.asarray)
+
+
+def _torch() -> Backend:
+    import torch
+
+    from spatlib_torch import ops
+
+    return Backend("torch", ops, torch.as_tensor, lambda x: x.detach().numpy())
+
+
+def _tf() -> Backend:
+    import tensorflow as tf
+
+    from spatlib_tf import ops
+
+    return Backend("tf", ops, tf.convert_to_tensor, lambda x: x.numpy(), flushes_subnormals=True)
+
+
+def _toy() -> Backend:
+    from spatlib_toy import ops
+
+    return Backend("toy", ops, np.asarray, np.asarray)
+
+
+# Made when first asked for, so that a run for one backend loads no other framework.
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "numpy": cache(_numpy),
+    "torch": cache(_torch),
+    "tf": cache(_tf),
+    "toy": cache(_toy),
 }

@@ -1,4 +1,4 @@
-"""Hypothesis profiles (quick by default, HYPOTHESIS_PROFILE=deep for thousands of examples)."""
+"""Hypothesis profiles (quick by default, HYPOTHESIS_PROFILE=deep), backends, verification table."""
 
 from __future__ import annotations
 
@@ -8,19 +8,91 @@ import os
 for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(_name, "1")
 
-import torch  # noqa: F401, I001  # has to be imported before TensorFlow
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
 
+from . import record
 from .backends import BACKENDS, Backend
+from .table import property_table, write_section
 
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=30, derandomize="CI" in os.environ, **_common)
-settings.register_profile("deep", max_examples=3000, **_common)
+settings.register_profile("deep", max_examples=500, **_common)
+settings.register_profile("mutants", max_examples=15, derandomize=True, database=None,
+                          phases=(Phase.explicit, Phase.generate), **_common)  # fmt: skip
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-@pytest.fixture(params=BACKENDS, scope="session")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", default=",".join(BACKENDS), help="which of them to test")
+    parser.addoption("--verification", action="store_true", help="write docs/verification.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "verifies(backends): a row of docs/verification.md")
+    if {"torch", "tf"} & set(selected(config)):
+        import torch  # noqa: F401  # has to be imported before TensorFlow
+
+
+def selected(config: pytest.Config) -> list[str]:
+    return config.getoption("--backends").split(",")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", selected(metafunc.config), indirect=True, scope="session")
+    if "engine" in metafunc.fixturenames:
+        names = [name for name in ("torch", "tf") if name in selected(metafunc.config)]
+        metafunc.parametrize("engine", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return BACKENDS[request.param]
+    return BACKENDS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Any:
+    from .engines import ENGINES
+
+    return ENGINES[request.param]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test: Any = getattr(item, "obj", None)
+        if is_hypothesis_test(test) and not hasattr(test.hypothesis.inner_test, "__wrapped__"):
+            test.hypothesis.inner_test = record.counted(test.hypothesis.inner_test)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    seen = record.begin()
+    try:
+        yield
+    finally:
+        marker = item.get_closest_marker("verifies")
+        if marker is not None:
+            params = getattr(item, "callspec", None)
+            params = params.params if params else {}
+            name = params.get("backend") or params.get("engine")
+            seen.examples = seen.examples or 1
+            row = seen.as_json() | {"backends": [name] if name else list(marker.args)}
+            item.user_properties.append(("verified", row))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--verification"):
+        return
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call"
+    ]
+    table = property_table(reports)
+    terminalreporter.write_line(table)
+    write_section("properties", table)

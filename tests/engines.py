@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,8 +14,12 @@ from torch import nn
 import spatlib_tf
 import spatlib_torch
 from spatlib import SPATConfig
+from spatlib_tf import ops as tf_ops
 from spatlib_tf import random as tf_random
+from spatlib_tf.evaluation import evaluate as tf_evaluate
 from spatlib_torch import mask as torch_mask
+from spatlib_torch import ops as torch_ops
+from spatlib_torch.evaluation import evaluate as torch_evaluate
 from spatlib_torch.state import mask_generator
 
 CHANNELS, HEIGHT, WIDTH, HIDDEN, CLASSES = 3, 2, 2, 7, 4
@@ -28,12 +33,24 @@ def initial_weights(seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=shape) for shape in shapes]
 
 
+class Cast(nn.Module):
+    """Inputs in the precision of the network that follows."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self.dtype = getattr(torch, precision)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
 class TorchEngine:
     """float64 tanh MLP on (N, C, H, W), trained by spat_loss and torch.optim.SGD."""
 
     name = "torch"
 
-    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9) -> None:
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
+                 precision: str = "float64") -> None:  # fmt: skip
         first, second = nn.Linear(SIZE, HIDDEN), nn.Linear(HIDDEN, CLASSES)
         self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
         self.parameters = [first.weight, first.bias, second.weight, second.bias]
@@ -41,6 +58,8 @@ class TorchEngine:
             for parameter, value in zip(self.parameters, weights, strict=True):
                 parameter.copy_(torch.as_tensor(value.T))
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=momentum)
+        if precision != "float64":
+            self.model = nn.Sequential(Cast(precision), self.model.to(getattr(torch, precision)))
 
     def weights(self) -> list[np.ndarray]:
         return [p.detach().numpy().T.copy() for p in self.parameters]
@@ -76,6 +95,23 @@ class TorchEngine:
             start=torch.as_tensor(start), mask=None if mask is None else torch.as_tensor(mask),
         ).numpy()  # fmt: skip
 
+    def evaluate(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int
+    ) -> dict[str, float]:
+        """Under attacks of two steps."""
+        data = (torch.as_tensor(x), torch.as_tensor(y))
+        return torch_evaluate(self.model, data, config, steps=2, restarts=restarts).metrics
+
+    @staticmethod
+    def gradients(
+        function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
+    ) -> np.ndarray:
+        """Of ``function(ops, label, *logits)``, one for each of the logits."""
+        leaves = [torch.tensor(z, requires_grad=True) for z in logits]
+        value = function(torch_ops, torch.as_tensor(label), *leaves)
+        grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+        return torch.stack(grads).numpy()
+
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
         """The (offsets, probes) that a call with this seed uses."""
@@ -93,14 +129,16 @@ class TFEngine:
 
     name = "tf"
 
-    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9) -> None:
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
+                 precision: str = "float64") -> None:  # fmt: skip
         layers = keras.layers
+        policy = precision if precision == "float64" else f"mixed_{precision}"
         self.model = keras.Sequential([
-            layers.Input((HEIGHT, WIDTH, CHANNELS), dtype="float64"),
-            layers.Permute((3, 1, 2), dtype="float64"),
-            layers.Flatten(dtype="float64"),
-            layers.Dense(HIDDEN, activation="tanh", dtype="float64"),
-            layers.Dense(CLASSES, dtype="float64"),
+            layers.Input((HEIGHT, WIDTH, CHANNELS), dtype=policy.removeprefix("mixed_")),
+            layers.Permute((3, 1, 2), dtype=policy),
+            layers.Flatten(dtype=policy),
+            layers.Dense(HIDDEN, activation="tanh", dtype=policy),
+            layers.Dense(CLASSES, dtype=policy),
         ], )  # fmt: skip
         self.model.set_weights(weights)
         self.optimizer = keras.optimizers.SGD(lr, momentum=momentum)
@@ -144,6 +182,27 @@ class TFEngine:
             mask=None if mask is None else to_last(mask),
         )  # fmt: skip
         return np.moveaxis(adversarial.numpy(), -1, 1)
+
+    def evaluate(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int
+    ) -> dict[str, float]:
+        tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
+        try:
+            data = (to_last(x), y)
+            return tf_evaluate(self.model, data, config, steps=2, restarts=restarts).metrics
+        finally:
+            tf.config.run_functions_eagerly(False)
+
+    @staticmethod
+    def gradients(
+        function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
+    ) -> np.ndarray:
+        leaves = [tf.constant(z) for z in logits]
+        with tf.GradientTape() as tape:
+            tape.watch(leaves)
+            value = function(tf_ops, tf.constant(label), *leaves)
+        zero = tf.UnconnectedGradients.ZERO
+        return tf.stack(tape.gradient(value, leaves, unconnected_gradients=zero)).numpy()
 
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:

@@ -1,0 +1,152 @@
+"""Faults in the core: what each of them is in words, the text that it replaces, and by what."""
+
+from __future__ import annotations
+
+Faults = dict[str, tuple[str, str]]
+
+LOSSES: Faults = {
+    "cross-entropy with the wrong sign": ("cross_entropy = -ops.sum(", "cross_entropy = ops.sum("),
+    "divergence the other way round": (
+        "ops.exp(log_clean) * (log_clean - log_adversarial)",
+        "ops.exp(log_adversarial) * (log_adversarial - log_clean)",
+    ),
+    "TRADES without beta": ("return beta * divergence", "return divergence"),
+    "TRADES with the label at x'": ("divergence - clean_y", "divergence + cross_entropy"),
+    "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
+    "MART with the label among the rivals": (
+        "ops.where(one_hot > 0, -math.inf, adversarial)",
+        "adversarial",
+    ),
+    "MART's rival with the wrong sign": ("cross_entropy - others", "cross_entropy + others"),
+}
+
+MASK: Faults = {
+    "class gradients not centred": (
+        "return one_hot - 1 / int(one_hot.shape[-1])",
+        "return one_hot",
+    ),
+    "probe gradients not centred": (
+        "return signs - ops.sum(signs, axis=-1, keepdims=True) / int(signs.shape[-1])",
+        "return signs",
+    ),
+    "running minimum begins at 0": (
+        'pixels + math.inf if share in ("min", "neutral") else pixels',
+        "pixels",
+    ),
+    "classes not normalised": ("s / ops.where(alive, total, 1.0) * example_size(s)", "1.0 * s"),
+    "dead classes take part": ("ops.where(alive, s, math.inf)", "s"),
+    "saliency with its sign": ("s = _pixels(ops, ops.abs(grad), ", "s = _pixels(ops, grad, "),
+    "channels cancel": (
+        "return x if channel_axis is None else ops.sum(",
+        "return x if channel_axis is None else ops.max(",
+    ),
+    "running squares rescaled once": ("score * old * old", "score * old"),
+    "neutral as min": ('s = -s if share == "neutral" else s', "s = +s"),
+    "kept share rounded down": ("* example_size(score) + 0.5)", "* example_size(score))"),
+    "one pixel more is kept": ("kept = max(1, math", "kept = max(1, 1 + math"),
+    "ties dropped": ("score >= threshold", "score > threshold"),
+    "the least shared pixels kept": ("score >= threshold", "score <= threshold"),
+    "floor forgotten": ("0 * scale + floor)", "0 * scale)"),
+}
+
+PROJECTION: Faults = {
+    "eps not scaled by the mask": ("budget = eps if mask is None else eps * mask", "budget = eps"),
+    "box without the bounds": (
+        "ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)",
+        "0 * x - budget, 0 * x + budget",
+    ),
+    "Linf ball forgotten": ("ops.clip(ops.clip(d, -eps, eps), lower", "ops.clip(d, lower"),
+    "box forgotten in Linf": (
+        "ops.clip(ops.clip(d, -eps, eps), lower, upper)",
+        "ops.clip(d, -eps, eps)",
+    ),
+    "the upper wall on both sides": ("side = ops.where(d < 0, -lower, upper)", "side = upper"),
+    "sign lost": ("return ops.sign(d) * onto(", "return onto("),
+    "L1 ball for L2": ('if norm == "L2" else', 'if norm == "L1" else'),
+    "walls forgotten in L2": ("clipped = ops.minimum(size, side)", "clipped = size"),
+    "scaled once instead of searched": ("NEWTON_ROUNDS // 2", "0"),
+    "no rounds that skip chains of walls": (
+        "newton(ops.sqrt(low) * ops.sqrt(high), low, high)",
+        "newton(low, low, high)",
+    ),
+    "bisection takes the wrong half": (
+        "ops.where(outside, t, low), ops.where(outside, high, t)",
+        "ops.where(outside, low, t), ops.where(outside, t, high)",
+    ),
+    "soft threshold without the walls": (
+        "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
+        "shrunk = ops.maximum(size - low, 0.0)",
+    ),
+    "norm of the whole batch": (
+        "axes = example_axes(size)\n    clipped",
+        "axes = tuple(range(len(size.shape)))\n    clipped",
+    ),
+}
+
+START: Faults = {
+    "Linf starts on one side": ("eps * (2 * draws - 1)", "eps * draws"),
+    "L2 radius without its exponent": ("radius ** (1 / example_size(draws))", "radius"),
+    "L2 direction not normalised": ('* direction(ops, draws, "L2")', "* draws"),
+    "L1 starts on the sphere": (" + _exponential(ops, radius)", ""),
+    "L1 starts without signs": ("eps * ops.sign(signed) * (sizes", "eps * (sizes"),
+}
+
+STEP: Faults = {
+    "descent": ("d + step_size * direction(ops", "d - step_size * direction(ops"),
+    "gradient not masked": ("masked = grad if mask is None else mask * grad", "masked = grad"),
+    "step not projected": (
+        "project(ops, d + step_size * direction(ops, masked, norm), lower, upper, eps, norm)",
+        "d + step_size * direction(ops, masked, norm)",
+    ),
+    "clipped to the box before the projection": (
+        "project(ops, d + step_size * direction(ops, masked, norm), lower",
+        "project(ops, ops.clip(d + step_size * direction(ops, masked, norm), lower, upper), lower",
+    ),
+    "L2 direction not normalised": (
+        "return ray / ops.where(length > 0, length, 1.0)",
+        "return ray",
+    ),
+    "L2 direction of the whole batch": (
+        "axes, size = example_axes(grad)",
+        "axes, size = tuple(range(len(grad.shape)))",
+    ),
+    "twice the share of coordinates in L1": ("L1_SHARE = 20", "L1_SHARE = 10"),
+    "L1 ties dropped": ("size >= ops.kth_largest", "size > ops.kth_largest"),
+    "L1 direction not normalised": ("return chosen / ops.maximum(length, 1.0)", "return chosen"),
+    "start not emptied under the mask": (
+        "noise if mask is None else ops.where(mask > 0, noise, 0.0)",
+        "noise",
+    ),
+    "start not projected": ("return project(ops, start, lower, upper, eps, norm)", "return start"),
+}
+
+TARGET: Faults = {
+    "smoothed over K - 1 classes": ("* b + smoothing / classes", "* b + smoothing / (classes - 1)"),
+    "guard all the way": ("GUARD = 0.5", "GUARD = 1.0"),
+    "guard on the wrong side": ("ops.maximum(b_y - p_y, 0.0)", "ops.maximum(p_y - b_y, 0.0)"),
+    "guard ignored": ("if not guard:", "if True:"),
+    "guard widens the smoothing": ("ops.minimum(ratio, smoothing)", "ratio"),
+    "guard where the label is unlikely": ("a = ops.where(excess > 0", "a = ops.where(excess < 0"),
+    "objective with the wrong sign": ("return -ops.sum(q * log_p", "return ops.sum(q * log_p"),
+    "objective as a mean": (
+        "return -ops.sum(q * log_p, axis=(0, 1))",
+        "return -ops.sum(q * log_p, axis=(0, 1)) / q.shape[0]",
+    ),
+    "away from the target": ("(goal - one_hot)", "(one_hot - goal)"),
+    "stalled where it is not": ("p_y > 1 - smoothing", "p_y < 1 - smoothing"),
+    "margin with the label among the rivals": (
+        'ops.where(one_hot > 0, -float("inf"), logits)',
+        "logits",
+    ),
+    "margin with the wrong sign": ("ops.sum(rival - ops", "ops.sum(rival + ops"),
+    "attacks confused": ('if name == "margin":', 'if name != "margin":'),
+}
+
+FAULTS = {
+    "losses": LOSSES,
+    "mask": MASK,
+    "projection": PROJECTION,
+    "start": START,
+    "step": STEP,
+    "target": TARGET,
+}

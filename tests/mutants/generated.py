@@ -1,0 +1,111 @@
+"""The mutants that cosmic-ray's operators make of the core and of the engines' attack and loss."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+from .faults_torch import TRAJECTORIES
+from .mutant import ROOT, Mutant
+
+CORE = {
+    "losses": ("losses",),
+    "mask": ("cotangents", "mask"),
+    "numpy_ops": (
+        "ops",
+        "cotangents",
+        "losses",
+        "target",
+        "mask",
+        "start",
+        "projection_limits",
+        "step",
+    ),
+    "ops": ("mask", "step"),
+    "projection": ("projection_limits", "projection"),
+    "step": ("step",),
+    "target": ("target",),
+}
+CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-Linf-rms-False")
+TORCH, TF = (
+    tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
+)
+STATE = (
+    "tests/test_prepared.py",
+    "tests/test_torch_state.py",
+    "tests/test_torch_contexts.py",
+    "tests/test_errors.py",
+)
+GAUSSIAN = "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is"
+STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
+FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
+ERRORS = tuple(
+    f"tests/test_tf_errors.py::test_{name}"
+    for name in ("bad_batches_are_refused", "bad_start_or_mask_is_refused",
+                 "errors_keep_their_class_in_a_graph")
+)  # fmt: skip
+SELECTION: dict[str, tuple[str, ...]] = {
+    **{
+        f"spatlib/core/{name}.py": (*(f"tests/test_{t}.py" for t in tests), "--backends=numpy")
+        for name, tests in CORE.items()
+    },
+    "spatlib/core/start.py": ("tests/test_start.py", "--backends=numpy", GAUSSIAN),
+    "spatlib_torch/attack.py": (
+        *TORCH, f"{STALL}[torch-0.3]", f"{STALL}[torch-0.0]", "tests/test_torch_plain.py",
+        "tests/test_draws.py", *STATE,
+    ),
+    "spatlib_torch/losses.py": (*TORCH, *STATE),
+    "spatlib_tf/attack.py": (
+        *TF, f"{STALL}[tf-0.3]", "tests/test_draws.py", "tests/test_prepared.py",
+        f"{FIT}attacks_leave_every_variable_as_it_was",
+        f"{GRAPH}the_graph_does_not_grow_with_the_steps", *ERRORS,
+    ),
+    "spatlib_tf/losses.py": (
+        *TF, f"{FIT}statistics_move_as_in_the_outer_passes_alone", *ERRORS,
+    ),
+}  # fmt: skip
+
+# Arithmetic to arithmetic (tensors have no bits), equality to its opposite, order to order: the
+# rest raises a TypeError at once or, with strings, is arbitrary.
+KEPT = re.compile(
+    r"core/(ReplaceBinaryOperator_(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)_(Add|Sub|Mul|Div)"
+    r"|ReplaceComparisonOperator_(Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is)"
+    r"|ReplaceComparisonOperator_(Lt|Gt)E?_(Lt|LtE|Gt|GtE|Eq|NotEq)"
+    r"|ReplaceUnaryOperator_Delete_\w+|NumberReplacer|AddNot|RemoveDecorator|ExceptionReplacer"
+    r"|Replace(TrueWithFalse|FalseWithTrue|AndWithOr|OrWithAnd|\w+With(Break|Continue))"
+    r"|ZeroIterationForLoop)"
+)
+
+
+def mutants() -> Iterator[Mutant]:
+    """All that compile, each program once."""
+    for file, tests in SELECTION.items():
+        source = (ROOT / file).read_text(encoding="utf-8")
+        seen = set()
+        for text in _mutations(source):
+            with suppress(SyntaxError):
+                program = ast.dump(ast.parse(text))
+                line, mutated = _difference(source, text)
+                if program not in seen and line != "*,":  # keyword-only, and no multiplication
+                    seen.add(program)
+                    yield Mutant(file, text, tests, line, mutated)
+
+
+def _mutations(source: str) -> Iterator[str]:
+    for name in filter(KEPT.fullmatch, operator_names()):
+        operator, number = get_operator(name)(), 0
+        while (text := mutate_code(source, operator, number)) is not None:
+            yield text
+            number += 1
+
+
+def _difference(source: str, text: str) -> tuple[str, str]:
+    """The first line that differs, before and after."""
+    pairs = zip(source.splitlines(), text.splitlines(), strict=False)
+    line, mutated = next((a, b) for a, b in pairs if a != b)
+    return " ".join(line.split()), " ".join(mutated.split())

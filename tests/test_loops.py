@@ -1,0 +1,94 @@
+"""Both training loops equal a loop by hand: rates, momentum, decay, order, and the history."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import spatlib_tf
+import spatlib_tf.engine
+import spatlib_torch
+import spatlib_torch.engine
+from spatlib import SPATConfig, TrainConfig
+from spatlib.schedule import lr_factor
+
+from . import test_tf_model, test_training
+
+CONFIG = SPATConfig(eps=0.1, steps=2, random_start="none", keep=1)
+SIZES = (8, 8, 4)  # the history weighs a batch by its size
+SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.0625}
+
+
+def values(model: Any) -> list[np.ndarray]:
+    if isinstance(model, keras.Model):
+        return model.get_weights()
+    return [value.numpy() for value in model.state_dict().values()]
+
+
+def by_torch(data: list[Any], rates: list[float]) -> tuple[list[np.ndarray], list[float]]:
+    model, losses = test_training.network().train(), []
+    optimizer = torch.optim.SGD(model.parameters(), **SETTINGS)
+    for (x, y), rate in zip(data, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = spatlib_torch.spat_loss(model, torch.as_tensor(x), torch.as_tensor(y), CONFIG)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return values(model), losses
+
+
+def by_keras(data: list[Any], rates: list[float]) -> tuple[list[np.ndarray], list[float]]:
+    model, losses = test_tf_model.network(), []
+    settings = {name: value for name, value in SETTINGS.items() if name != "lr"}
+    optimizer = keras.optimizers.SGD(SETTINGS["lr"], **settings)
+    for (x, y), rate in zip(data, rates, strict=True):
+        optimizer.learning_rate = rate
+        with tf.GradientTape() as tape:
+            loss = spatlib_tf.spat_loss(model, x, y, CONFIG)
+        weights = model.trainable_weights
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        losses.append(float(loss))
+    return values(model), losses
+
+
+LOOPS: dict[str, Any] = {
+    "torch": (test_training, spatlib_torch.engine.fit, by_torch),
+    "tf": (test_tf_model, spatlib_tf.engine.fit, by_keras),
+}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "onecycle"])
+@pytest.mark.parametrize("framework", LOOPS)
+def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
+    tests, fit, by_hand = LOOPS[framework]
+    arrays = (np.split(a, np.cumsum(SIZES)[:-1]) for a in tests.arrays(count=sum(SIZES)))
+    data, model = list(zip(*arrays, strict=True)), tests.network()
+    rates = [SETTINGS["lr"] * lr_factor(schedule, step, 6) for step in range(6)]
+    training = TrainConfig(epochs=2, schedule=schedule, progress=False, **SETTINGS)
+    rows = fit(model, data, CONFIG, training, "")
+    expected, losses = by_hand(data * 2, rates)
+    for ours, theirs in zip(values(model), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    means = np.average(np.reshape(losses, (2, 3)), axis=1, weights=SIZES)
+    assert [row["loss"] for row in rows] == pytest.approx(list(means), rel=1e-4)
+    assert [row["lr"] for row in rows] == pytest.approx([rates[2], rates[5]])
+
+
+def test_metrics_of_a_keras_step_are_those_of_the_clean_inputs_before_it() -> None:
+    (x, y), config = test_tf_model.arrays(), SPATConfig(eps=0.5, steps=3)
+    for base in ("pgd", "trades"):
+        model = test_tf_model.spat(
+            config=dataclasses.replace(config, base=base), metrics=["accuracy"]
+        )
+        expected = np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
+        logs = model.train_on_batch(x, y, return_dict=True)
+        assert logs["accuracy"] == pytest.approx(expected)
+        assert logs["adv_accuracy"] < expected

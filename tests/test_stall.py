@@ -1,0 +1,57 @@
+"""The share of stalled example-steps that both engines report is the oracle's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import reference
+import spatlib_tf.attack
+import spatlib_torch.attack
+from spatlib import SPATConfig
+
+from .engines import CHANNELS, ENGINES, HEIGHT, WIDTH, initial_weights, to_last
+from .test_trajectories import COUNT, batch
+
+
+def attacked(name: str, model: Any, arrays: tuple[np.ndarray, ...], config: SPATConfig) -> float:
+    if name == "torch":
+        x, y, start = map(torch.as_tensor, arrays)
+        return float(spatlib_torch.attack.adversarial(model, x, y, config, start).stall_rate)
+    x, y, start = arrays
+    inputs = tf.constant(to_last(x)), tf.constant(y), config, tf.constant(to_last(start))
+    return float(spatlib_tf.attack.adversarial(model, *inputs).stall_rate)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("framework", ENGINES)
+def test_share_of_stalled_steps_is_the_oracles(framework: str, smoothing: float) -> None:
+    config = SPATConfig(eps=0.1, steps=4, smoothing=smoothing, keep=1)
+    model, oracle = (
+        ENGINES[framework](initial_weights()).model,
+        reference.TanhMLP(*initial_weights()),
+    )
+    names = ("base", "eps", "step_size", "steps", "norm", "bounds", "smoothing", "guard")
+    settings = {name: getattr(config, name) for name in names}
+    rates = []
+    for number in range(5):
+        x, y, start = batch(number)
+        y = oracle_labels(oracle, x)
+        start = 0.1 * start
+        stalls = [
+            reference.attack(oracle, x[n].ravel(), int(y[n]), mask=np.ones(HEIGHT * WIDTH),
+                             channels=CHANNELS, start=start[n].ravel(), **settings)[1]
+            for n in range(COUNT)
+        ]  # fmt: skip
+        rates.append(attacked(framework, model, (x, y, start), config))
+        assert rates[-1] == pytest.approx(np.mean(stalls))
+    assert len(set(rates)) > 1 or smoothing == 0
+
+
+def oracle_labels(oracle: Any, x: np.ndarray) -> np.ndarray:
+    """The most likely classes: of those some are beyond the smoothed weight."""
+    return np.array([int(np.argmax(oracle.logits(example.ravel()))) for example in x])

@@ -1,0 +1,78 @@
+"""Random starts: draws of any kind become points of the ball, by the formulas of the docstring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spatlib.core.start import uniform_in_ball
+
+from .backends import Backend
+from .record import agree
+from .strategies import rows
+
+pytestmark = pytest.mark.verifies
+EPS = 0.7
+SHAPES = ((5, 6), (4, 2, 3, 3))
+
+over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+over_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def radii(shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
+    one_each = (shape[0], *(1,) * (len(shape) - 1))
+    return np.random.default_rng(1).uniform(size=one_each).astype(dtype)
+
+
+def uniform(shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=shape).astype(dtype)
+
+
+@over_shapes
+def test_linf_start_is_the_draw_stretched_over_the_box(
+    backend: Backend, shape: tuple[int, ...]
+) -> None:
+    draws = uniform(shape)
+    start = backend.call(uniform_in_ball, draws, radii(shape), EPS, "Linf")
+    agree(start, np.interp(draws, [0, 1], [-EPS, EPS]), atol=1e-15)
+
+
+@over_shapes
+@over_dtypes
+def test_l2_start_has_the_draws_direction_and_a_share_of_the_volume(
+    backend: Backend, shape: tuple[int, ...], dtype: str
+) -> None:
+    draws = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    radius = radii(shape, dtype)
+    start = backend.call(uniform_in_ball, draws, radius, EPS, "L2")
+    assert start.dtype == dtype
+    length = np.linalg.norm(rows(start), axis=1)
+    near = 20 * float(np.finfo(dtype).eps)
+    agree((length / EPS) ** rows(draws).shape[1], radius.ravel(), rtol=20 * near, like=start)
+    direction = rows(draws) / np.linalg.norm(rows(draws), axis=1, keepdims=True)
+    agree(rows(start) / length[:, None], direction, atol=near, like=start)
+
+
+@over_shapes
+@over_dtypes
+def test_l1_start_is_exponentials_with_signs_over_the_sum_of_one_more(
+    backend: Backend, shape: tuple[int, ...], dtype: str
+) -> None:
+    draws, radius = uniform(shape, dtype), radii(shape, dtype)
+    start = backend.call(uniform_in_ball, draws, radius, EPS, "L1")
+    assert start.dtype == dtype
+    signed = 2 * rows(draws) - 1
+    waits, more = -np.log1p(-np.abs(signed)), -np.log1p(-rows(radius))
+    exact = EPS * np.sign(signed) * waits / (waits.sum(axis=1, keepdims=True) + more)
+    agree(rows(start), exact, atol=100 * float(np.finfo(dtype).eps), like=start)
+
+
+@over_dtypes
+def test_l1_start_is_finite_for_the_extreme_draws(backend: Backend, dtype: str) -> None:
+    """-1 has probability 2^-24 in float32; its exponential would be infinite."""
+    draws = np.array([[0, 0.5, 0.25], [0.5, 0.5, 0.5], [0, 0, 0]], dtype=dtype)
+    radius = np.array([[0.5], [0.5], [0]], dtype=dtype)
+    start = backend.call(uniform_in_ball, draws, radius, EPS, "L1")
+    longest = 24 * np.log(2)
+    first = np.array([-longest, 0, -np.log(2)]) / (longest + 2 * np.log(2))
+    agree(start, EPS * np.array([first, [0, 0, 0], [-1 / 3] * 3]), atol=1e-6)

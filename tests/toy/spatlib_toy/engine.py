@@ -1,0 +1,117 @@
+"""The engine: gradients of a linear classifier by hand, everything else from the core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from spatlib import ConfigError, DataError, Report, SPATConfig, TrainConfig
+from spatlib.core import losses, mask, projection, start, step, target
+from spatlib.evaluate import Evaluation
+
+from . import ops
+
+CHANNELS_FIRST = True
+
+
+@dataclass
+class Linear:
+    """Logits x W for inputs (N, ...)."""
+
+    weights: Any  # (D, K)
+
+    def __call__(self, x: Any) -> Any:
+        return xp.reshape(x, (len(x), -1)) @ self.weights
+
+
+def build_model(name: str, seed: int, *, shape: Any, classes: int, mean: Any, std: Any) -> Linear:
+    """Zero weights, whatever the name."""
+    return Linear(xp.zeros((math.prod(shape), classes)))
+
+
+def check(data: Any, config: SPATConfig) -> None:
+    """Raise DataError unless the inputs are numbers in the bounds."""
+    if not np.all((data[0] >= config.bounds[0]) & (data[0] <= config.bounds[1])):
+        raise DataError("x", expected="values in the bounds", received="others", fix="Scale them.")
+
+
+def fit(
+    model: Linear,
+    data: Any,
+    config: SPATConfig,
+    training: TrainConfig,
+    label: str,
+    monitor: Any = None,
+    *,
+    ordinary: bool = False,
+) -> list[dict[str, float]]:
+    """Gradient descent on the outer loss of PGD-AT, by batches."""
+    rng, rows = np.random.default_rng(training.seed), []
+    for epoch in range(1, training.epochs + 1):
+        total = 0.0
+        for chosen in np.array_split(rng.permutation(len(data[0])), 20):
+            x, y = data[0][chosen].astype(np.float64), data[1][chosen]
+            one_hot = xp.eye(10)[y]
+            if not ordinary:
+                x = attack(model, x, one_hot, config, rng)
+            logits = model(x)
+            slope = (xp.exp(ops.log_softmax(logits)) - one_hot) / len(x)
+            model.weights = model.weights - training.lr * xp.reshape(x, (len(x), -1)).T @ slope
+            total += float(xp.sum(losses.outer_loss(ops, "pgd", 0.0, one_hot, None, logits)))
+        rows.append({"epoch": epoch, "loss": total / len(data[0])})
+    return rows
+
+
+def attack(
+    model: Linear, x: Any, one_hot: Any, config: SPATConfig, rng: Any, name: str = "pgd"
+) -> Any:
+    """x', as an engine computes it: mask, start, guarded steps."""
+    state = mask.begin(ops, x, config.share, 1)
+    for column in (model.weights - xp.mean(model.weights, axis=1, keepdims=True)).T:
+        grad = xp.broadcast_to(xp.reshape(column, (1, *x.shape[1:])), x.shape)
+        state = mask.fold(ops, state, grad, config.share, 1)
+    budget = mask.finish(ops, state, config.keep, config.floor) if config.masked else None
+    lower, upper = projection.feasible_box(ops, x, budget, config.eps, config.bounds)
+    noise = start.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
+    d = step.initial(ops, noise, budget, lower, upper, config.eps, "Linf")
+    for _ in range(config.steps):
+        log_p = ops.log_softmax(model(x + d))
+        q = target.smoothed_target(ops, one_hot, one_hot, log_p, config.smoothing, config.guard)
+        rival = ops.argmax_one_hot(xp.where(one_hot > 0, -xp.inf, log_p))
+        slope = rival - one_hot if name == "margin" else xp.exp(log_p) - q
+        grad = xp.reshape(slope @ model.weights.T, x.shape)
+        d = step.step(ops, d, grad, budget, lower, upper, eps=config.eps,
+                      step_size=config.step_size, norm="Linf")  # fmt: skip
+    return ops.clip(x + d, *config.bounds)
+
+
+def evaluate(
+    model: Linear,
+    data: Any,
+    config: SPATConfig,
+    *,
+    attacks: Sequence[Any] = ("pgd", "margin"),
+    steps: int = 20,
+    restarts: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: str | None = None,
+) -> Report:
+    """Accuracy, clean and under PGD with cross-entropy and the margin, in one batch."""
+    evaluation = Evaluation(config, attacks, steps, restarts, seed)
+    if not set(evaluation.named.values()) <= {"pgd", "margin"} or evaluation.callables:
+        raise ConfigError("attacks", expected="'pgd' or 'margin'", received=repr(attacks),
+                          fix="The toy has no others.")  # fmt: skip
+    x, y = data[0].astype(np.float64), data[1]
+    verdicts = dict.fromkeys(evaluation.keys, xp.argmax(model(x), axis=1) == y)
+    for key, name in evaluation.named.items():
+        for number in evaluation.seeds:
+            rng = np.random.default_rng(number)
+            moved = attack(model, x, xp.eye(10)[y], evaluation.threat, rng, name)
+            verdicts[key] = verdicts[key] & (xp.argmax(model(moved), axis=1) == y)
+    return evaluation.report([xp.stack([y, *verdicts.values()])], classes=10)
