@@ -3,21 +3,26 @@
 from .config import Bounds, SPATConfig, TrainConfig
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
 from .evaluate import evaluate
+from .recipes import RECIPES, Recipe
 from .result import Report, Result
 from .train import train
+from .trained import load_model
 
 __version__ = "0.1.0"
 __all__ = [
+    "RECIPES",
     "BackendError",
     "Bounds",
     "ConfigError",
     "DataError",
     "NonFiniteError",
+    "Recipe",
     "Report",
     "Result",
     "SPATConfig",
     "SpatlibError",
     "TrainConfig",
     "evaluate",
+    "load_model",
     "train",
 ]

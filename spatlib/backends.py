@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 from .config import SPATConfig, TrainConfig
 from .errors import BackendError
+from .monitor import Monitor
 from .result import Report
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
@@ -20,8 +22,18 @@ class Engine(Protocol):
 
     CHANNELS_FIRST: bool
 
-    def build_model(self, recipe: str, seed: int) -> Any:
-        """The recipe's model, with initial weights fixed by the seed."""
+    def build_model(
+        self, name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
+    ) -> Any:
+        """The registered model of this name, with initial weights fixed by the seed.
+
+        Args:
+            name: A key of the engine's registry; ConfigError for another.
+            seed: At least 0.
+            shape: One input, in the engine's layout.
+            classes: Number of logits.
+            mean, std: Per channel, of the normalisation that is its first layer; or None.
+        """
 
     def check(self, data: Any, config: SPATConfig) -> None:
         """Raise DataError unless all inputs and labels have the right shapes and values."""
@@ -30,11 +42,29 @@ class Engine(Protocol):
         self,
         model: Any,
         data: Any,
-        config: SPATConfig | None,
+        config: SPATConfig,
         training: TrainConfig,
         label: str,
+        monitor: Monitor | None = None,
+        *,
+        ordinary: bool = False,
     ) -> list[dict[str, float]]:
-        """Train in place, return the history; no config is ordinary training."""
+        """Train in place, return the history; ordinary training uses the bounds of config only.
+
+        The monitor is told of steps and epochs, holds the checkpoint to go on from, and says
+        when to save and to stop.
+        """
+
+    def weights(self, model: Any) -> bytes:
+        """All weights, as the content of a safetensors file."""
+
+    def load_weights(self, model: Any, content: bytes, source: str = "weights") -> None:
+        """Put back what :meth:`weights` gave; DataError if it is that of another architecture."""
+
+    def examples(
+        self, model: Any, data: Any, config: SPATConfig, *, count: int = 8, seed: int = 0
+    ) -> dict[str, Any]:
+        """A few attacked examples, as :func:`spatlib.plots.sheet` takes them."""
 
     def evaluate(
         self,
@@ -42,13 +72,28 @@ class Engine(Protocol):
         data: Any,
         config: SPATConfig,
         *,
+        attacks: Sequence[Any] = ("pgd", "margin"),
         steps: int = 20,
         restarts: int = 1,
         batch_size: int = 256,
         seed: int = 0,
         device: str | None = None,
     ) -> Report:
-        """Accuracies, clean and under PGD with cross-entropy and with the margin loss."""
+        """Accuracies, clean and under attack, as :func:`spatlib.evaluate` says."""
+
+
+def load_extra(module: str) -> Any:
+    """Import a module that only some data sets need.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BackendError(module, expected="it to be installed for this data set",
+                           received=f"{type(error).__name__}: {error}",
+                           fix="Run: pip install 'spatlib[data]'") from error  # fmt: skip
 
 
 def load_engine(name: str) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 ROUNDING = 1e-6  # as a share of the input range: what arithmetic on the way in may add
 
@@ -35,6 +35,14 @@ def check_batch(
         raise DataError("y", expected=f"one label per example, shape ({x_shape[0]},)",
                         received=f"shape {tuple(y_shape)}",
                         fix="Pass class indices, as many as inputs.")  # fmt: skip
+
+
+def check_images(shape: Sequence[int | None]) -> None:
+    """Raise ConfigError unless the batch that is to be augmented holds images."""
+    if len(shape) != 4:
+        raise ConfigError("augment", expected="'none' for inputs that are no images",
+                          received=f"a batch of shape {tuple(shape)}",
+                          fix="Images have four axes, grey ones too.")  # fmt: skip
 
 
 def check_range(x_min: float, x_max: float, bounds: tuple[float, float]) -> None:

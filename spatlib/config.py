@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from .arguments import check_choice, check_flag, check_integer, check_number
 from .errors import ConfigError
 
 NORMS = ("Linf", "L2", "L1")
@@ -16,6 +14,9 @@ SHARES = ("min", "mean", "rms", "neutral")
 STARTS = ("uniform", "gaussian", "none")
 MODES = ("eval", "train")
 SCHEDULES = ("constant", "onecycle", "piecewise")
+PRECISIONS = ("float32", "bfloat16")
+AUGMENTS = ("none", "crop", "crop-flip")
+PADDING = 4  # pixels by which "crop" can shift
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 
 
@@ -104,7 +105,9 @@ class SPATConfig:
         check_number("keep", self.keep, above=0.0, most=1.0)
         check_number("floor", self.floor, least=0.0, most=1.0)
         for name in ("beta", "smoothing", "keep", "floor"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+            _plain(self, name, float)
+        for name in ("steps", "probes", "mask_classes"):
+            _plain(self, name, int)
         for name in ("eps", "step_size"):
             if not isinstance(getattr(self, name), _Derived):
                 object.__setattr__(self, name, float(getattr(self, name)))
@@ -163,11 +166,26 @@ class TrainConfig:
         weight_decay: L2 penalty added to the gradient.
         schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to
             0) or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
-        seed: Fixes the initial weights, the order of the data, the starts and the mask's draws
-            (and dropout in torch; Keras' dropout layers take seeds of their own).
-        device: Where to train, e.g. ``"cuda"``; default: where the model's parameters are.
+        seed: Fixes the initial weights, the order of the data, the starts, the mask's draws
+            and the augmentation (and dropout in torch; Keras' dropout layers take seeds of
+            their own).
+        augment: What is done to training images anew in every epoch: ``"crop"`` (out of the image
+            padded by 4 pixels of ``bounds[0]``), ``"crop-flip"`` (and mirrored with probability
+            1/2) or ``"none"``.
+        validation: Training examples held out of training (for data in arrays): after each epoch
+            they measure the network, clean, under PGD-10 and under one step.
+        examples, test_examples: Use the first so many only, for a quick look; default all.
+        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf a device of its list such
+            as ``"GPU:0"``; default: where the model's parameters are.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
+        ema: Decay of the moving average of the weights, e.g. 0.999; 0 switches it off. With it the
+            average is what is validated, returned and measured.
+        clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
+        patience: Stop after so many epochs without a better robust validation accuracy.
+        checkpoint_minutes: Save in a run directory at least so often, and after each epoch (Keras:
+            only then).
         baseline: Also train an ordinary network (same architecture, schedule and seed) and
-            report both; for a recipe's own model only.
+            report both; for a model given by name only.
         progress: Show a progress bar (in a terminal only) and print the final table.
 
     Raises:
@@ -181,7 +199,16 @@ class TrainConfig:
     weight_decay: float = 5e-4
     schedule: str = "onecycle"
     seed: int = 0
+    augment: str = "none"
+    validation: int = 0
+    examples: int | None = None
+    test_examples: int | None = None
     device: str | None = None
+    precision: str = "float32"
+    ema: float = 0.0
+    clip_grad_norm: float | None = None
+    patience: int | None = None
+    checkpoint_minutes: float = 10.0
     baseline: bool = False
     progress: bool = True
 
@@ -193,60 +220,33 @@ class TrainConfig:
         check_number("momentum", self.momentum, least=0.0, below=1.0)
         check_number("weight_decay", self.weight_decay, least=0.0)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_number("ema", self.ema, least=0.0, below=1.0)
+        check_number("checkpoint_minutes", self.checkpoint_minutes, least=0.0)
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, above=0.0)
+        for name in ("patience", "examples", "test_examples"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        check_choice("augment", self.augment, AUGMENTS)
+        check_integer("validation", self.validation, 0)
+        if self.patience is not None and self.validation == 0:
+            raise ConfigError("patience", expected="None without validation",
+                              received=self.patience, fix="Set validation: how many examples "
+                              "to hold out.")  # fmt: skip
+        # Plain numbers: NumPy's have no place in JSON.
+        for name in ("epochs", "batch_size", "seed", "validation", "examples", "test_examples",
+                     "patience"):  # fmt: skip
+            _plain(self, name, int)
+        for name in ("lr", "momentum", "weight_decay", "ema", "clip_grad_norm",
+                     "checkpoint_minutes"):  # fmt: skip
+            _plain(self, name, float)
         check_flag("baseline", self.baseline)
         check_flag("progress", self.progress)
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise ConfigError unless ``value`` is one of ``choices``."""
-    if not isinstance(value, str) or value not in choices:
-        raise ConfigError(name, expected=f"one of {', '.join(map(repr, choices))}",
-                          received=repr(value), fix="Choose one of these names.")  # fmt: skip
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigError(name, expected="True or False", received=repr(value),
-                          fix="Pass a bool.")  # fmt: skip
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raise ConfigError unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ConfigError(name, expected=f"an integer >= {least}", received=repr(value),
-                          fix="Pass a whole number in that range.")  # fmt: skip
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> None:
-    """Raise ConfigError unless ``value`` is a finite real number within the given limits."""
-    limits = ((">", above), (">=", least), ("<", below), ("<=", most))
-    expected = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
-    valid = isinstance(value, Real) and not isinstance(value, bool)
-    try:
-        valid = valid and math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        valid = False
-    if not valid or not (
-        (above is None or value > above)
-        and (least is None or value >= least)
-        and (below is None or value < below)
-        and (most is None or value <= most)
-    ):
-        raise ConfigError(name, expected=f"a finite number {expected}".rstrip(),
-                          received=repr(value), fix="Pass a number in that range.")  # fmt: skip
-
-
-def check_type(name: str, value: Any, kind: type) -> None:
-    """Raise ConfigError unless ``value`` is None or settings of this kind."""
-    if value is not None and not isinstance(value, kind):
-        raise ConfigError(name, expected=f"a {kind.__name__}", received=type(value).__name__,
-                          fix=f"Pass spatlib.{kind.__name__}(...).")  # fmt: skip
+def _plain(settings: Any, name: str, kind: type) -> None:
+    """Make a checked number one of Python's own."""
+    value = getattr(settings, name)
+    if value is not None:
+        object.__setattr__(settings, name, kind(value))

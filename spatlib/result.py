@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from .config import SPATConfig, TrainConfig
 
-LABELS = {"clean": "clean", "pgd20": "PGD-20", "margin20": "margin PGD-20 (CW)"}
+Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +19,56 @@ class Report:
 
     Attributes:
         metrics: Accuracy in [0, 1] on clean inputs (``clean``) and under each attack (``pgd20``,
-            ``margin20``): the share of examples that are classified correctly clean, at the
-            start and at the end of every restart of that attack.
+            ``margin20``, ...): the share of examples that are classified correctly clean and on
+            everything that this attack made of them, as :func:`spatlib.evaluate` says.
         count: Number of examples.
         config: The threat model: eps, norm, bounds (its mask, smoothing and guard play no part).
-        restarts: Random restarts of each attack.
+        restarts: Random restarts of each named attack.
+        per_class: The same for the examples of each class, NaN where there are none.
+        attacks: What the named attacks are called in print; others go by their key.
     """
 
     metrics: dict[str, float]
     count: int
     config: SPATConfig
     restarts: int = 1
+    per_class: dict[str, list[float]] = field(default_factory=dict)
+    attacks: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, verdicts: dict[str, np.ndarray], labels: np.ndarray, classes: int,
+        config: SPATConfig, attacks: dict[str, str], restarts: int = 1,
+    ) -> Report:  # fmt: skip
+        """From the labels (n,) and, for ``clean`` and each attack, bools (n,): who is right."""
+        of_class = [labels == k for k in range(classes)]
+        per_class = {
+            name: [float(right[own].mean()) if own.any() else math.nan for own in of_class]
+            for name, right in verdicts.items()
+        }
+        metrics = {name: float(right.mean()) for name, right in verdicts.items()}
+        return cls(metrics=metrics, count=len(labels), config=config, restarts=restarts,
+                   per_class=per_class, attacks=attacks)  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, with the intervals; see :meth:`from_json`."""
+        per_class = {name: [None if math.isnan(p) else p for p in values]
+                     for name, values in self.per_class.items()}  # fmt: skip
+        return asdict(self) | {"per_class": per_class, "interval": self.interval}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Report:
+        """The report that :meth:`as_json` was taken of."""
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        per_class = {name: [math.nan if p is None else p for p in shares]
+                     for name, shares in values["per_class"].items()}  # fmt: skip
+        config = SPATConfig(**values["config"])
+        return cls(**known | {"per_class": per_class, "config": config})
+
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each metric (:func:`wilson`), were other examples drawn."""
+        return {name: wilson(round(p * self.count), self.count) for name, p in self.metrics.items()}
 
     def __str__(self) -> str:
         return table({"model": self}, self)
@@ -37,7 +79,7 @@ class Result:
     """A trained model and the record of its training.
 
     Attributes:
-        model: The trained model, with the weights of the last step.
+        model: The trained model, with its best, averaged or last weights (:func:`spatlib.train`).
         history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on the training
             batches under their attack), ``stall_rate``, ``lr``, ``seconds``.
         metrics: Accuracies in [0, 1] of ``model`` (keys as in :class:`Report`) on the test data,
@@ -63,18 +105,32 @@ class Result:
         return table(reports, self.report) if self.report is not None else "not evaluated"
 
 
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share k / n (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+
+    All p in [0, 1] with |k / n - p| <= z sqrt(p (1 - p) / n), z = 1.96 the normal quantile:
+    (k + z^2 / 2 -+ z sqrt(k (n - k) / n + z^2 / 4)) / (n + z^2).
+    """
+
+    def low(k: int) -> float:
+        return (k + Z * Z / 2 - Z * math.sqrt(k * (n - k) / n + Z * Z / 4)) / (n + Z * Z)
+
+    return low(hits), 1 - low(n - hits)  # exactly 0 and 1 at the ends
+
+
 def table(rows: dict[str, Report], shared: Report) -> str:
     """Reports on the same data and threat model as aligned text, one row each."""
-    keys = list(shared.metrics)
-    head = ["", *(LABELS.get(key, key) for key in keys)]
-    lines = [[name, *(f"{100 * r.metrics[key]:.1f} %" for key in keys)] for name, r in rows.items()]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    grid = [["", *(shared.attacks.get(key, key) for key in shared.metrics)]]
+    for name, report in rows.items():
+        shares = ((report.metrics[key], *report.interval[key]) for key in shared.metrics)
+        cells = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
+        grid.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     text = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                  for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in [head, *lines]
-    ]  # fmt: skip
-    config = shared.config
-    note = (f"accuracy on {shared.count} examples; attacks: {config.norm} eps {config.eps:.4g}, "
-            f"{shared.restarts} random start{'s' if shared.restarts > 1 else ''}")  # fmt: skip
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        for name, *cells in grid
+    ]
+    starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
+    note = (f"accuracy [95 % interval] on {shared.count} examples; attacks: "
+            f"{shared.config.norm} eps {shared.config.eps:.4g}, {starts}")  # fmt: skip
     return "\n".join([*text, note])

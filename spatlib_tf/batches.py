@@ -8,14 +8,31 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from spatlib.config import TrainConfig
 from spatlib.data import is_pair, length
 from spatlib.errors import DataError
+
+from .augment import augment
 
 Tensor = Any
 
 
-def batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """One pass over ``(x, y)`` of arrays, cut into batches, or over the user's batches."""
+def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
+    """Inputs of uint8 as ``dtype``, with 0..255 as ``bounds``; others as they are."""
+    if tf.uint8 != getattr(x, "dtype", None):
+        return x
+    lower, upper = bounds
+    return lower + (upper - lower) * (tf.cast(x, dtype) / 255)
+
+
+def batches(
+    data: Any, batch_size: int, bounds: tuple[float, float], dtype: Any
+) -> Iterator[tuple[Any, Any]]:
+    """One pass over ``(x, y)`` of arrays, cut into batches, or over the user's batches, scaled."""
+    return ((scaled(x, bounds, dtype), y) for x, y in _batches(data, batch_size))
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
     if is_pair(data):
         x, y = data
         for begin in range(0, len(x), batch_size):
@@ -35,21 +52,81 @@ def batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
                         fix="Check that the data can be gone through again.")  # fmt: skip
 
 
-def as_dataset(data: Any, batch_size: int, seed: int, dtype: Any) -> Any:
-    """What keras.Model.fit goes through: arrays are shuffled anew each epoch, by the seed."""
-    if is_pair(data):
-        x, y = (tf.convert_to_tensor(part) for part in data)
-        dataset = tf.data.Dataset.from_tensor_slices((tf.cast(x, dtype), y))
-        return dataset.shuffle(len(x), seed=seed).batch(batch_size)
+def as_dataset(
+    data: Any, training: TrainConfig, bounds: tuple[float, float], dtype: Any, first: int = 0
+) -> tuple[Any, int | None]:
+    """What keras.Model.fit goes through from epoch ``first`` on, and its steps per epoch.
+
+    Batches are scaled, cast and augmented. The order of arrays and the augmentation follow from
+    the seed and the number of the epoch (of a tf.data.Dataset: from the seed).
+    """
+
+    def prepared(batch: tuple[Tensor, Tensor], draw: Tensor) -> tuple[Tensor, Tensor]:
+        x = tf.cast(scaled(batch[0], bounds, dtype), dtype)
+        return augment(x, training.augment, bounds[0], draw), batch[1]
+
     if isinstance(data, keras.utils.PyDataset):
-        return data
-    dataset = data if isinstance(data, tf.data.Dataset) else _generated(data, batch_size)
-    return dataset.map(lambda x, y: (tf.cast(x, dtype), y))
+        return _Prepared(data, prepared, training.seed, first), len(data)
+    if is_pair(data):
+        return _shuffled(data, training, prepared, first)
+    dataset = data if isinstance(data, tf.data.Dataset) else _generated(data, training.batch_size)
+    draws = tf.data.Dataset.random(training.seed, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(dataset, draws.batch(2)).map(prepared), length(dataset)
+
+
+def _shuffled(
+    data: tuple[Any, Any], training: TrainConfig, prepared: Any, first: int
+) -> tuple[tf.data.Dataset, int]:
+    """All epochs of arrays, one after the other."""
+    x, y = (tf.convert_to_tensor(part) for part in data)
+    steps = -(-len(x) // training.batch_size)
+    seed = tf.constant(training.seed, tf.int64)
+
+    def epoch(number: Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(len(x)), tf.stack([seed, number]), alg="philox"
+        )
+
+        def batch(step: Tensor, chosen: Tensor) -> Any:
+            # A stream of its own, far from the seeds that people choose.
+            draw = tf.stack([seed + 2**40, number * steps + step])
+            return prepared((tf.gather(x, chosen), tf.gather(y, chosen)), draw)
+
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(training.batch_size)
+        return batches.enumerate().map(batch)
+
+    epochs = tf.data.Dataset.range(first, training.epochs)
+    return epochs.flat_map(epoch).prefetch(tf.data.AUTOTUNE), steps
+
+
+class _Prepared(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
+    """A PyDataset with ``change(batch, draw)`` applied to its batches, a draw for each step.
+
+    In threads: TensorFlow would not survive the fork of ``use_multiprocessing``.
+    """
+
+    def __init__(self, inner: keras.utils.PyDataset, change: Any, seed: int, epoch: int) -> None:
+        super().__init__(workers=inner.workers, max_queue_size=inner.max_queue_size)
+        self.inner, self.change, self.seed, self.epoch = inner, change, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        step = self.epoch * len(self) + index
+        return self.change(self.inner[index], tf.constant([self.seed, step], tf.int64))
+
+    def on_epoch_begin(self) -> None:
+        self.inner.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self.inner.on_epoch_end()
 
 
 def _generated(data: Any, batch_size: int) -> tf.data.Dataset:
     """Any other iterable of batches as a dataset, of as many if it says how many."""
-    first = next(batches(data, batch_size))
+    first = next(_batches(data, batch_size))
     signature = tuple(
         tf.TensorSpec(
             (None, *tf.convert_to_tensor(part).shape[1:]), tf.convert_to_tensor(part).dtype
@@ -57,7 +134,7 @@ def _generated(data: Any, batch_size: int) -> tf.data.Dataset:
         for part in first
     )
     dataset = tf.data.Dataset.from_generator(
-        lambda: batches(data, batch_size), output_signature=signature
+        lambda: _batches(data, batch_size), output_signature=signature
     )
     steps = length(data)
     return (

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig
-from spatlib.core import target
-from spatlib.core.projection import feasible_box
-from spatlib.core.step import initial
+from spatlib.evaluate import Evaluation, survivors
+from spatlib.evaluate import is_correct as correct
 from spatlib.result import Report
 
 from . import ops
 from .attack import ascend
 from .batches import batches
-from .inputs import check_device, check_label_values, logits_of, one_hot, prepare
+from .inputs import (
+    as_tensor,
+    check_device,
+    check_label_values,
+    check_model,
+    logits_of,
+    one_hot,
+    prepare,
+)
 from .random import draw_start, next_seed
 
 Tensor = Any
+_graphs: ContextVar[dict[Any, Any] | None] = ContextVar("graphs", default=None)
+
+
+@contextmanager
+def keeping_graphs() -> Iterator[None]:
+    """Inside, an evaluation like an earlier one of the same model is not traced again.
+
+    For a training run, which validates alike in every epoch. Elsewhere each evaluation traces
+    anew: between two of them a model may have changed in ways that a graph does not see.
+    """
+    token = _graphs.set({})
+    try:
+        yield
+    finally:
+        _graphs.reset(token)
 
 
 def evaluate(
@@ -27,78 +53,82 @@ def evaluate(
     data: Any,
     config: SPATConfig,
     *,
+    attacks: Sequence[Any] = ("pgd", "margin"),
     steps: int = 20,
     restarts: int = 1,
     batch_size: int = 256,
     seed: int = 0,
     device: str | None = None,
 ) -> Report:
-    """See :func:`spatlib.evaluate`; the attacks take ``steps`` steps of 2.5 eps / steps."""
+    """See :func:`spatlib.evaluate`."""
+    evaluation = Evaluation(config, attacks, steps, restarts, seed)
     check_device(device)
-    threat = config.evaluation(steps)
-    names = {f"pgd{steps}": "cross-entropy", f"margin{steps}": "margin"}
-    # One source per restart: more of them repeat the fewer and add to them.
-    sources = [keras.random.SeedGenerator(seed + 7919 * r) for r in range(restarts)]
+    check_model(model)
+    sources = [keras.random.SeedGenerator(number) for number in evaluation.seeds]
+    judge = _judge(model, evaluation)
+    table, classes = [], 0
+    with tf.device(device):
+        for x, y in batches(data, batch_size, config.bounds, model.variable_dtype):
+            x, y = prepare(x, y, evaluation.threat, validate=True)
+            classes = logits_of(model, x[:1]).shape[1]
+            check_label_values(y, classes)
+            labels = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
+            verdicts = judge(x, y, tf.stack([next_seed(source) for source in sources]))
+            for key, attack in evaluation.callables.items():
+                found = tf.cast(as_tensor(f"x_adv of {key}", attack(model, x, labels)), x.dtype)
+                pair = tf.cast(x, tf.float64).numpy(), tf.cast(found, tf.float64).numpy()
+                evaluation.check_inside(key, *pair, ops.mantissa_bits(x))
+                verdicts[key] = verdicts["clean"] & is_correct(logits_of(model, found), y)
+            rows = [tf.cast(verdicts[key], labels.dtype) for key in evaluation.keys]
+            table.append(tf.stack([labels, *rows]).numpy())  # one read for all verdicts
+    return evaluation.report(table, classes)
+
+
+def _judge(model: keras.Model, evaluation: Evaluation) -> Any:
+    """The named attacks as a graph (x, y, one seed per restart) -> verdicts (N,)."""
+    threat, named, graphs = evaluation.threat, evaluation.named, _graphs.get()
+    key = (id(model), threat, tuple(named.items()), len(evaluation.seeds))
+    if graphs is not None and key in graphs:
+        return graphs[key]
 
     # Without autograph, which would hide our errors behind its own.
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def judge(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        verdicts = {"clean": correct_on(model, x, y)}
-        for name, objective in names.items():
-            robust = verdicts["clean"]
-            for source in sources:
-                robust &= robust_on(model, x, y, threat, objective, source)
-            verdicts[name] = robust
-        return verdicts
+    def judge(x: Tensor, y: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        return _survivors(model, x, y, threat, named, tf.unstack(seeds))
 
-    correct = dict.fromkeys(("clean", *names), 0)
-    count = 0
-    with tf.device(device):
-        for x, y in batches(data, batch_size):
-            x, y = prepare(x, y, threat, validate=True)
-            check_label_values(y, logits_of(model, x[:1]).shape[1])
-            count += int(x.shape[0])
-            for name, verdict in judge(x, y).items():
-                correct[name] += int(tf.math.count_nonzero(verdict))
-    metrics = {name: number / count for name, number in correct.items()}
-    return Report(metrics=metrics, count=count, config=config, restarts=restarts)
+    if graphs is not None:
+        graphs[key] = judge  # which keeps the model, so its id stays its own
+    return judge
 
 
 def check(data: Any, config: SPATConfig) -> None:
     """Go through the data once: a DataError now rather than after the training."""
-    for x, y in batches(data, 1024):
+    for x, y in batches(data, 1024, config.bounds, keras.config.floatx()):
         prepare(x, y, config, validate=True)
-
-
-def correct_on(model: keras.Model, x: Tensor, y: Tensor) -> Tensor:
-    """(N,) whether the largest logit is the label's."""
-    logits = logits_of(model, x)
-    return is_correct(logits, y)
 
 
 def is_correct(logits: Tensor, y: Tensor) -> Tensor:
     """(N,) whether the largest logit is the label's."""
-    label = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
-    return tf.argmax(logits, axis=1) == label
+    return correct(ops, logits, one_hot(y, logits))
 
 
 def robust_on(
-    model: keras.Model,
-    x: Tensor,
-    y: Tensor,
-    threat: SPATConfig,
-    objective: str,
+    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, objective: str,
     generator: keras.random.SeedGenerator,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(N,) whether the label survives clean, at one start and at the end of the attack from it."""
+    seeds = [next_seed(generator, x)]
+    return _survivors(model, x, y, threat, {objective: objective}, seeds)[objective]
 
-    def ascent(logits: Tensor) -> tuple[Tensor, Tensor]:
-        value = target.attack_loss(ops, objective, logits, one_hot(y, logits))
-        return value, tf.zeros((), logits.dtype)
 
-    lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)
-    start = draw_start(x, threat, next_seed(generator, x))
-    d = initial(ops, start, None, lower, upper, threat.eps, threat.norm)
-    x_adv, _ = ascend(model, x, d, None, lower, upper, threat, ascent)
-    started = ops.clip(x + d, *threat.bounds)
-    return correct_on(model, x, y) & correct_on(model, started, y) & correct_on(model, x_adv, y)
+def _survivors(
+    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: Mapping[str, str],
+    seeds: Sequence[Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    def climb(d: Tensor, lower: Tensor, upper: Tensor, objective: Any) -> Tensor:
+        return ascend(model, x, d, None, lower, upper, threat,
+                      lambda z: (objective(z), tf.zeros((), z.dtype)))[0]  # fmt: skip
+
+    clean = logits_of(model, x)
+    return survivors(ops, threat, named, (x, clean, one_hot(y, clean)), partial(logits_of, model),
+                     climb, (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip

@@ -33,15 +33,24 @@ class Batches:
 
     Args:
         data: ``(x, y)`` of arrays or tensors, moved to the device once, or an iterable of
-            batches, each moved as it comes.
+            batches, each moved as it comes. Inputs of uint8 become floats on the device, batch
+            by batch: 0..255 is ``bounds``.
         batch_size: Examples per batch of arrays; the last may be smaller (one example that is
             left over waits for the next pass).
         model: Sets the dtype of floating inputs.
         device: Where the batches go.
+        bounds: Lowest and highest input value.
     """
 
-    def __init__(self, data: Any, batch_size: int, model: nn.Module, device: torch.device) -> None:
-        self.batch_size, self.device = batch_size, device
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        model: nn.Module,
+        device: torch.device,
+        bounds: tuple[float, float],
+    ) -> None:
+        self.batch_size, self.device, self.bounds = batch_size, device, bounds
         floating = (p.dtype for p in model.parameters() if p.is_floating_point())
         self.dtype = next(floating, None)
         self.arrays = tuple(self._move(part) for part in data) if is_pair(data) else None
@@ -62,18 +71,24 @@ class Batches:
             for chosen in torch.split(indices.to(self.device), self.batch_size):
                 # BatchNorm cannot train on one example: it waits for the next order.
                 if order is None or len(chosen) > 1 or 1 in (self.batch_size, len(x)):
-                    yield x[chosen], y[chosen]
+                    yield self._scaled(x[chosen]), y[chosen]
             return
         empty = True
         for batch in self.source:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise DataError("data", expected="batches (x, y)", received=type(batch).__name__,
                                 fix="Yield pairs of inputs and labels.")  # fmt: skip
-            yield self._move(batch[0]), self._move(batch[1])
+            yield self._scaled(self._move(batch[0])), self._move(batch[1])
             empty = False
         if empty:
             raise DataError("data", expected="at least one batch", received="none",
                             fix="Check that the data can be gone through again.")  # fmt: skip
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return x
+        lower, upper = self.bounds
+        return lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
 
     def _move(self, part: Any) -> Tensor:
         try:

@@ -54,8 +54,10 @@ def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
-def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array) -> Array:
-    """What an evaluation attack ascends, summed: ``"cross-entropy"`` or ``"margin"``."""
+def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array, goal: Array = None) -> Array:
+    """What an evaluation attack ascends, summed: ``"margin"``, ``"targeted"`` or cross-entropy."""
+    if name == "targeted":
+        return targeted(ops, logits, one_hot, goal)
     if name == "margin":
         return margin(ops, logits, one_hot)
     return objective(ops, ops.log_softmax(logits), one_hot)
@@ -65,3 +67,8 @@ def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
     """max over k != y of z_k, minus z_y, summed over the batch (Carlini & Wagner 2017)."""
     rival = ops.max(ops.where(one_hot > 0, -float("inf"), logits), axis=-1)
     return ops.sum(rival - ops.sum(logits * one_hot, axis=-1), axis=0)
+
+
+def targeted(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:
+    """z_t - z_y, summed over the batch; label y and target t are one-hot (N, K)."""
+    return ops.sum(logits * (goal - one_hot), axis=(0, 1))

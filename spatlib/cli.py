@@ -1,0 +1,246 @@
+"""The command line: ``spatlib train | evaluate | show | compare | recipes``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+import spatlib
+
+from . import SPATConfig, TrainConfig, plots
+from .backends import load_engine
+from .data import Dataset, load
+from .recipes import RECIPES
+from .result import Report, table
+from .run import EVALUATION, Run
+from .trained import load_model
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad input; Ctrl-C
+Directory = tyro.conf.Positional[Path]
+Weights = Literal["best", "ema", "last"] | None
+
+
+def train(
+    *,
+    recipe: str | None = None,
+    backend: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    config: SPATConfig,
+    training: TrainConfig,
+) -> None:
+    """Train a robust classifier.
+
+    Args:
+        recipe: Gives the defaults of everything else: see ``spatlib recipes``; default: the one
+            of the data's name, else digits.
+        backend: torch (the default), tf, or one that another package registered.
+        model: Name of the network; default: the recipe's.
+        data: Name or path of the data; default: the recipe's.
+        data_dir: Where the files of named data are, or are downloaded to.
+        run_dir: Directory for settings, metrics, weights, checkpoints and plots.
+        resume: Go on with the run in run_dir; needs no other option.
+        overwrite: Delete the run in run_dir first.
+    """
+    terminal = sys.stdout.isatty()
+    if recipe in RECIPES and config.norm != RECIPES[recipe].config.norm and (
+            config.eps == RECIPES[recipe].config.eps):  # fmt: skip
+        raise spatlib.ConfigError("eps", expected=f"an eps for {config.norm}", received="the "
+                                  f"recipe's, for {RECIPES[recipe].config.norm}",
+                                  fix="Pass --eps.")  # fmt: skip
+    result = spatlib.train(
+        model, ... if data is None else data, recipe=recipe, backend=backend, config=config,
+        training=replace(training, progress=training.progress and terminal), data_dir=data_dir,
+        run_dir=run_dir, resume=resume, overwrite=overwrite,
+        on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
+    )  # fmt: skip
+    if not terminal:
+        print(json.dumps({"metrics": result.metrics, "measured_on": result.measured_on}))
+
+
+def evaluate(
+    run: Directory,
+    *,
+    weights: Weights = None,
+    attacks: tuple[str, ...] = ("pgd", "margin"),
+    steps: int = 20,
+    restarts: int = 1,
+    eps: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    examples: int | None = None,
+) -> None:
+    """Measure a run's network, clean and under attack, on the test data if there are any.
+
+    Args:
+        run: Directory of the run.
+        weights: Default: best if there was validation, else ema or last.
+        attacks: Any of pgd, margin, targeted.
+        steps: Steps of each attack.
+        restarts: Random restarts of each attack.
+        eps: Radius; default: that of the training.
+        batch_size: Examples per pass.
+        seed: Fixes the random starts.
+        data_dir: Default: that of the training.
+        device: Default: the CPU.
+        examples: Measure the first so many; default: as many as after the training.
+    """
+    model, of = load_model(run, weights)
+    config, _ = of.configs()
+    dataset = _dataset(of, data_dir)
+    report = spatlib.evaluate(
+        model, dataset.measured, backend=of.settings["backend"], attacks=attacks, steps=steps,
+        config=config if eps is None else replace(config, eps=eps), restarts=restarts,
+        batch_size=batch_size, seed=seed, device=device, examples=examples,
+    )  # fmt: skip
+    measured_on = "training" if dataset.test is None else "test"
+    facts = {**report.as_json(), "weights": weights, "seed": seed, "measured_on": measured_on}
+    of.write(EVALUATION, json.dumps(facts, indent=2).encode())
+    print(f"{report}\n{measured_on} data" if sys.stdout.isatty() else json.dumps(facts))
+
+
+def show(
+    run: Directory, *, count: int = 8, weights: Weights = None, data_dir: Path | None = None
+) -> None:
+    """Draw a run's training curves, and test images with mask and perturbation.
+
+    Args:
+        run: Directory of the run; curves.png and sheet.png are written there.
+        count: Images on the sheet.
+        weights: As for evaluate.
+        data_dir: Default: that of the training.
+    """
+    model, of = load_model(run, weights)
+    config, _ = of.configs()
+    engine = load_engine(of.settings["backend"])
+    shown = engine.examples(model, _dataset(of, data_dir).measured, config, count=count)
+    for name, picture in (("curves.png", plots.curves(of.history())),
+                          ("sheet.png", plots.sheet(shown, config.bounds))):  # fmt: skip
+        of.write(name, picture)
+        print(of.directory / name)
+
+
+def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Set the evaluations of runs side by side, one row each.
+
+    Args:
+        runs: Directories of runs that ``spatlib evaluate`` has measured.
+    """
+    reports = {}
+    for directory in runs:
+        content = Run(directory, resume=True).read(EVALUATION)
+        if content is None:
+            raise spatlib.ConfigError("runs", expected="runs that were evaluated",
+                                      received=str(directory),
+                                      fix=f"Run: spatlib evaluate {directory}")  # fmt: skip
+        try:
+            reports[str(directory)] = Report.from_json(json.loads(content))
+        except (ValueError, KeyError, TypeError) as error:
+            raise spatlib.DataError(f"{directory / EVALUATION}", expected="an evaluation",
+                                    received=f"{type(error).__name__}: {error}", fix="Run: "
+                                    f"spatlib evaluate {directory}") from error  # fmt: skip
+    alike = {(r.config.norm, r.config.eps, r.config.bounds, r.count, r.restarts, tuple(r.metrics))
+             for r in reports.values()}  # fmt: skip
+    if len(alike) != 1:
+        raise spatlib.ConfigError("runs", expected="runs measured alike: attacks, eps, examples",
+                                  received=f"{len(alike)} kinds of measurement",
+                                  fix="Run spatlib evaluate with the same options.")  # fmt: skip
+    if sys.stdout.isatty():
+        print(table(reports, next(iter(reports.values()))))
+    else:
+        print(json.dumps({name: report.as_json() for name, report in reports.items()}))
+
+
+def recipes() -> None:
+    """List the recipes."""
+    for name, recipe in RECIPES.items():
+        c, t = recipe.config, recipe.training
+        print(f"{name:18} {recipe.model:16} {c.norm} eps {c.eps:.4g}, {c.steps} steps; "
+              f"{t.epochs} epochs, {t.schedule}; {recipe.source}")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        commands = {"train": _with_defaults(given), "evaluate": evaluate, "show": show,
+                    "compare": compare, "recipes": recipes}  # fmt: skip
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="spatlib", description=spatlib.__doc__, args=given,
+            config=(tyro.conf.OmitArgPrefixes,), registry=_registry(),
+        )  # fmt: skip
+    except spatlib.SpatlibError as error:
+        print(f"spatlib: {error}", file=sys.stderr)
+        return FAILED if isinstance(error, spatlib.NonFiniteError) else REFUSED
+    except KeyboardInterrupt:
+        print("spatlib: interrupted; a run directory can be resumed", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _with_defaults(given: Sequence[str]) -> Any:
+    """The train command with the defaults of the recipe, or of the run to resume, in ``given``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "data", "run-dir"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_known_args(given)[0]
+    if options.resume and options.run_dir:
+        config, training = Run(options.run_dir, resume=True).configs()
+        return partial(train, config=config, training=training)
+    name = options.recipe or (options.data if options.data in RECIPES else "digits")
+    recipe = RECIPES.get(name, RECIPES["digits"])  # spatlib.train says what is wrong with another
+    return partial(train, recipe=name, config=recipe.config, training=recipe.training)
+
+
+def _dataset(run: Run, data_dir: Path | None) -> Dataset:
+    """The data of the run, cut as they were for its training."""
+    saved, (_, training) = run.settings, run.configs()
+    if saved["data"] is None:
+        raise spatlib.ConfigError("run", expected="a run on data by name or path",
+                                  received="one on data of your own", fix="Call "
+                                  "spatlib.load_model and spatlib.evaluate.")  # fmt: skip
+    return load(saved["data"], channels_first=load_engine(saved["backend"]).CHANNELS_FIRST,
+                data_dir=data_dir or saved["data_dir"], validation=training.validation,
+                seed=training.seed, examples=training.examples,
+                test_examples=training.test_examples)  # fmt: skip
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Numbers may be fractions: 8/255."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    def parse(text: list[str]) -> float:
+        try:
+            return float(Fraction(text[0]))
+        except ZeroDivisionError:
+            raise ValueError(f"{text[0]} divides by zero") from None
+
+    @registry.primitive_rule
+    def number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is not float:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NUMBER",
+            instance_from_str=parse,
+            is_instance=lambda value: isinstance(value, int | float),
+            str_from_instance=lambda value: [f"{value:.6g}"],
+        )
+
+    return registry

@@ -1,0 +1,76 @@
+"""Pictures of a run; they need Matplotlib (the extra ``plots``)."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from .errors import BackendError
+
+CURVES = {"adv_accuracy": "training, under its attack", "val_clean": "validation, clean",
+          "val_pgd10": "validation, PGD-10", "val_pgd1": "validation, PGD-1"}  # fmt: skip
+
+
+def curves(history: list[dict[str, float]]) -> bytes:
+    """Loss and accuracies by epoch, as PNG."""
+    figure = _figure(9.0, 3.5)
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    loss.plot(epochs, [row["loss"] for row in history])
+    loss.set(xlabel="epoch", ylabel="loss")
+    for name, label in CURVES.items():
+        values = [row.get(name, math.nan) for row in history]
+        if not all(map(math.isnan, values)):
+            accuracy.plot(epochs, values, label=label)
+    accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+    accuracy.legend()
+    return _png(figure)
+
+
+def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
+    """Clean image, shared mask, perturbation and perturbed image of each example, as PNG.
+
+    Args:
+        examples: ``x``, ``mask`` and ``x_adv`` (N, H, W, C) and the labels ``y``, ``clean`` and
+            ``adversarial`` (N,): true, and predicted for x and x'.
+        bounds: The input range, from black to white.
+    """
+    count = len(examples["x"])
+    figure = _figure(7.5, 1.9 * count)
+    lower, upper = bounds
+    for row, axes in zip(range(count), figure.subplots(count, 4, squeeze=False), strict=True):
+        x, mask, x_adv = (np.asarray(examples[name][row]) for name in ("x", "mask", "x_adv"))
+        d = x_adv - x
+        largest = max(float(np.abs(d).max()), 1e-12)
+        y, clean, adversarial = (int(examples[name][row]) for name in ("y", "clean", "adversarial"))
+        pictures = (
+            (f"label {y}, predicted {clean}", (x - lower) / (upper - lower)),
+            ("shared mask", mask),
+            (f"perturbation / {largest:.2g}", 0.5 + d / (2 * largest)),
+            (f"perturbed, predicted {adversarial}", (x_adv - lower) / (upper - lower)),
+        )
+        for panel, (title, picture) in zip(axes, pictures, strict=True):
+            grey = picture.shape[-1] != 3
+            panel.imshow(np.clip(picture[..., 0] if grey else picture, 0, 1), vmin=0, vmax=1,
+                         cmap="gray" if grey else None)  # fmt: skip
+            panel.set_title(title, fontsize=8)
+            panel.set_axis_off()
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no window, no global state
+    except ImportError as error:
+        raise BackendError("plots", expected="Matplotlib to be installed", received=str(error),
+                           fix="Run: pip install 'spatlib[plots]'") from error  # fmt: skip
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -1,0 +1,97 @@
+"""What happens around Keras' own loop: learning rate, rows, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import keras
+import safetensors.numpy
+
+from spatlib import tensors
+from spatlib.config import TrainConfig
+from spatlib.errors import NonFiniteError
+from spatlib.monitor import SHOWN, Monitor
+from spatlib.run import CHECKPOINT
+from spatlib.schedule import lr_factor
+
+from .checkpoint import base_of, named, put, weights
+
+
+class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
+    """Sets the learning rate, moves the bar, keeps the rows, saves, stops where it has to.
+
+    A checkpoint is that of the end of an epoch: Keras cannot take up an epoch in the middle.
+    """
+
+    def __init__(
+        self, trainer: keras.Model, training: TrainConfig, total: int, bar: Any, monitor: Monitor
+    ) -> None:
+        super().__init__()
+        self.trainer, self.training, self.total = trainer, training, total
+        self.bar, self.monitor = bar, monitor
+        self.step, self.began = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        content = monitor.checkpoint()
+        if content is not None:
+            self._restore(content)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        factor = lr_factor(self.training.schedule, self.step, self.total)
+        self.trainer.optimizer.learning_rate = self.training.lr * factor
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.step += 1
+        self.bar.update(1)
+        if not math.isfinite(logs["loss"]):
+            error = NonFiniteError("loss", expected="a finite loss and gradient",
+                                   received=f"NaN or infinity at step {self.step}",
+                                   fix="The model holds the weights from before that step. "
+                                   "Lower lr, or look at the data of that step.")  # fmt: skip
+            error.history = self.history
+            raise error
+        if self.monitor.signal is not None:
+            self.monitor.save(None)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        values = {name: float(logs.get(name, math.nan)) for name in ("loss", "adv_accuracy")}
+        self.history.append({
+            "epoch": epoch + 1, **values, "stall_rate": float(logs.get("stall_rate", 0.0)),
+            "lr": float(self.trainer.optimizer.learning_rate),
+            "seconds": time.perf_counter() - self.began,
+        })  # fmt: skip
+        base, trainable = base_of(self.trainer), self.trainer.trainable_variables
+        last = weights(base)
+        if self.training.ema:
+            raw = [keras.ops.copy(v.value) for v in trainable]
+            self.trainer.optimizer.finalize_variable_values(trainable)  # to the average
+            average = weights(base)
+            self.monitor.epoch(self.history, base, lambda: last, lambda: average)
+            for variable, value in zip(trainable, raw, strict=True):
+                variable.assign(value)
+        else:
+            self.monitor.epoch(self.history, base, lambda: last)
+        shown = {name: value for name, value in self.history[-1].items() if name in SHOWN}
+        self.bar.set_postfix({name: f"{v:.3f}" for name, v in {**values, **shown}.items()})
+        self.trainer.stop_training = self.monitor.stopped(self.history)
+        if self.monitor.run is not None:
+            meta = {"history": self.history, "step": self.step}
+            self.monitor.save(tensors.pack(safetensors.numpy.save, named(self._state()), meta))
+
+    def _state(self) -> list[Any]:
+        """Every variable that the rest of the training depends on."""
+        source = getattr(self.trainer, "seed_generator", None)
+        return [*base_of(self.trainer).variables, *self.trainer.optimizer.variables,
+                *([] if source is None else [source.state])]  # fmt: skip
+
+    def _restore(self, content: bytes) -> None:
+        values, meta = tensors.unpack(safetensors.numpy.load, content, CHECKPOINT)
+        self.trainer.optimizer.build(self.trainer.trainable_variables)
+        put(self._state(), values, CHECKPOINT)
+        self.history, self.step = meta["history"], meta["step"]
+        self.monitor.resume(self.history)
+        self.bar.update(self.step)

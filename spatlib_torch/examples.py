@@ -1,0 +1,36 @@
+"""A few attacked examples, to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatlib.config import SPATConfig
+
+from .attack import perturb
+from .batches import Batches, device_of
+from .inputs import logits_of
+from .mask import shared_mask
+from .state import attack_state, unwrap
+
+
+def examples(
+    model: nn.Module, data: Any, config: SPATConfig, *, count: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """What :func:`spatlib.plots.sheet` shows, of the first ``count`` examples, in NumPy."""
+    device = device_of(model, None)
+    x, y = next(Batches(data, count, model, device, config.bounds).go_through())
+    x, y = x[:count], y[:count]
+    mask = shared_mask(model, x, y, config, generator=torch.Generator(device).manual_seed(seed))
+    x_adv = perturb(model, x, y, config, mask=mask,
+                    generator=torch.Generator(device).manual_seed(seed))  # fmt: skip
+    with attack_state(unwrap(model), "eval", device, keep_rng=True), torch.no_grad():
+        clean, adversarial = (logits_of(unwrap(model), z).argmax(dim=1) for z in (x, x_adv))
+    return {"x": _last(x), "mask": _last(mask), "x_adv": _last(x_adv), "y": y.cpu().numpy(),
+            "clean": clean.cpu().numpy(), "adversarial": adversarial.cpu().numpy()}  # fmt: skip
+
+
+def _last(x: Tensor) -> Any:
+    return x.movedim(1, -1).float().cpu().numpy()
