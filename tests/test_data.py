@@ -47,7 +47,7 @@ class Endless:
 
 x, y = ARRAYS
 BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
-    "unknown name": (lambda: "mnist", "'digits'"),
+    "unknown name": (lambda: "letters", "'digits'"),
     "nothing": (lambda: None, "NoneType"),
     "a number": (lambda: 3, "int"),
     "an iterator": (lambda: iter([(X, Y)]), "iterator"),
@@ -68,7 +68,7 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "fewer labels": (lambda: (x, y[:3]), "4 inputs"),
     "a single label": (lambda: (x, y[0]), "4 inputs"),
     "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "4 inputs"),
-    "bytes": (lambda: ((255 * x).astype(np.uint8), y), "255"),
+    "integers": (lambda: ((255 * x).astype(np.int16), y), "255"),
     "inputs out of bounds": (lambda: (2 * x, y), "bounds"),
     "nan": (lambda: (x * np.nan, y), "finite"),
     "labels from 1": (lambda: (x, y + 1), "labels from 1 to 3"),

@@ -15,6 +15,9 @@ import spatlib_torch.ops
 from spatlib.core import losses, mask, projection, start, target
 from spatlib.core import step as core_step
 
+from .record import agree
+
+pytestmark = pytest.mark.verifies("torch", "tf")
 SHARES = ("min", "mean", "rms", "neutral")
 NORMS = ("Linf", "L2", "L1")
 
@@ -105,5 +108,5 @@ def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str, jit_compile: b
     for count in (3, 5, 8):
         inputs = [tf.constant(array) for array in arrays(count)]
         # XLA reorders sums: a few ulp of the largest term.
-        np.testing.assert_allclose(traced(*inputs), function(*inputs), rtol=1e-12, atol=1e-14)
+        agree(traced(*inputs), function(*inputs), rtol=1e-12, atol=1e-14)
     assert len(traces) == 1

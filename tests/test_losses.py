@@ -15,8 +15,10 @@ import reference
 from spatlib.core.losses import outer_loss
 
 from .backends import Backend
+from .record import agree
 from .strategies import DTYPES, logits, rows
 
+pytestmark = pytest.mark.verifies
 ULPS = 8
 
 over_bases = pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
@@ -76,7 +78,9 @@ def test_loss_is_finite_and_equals_the_oracle(
     loss = losses(backend, case, base, beta)
     assert (loss.dtype, loss.shape) == (case.clean.dtype, case.y.shape)
     assert np.all(np.isfinite(loss))
-    assert np.all(np.abs(loss - oracle(case, base, beta)) <= rounding(case, beta))
+    agree(
+        loss, oracle(case, base, beta), atol=rounding(case, beta), scale=np.abs(case.logits).max()
+    )
 
 
 @over_bases
@@ -90,7 +94,7 @@ def test_loss_of_random_logits_equals_the_oracle(
     clean, moved = rng.normal(scale=2, size=(2, 50, classes)).astype(dtype)
     case = Case(clean, moved, rng.integers(classes, size=50))
     loss = losses(backend, case, base, 6.0)
-    np.testing.assert_allclose(loss, oracle(case, base, 6.0), rtol=tolerance, atol=tolerance)
+    agree(loss, oracle(case, base, 6.0), rtol=tolerance, atol=tolerance)
 
 
 @over_dtypes
@@ -98,7 +102,7 @@ def test_pgd_needs_no_clean_logits(backend: Backend, dtype: str) -> None:
     moved = np.array([[0, 0, 0, 0], [0, np.log(3), -1e4, -1e4]], dtype=dtype)
     one_hot = np.eye(4, dtype=dtype)[[2, 1]]
     loss = backend.call(outer_loss, "pgd", 6.0, one_hot, None, moved)
-    np.testing.assert_allclose(loss, [np.log(4), np.log(4 / 3)], rtol=1e-6)
+    agree(loss, [np.log(4), np.log(4 / 3)], rtol=1e-6)
 
 
 @given(case=cases(), beta=st.sampled_from((0.5, 6.0)))
@@ -124,9 +128,9 @@ def test_trades_weighs_the_divergence_from_clean_to_perturbed(backend: Backend, 
     )
     kl = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     expected = [np.log(4 / 3) + 6 * kl, np.log(4) + 6 * kl]
-    np.testing.assert_allclose(losses(backend, case, "trades", 6.0), expected, rtol=1e-6)
+    agree(losses(backend, case, "trades", 6.0), expected, rtol=1e-6)
     expected = [np.log(2) * 2 + 6 * kl / 4, np.log(2) * 2 + 6 * kl * 3 / 4]
-    np.testing.assert_allclose(losses(backend, case, "mart", 6.0), expected, rtol=1e-6)
+    agree(losses(backend, case, "mart", 6.0), expected, rtol=1e-6)
 
 
 @over_dtypes
@@ -140,7 +144,8 @@ def test_mart_is_exact_for_two_classes_where_the_rival_takes_all(
     exact = 2 * np.logaddexp(0.0, lead)
     ulp = float(np.finfo(dtype).eps)
     # A loss below an ulp of the largest logit is rounded away in the log-probabilities.
-    np.testing.assert_allclose(loss, exact, rtol=ULPS * ulp, atol=ULPS * ulp * min(abs(lead), 30))
+    near = ULPS * ulp * min(abs(lead), 30)
+    agree(loss, exact, rtol=ULPS * ulp, atol=near, scale=abs(lead))
 
 
 @over_dtypes
@@ -153,7 +158,7 @@ def test_mart_keeps_what_is_left_to_the_others_where_the_rival_rounds_to_1(
     loss = losses(backend, Case(np.zeros_like(z), z, np.array([0])), "mart", 0.0)
     rest = np.log(1 + np.exp(2) + np.exp(1))
     total = np.logaddexp(lead, rest)
-    np.testing.assert_allclose(loss, [2 * total - rest], rtol=ULPS * np.finfo(dtype).eps)
+    agree(loss, [2 * total - rest], rtol=ULPS * np.finfo(dtype).eps)
 
 
 @over_dtypes
@@ -163,4 +168,4 @@ def test_mart_counts_one_rival_where_several_tie(backend: Backend, dtype: str) -
     p_tied = np.exp(5) / (3 * np.exp(5) + np.e)
     p_y = np.e / (3 * np.exp(5) + np.e)
     expected = [np.log(4) - np.log(0.75), -np.log(p_y) - np.log(1 - p_tied)]
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    agree(loss, expected, rtol=1e-6)

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from spatlib.core.mask import begin, class_cotangent, finish, fold, probe_cotangent
+from spatlib.core.mask import begin, finish, fold
 from spatlib.core.ops import Array, Ops
 
 from .backends import Backend
 from .strategies import DTYPES, gradients, rows
 
+pytestmark = pytest.mark.verifies
 SHARES = ("min", "mean", "rms", "neutral")
 SHAPES = st.sampled_from(((3, 5), (1, 1), (2, 3, 2, 2), (1, 2, 3, 3), (2, 3, 2, 4)))
 BY_CLASS = ("min", "mean", "neutral")  # normalised class by class
@@ -197,6 +198,17 @@ def test_dead_classes_take_no_part(backend: Backend, share: str, case: Case) -> 
         np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probes_add_up_on_any_scale(backend: Backend, dtype: str, scale: float) -> None:
+    """Squares 9 + 16, 1 + 36 and 25 + 4, of which float32 holds none on the outer scales."""
+    grads = scale * np.array([[[3, 1, 5]], [[4, -6, 2]], [[0, 0, 0]]], dtype=dtype)
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        for keep, expected in ((0.3, [0, 1, 0]), (0.6, [0, 1, 1])):
+            mask = mask_of(backend, grads[order].astype(dtype), "rms", keep, 0.0, None)
+            np.testing.assert_array_equal(mask, [expected])
+
+
 @over_shares
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_mask_is_all_ones_where_no_class_takes_part(
@@ -224,22 +236,3 @@ def test_channels_last_gives_the_mask_of_channels_first(
     assert mask.shape == (*first.shape[:1], *first.shape[2:], 1)
     same = rows(mask) == rows(first)
     assert np.all(same | ~clear(case, share))  # the channels may be added up in another order
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_cotangents_give_the_centred_gradients_of_a_linear_map(
-    backend: Backend, classes: int
-) -> None:
-    """z = x W^T: dz_k / dx = W_k, and shifting all logits alike changes nothing."""
-    rng = np.random.default_rng(classes)
-    weights = rng.normal(size=(classes, 7))
-    centred = reference.centred(weights)
-    one_hot, signs = np.eye(classes), rng.choice([-1.0, 1.0], size=(4, classes))
-    by_class = backend.call(lambda ops, k: class_cotangent(k), one_hot)
-    by_probe = backend.call(probe_cotangent, signs)
-    np.testing.assert_allclose(by_class @ weights, centred, atol=1e-14)
-    np.testing.assert_allclose(by_probe @ weights, signs @ centred, atol=1e-14)
-    for cotangent in (by_class, by_probe):
-        np.testing.assert_allclose(cotangent @ (weights + rng.normal(size=7)), cotangent @ weights)
-    single = backend.call(probe_cotangent, signs.astype(np.float32))
-    assert single.dtype == np.float32

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from spatlib.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +27,25 @@ def namespace() -> dict[str, Any]:
     return names
 
 
+@pytest.mark.parametrize("page", ["migrating", "own-loop"])
+def test_the_code_of_a_page_runs(page: str) -> None:
+    names: dict[str, Any] = {}
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)):
+        exec(compile(block, f"{page} block {number}", "exec"), names)
+    assert names["loss"].isfinite()
+    if page == "migrating":
+        torch.manual_seed(0)
+        hand = names["by_hand"](names["model"], names["x"], names["y"])
+        torch.manual_seed(0)
+        ours = names["spat_loss"](names["model"], names["x"], names["y"], names["pgd_at"])
+        torch.testing.assert_close(ours, hand)
+        assert len(names["losses"]) == 2
+        assert "adv_accuracy" in names["history"]
+    else:
+        assert set(names["report"].metrics) == {"clean", "random_noise"}
+
+
 def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(
     namespace: dict[str, Any],
 ) -> None:
@@ -33,7 +56,9 @@ def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(
 
 def test_the_other_examples_give_what_their_comments_say(namespace: dict[str, Any]) -> None:
     assert namespace["result"].measured_on == "test"
-    assert set(namespace["report"].metrics) == {"clean", "pgd20", "margin20"}
+    assert set(namespace["report"].metrics) == {"clean", "corner", "pgd20", "margin20",
+                                                "targeted20"}  # fmt: skip
+    assert "targeted margin PGD-20 (2 targets)" in str(namespace["report"])
     assert namespace["mask"].shape == (8, 1, 4, 4)
     assert set(namespace["mask"].unique().tolist()) <= {0.5, 1.0}
     moved = (namespace["adversarial"] - namespace["x"][:8]).abs().max()
@@ -51,6 +76,18 @@ def test_every_setting_is_in_the_readme_with_its_default(namespace: dict[str, An
     text = (ROOT / "README.md").read_text()
     for name in namespace["config"].__dataclass_fields__:
         assert f"`{name}`" in text
+
+
+def test_table_of_recipes_is_that_of_the_code() -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("## Recipes\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").replace("`", "").split(" | ") for line in section.splitlines()
+            if line.startswith("| `")]  # fmt: skip
+    expected = [
+        [name, r.data, r.model, r.config.eps, str(r.config.steps), str(r.training.epochs), r.source]
+        for name, r in RECIPES.items()
+    ]
+    assert [[*row[:3], float(Fraction(row[3])), *row[4:]] for row in rows] == expected
 
 
 @pytest.mark.parametrize("example", ["torch_loop", "keras_fit"])

@@ -13,8 +13,10 @@ import reference
 from spatlib.core.step import direction, initial, step
 
 from .backends import Backend
+from .record import agree
 from .strategies import DTYPES, SHAPES, Problem, gradients, problems, rows
 
+pytestmark = pytest.mark.verifies
 ULPS = 8
 ORDERS = {"Linf": np.inf, "L2": 2, "L1": 1}
 
@@ -107,7 +109,7 @@ def test_step_equals_the_oracle(
         examples = zip(*map(rows, (d, grad, pixels, lower, upper)), strict=True)
         exact = np.reshape([reference.step(*e, eps, eps / 2, norm) for e in examples], shape)
         moved = stepped(backend, p, grad, budget, eps / 2, norm)
-        np.testing.assert_allclose(moved, exact, rtol=0, atol=tolerance)
+        agree(moved, exact, rtol=0, atol=tolerance)
         assert np.all(length(moved - d, "Linf") > 1e-3)
 
 
@@ -130,9 +132,9 @@ def test_direction_equals_the_oracle_and_has_unit_length(
     u = backend.call(direction, grad, norm)
     assert (u.dtype, u.shape) == (grad.dtype, grad.shape)
     exact = [reference.direction(g, norm) for g in rows(grad)]
-    np.testing.assert_allclose(rows(u), exact, rtol=ulps(u), atol=1e-30)
+    agree(rows(u), exact, rtol=ulps(u), atol=1e-30, like=u)
     alive = np.any(rows(grad) != 0, axis=1)
-    np.testing.assert_allclose(length(u, norm), alive, rtol=ulps(u))
+    agree(length(u, norm), alive, rtol=ulps(u), like=u)
 
 
 @over_norms
@@ -157,7 +159,7 @@ def test_direction_keeps_where_squares_underflow_or_overflow(
 ) -> None:
     grad = scale * np.array([[3, 0, -4, 12]], dtype=dtype)
     u = backend.call(direction, grad.astype(dtype), norm)
-    np.testing.assert_allclose(u, [expected], rtol=ulps(u))
+    agree(u, [expected], rtol=ulps(u))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_l1_direction_moves_every_20th_coordinate(backend: Backend, size: int, c
     largest = np.argsort(np.abs(grad[0]))[size - chosen :]
     expected = np.zeros((1, size))
     expected[0, largest] = np.sign(grad[0, largest]) / chosen
-    np.testing.assert_allclose(u, expected, rtol=ulps(u))
+    agree(u, expected, rtol=ulps(u))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -179,7 +181,7 @@ def test_l1_direction_moves_all_coordinates_that_tie_for_the_last_place(
     grad = np.array([[2, -2, 1, 2, 0], [0, 0, 0, 0, 0], [1, -1, 1, -1, 1]], dtype=dtype)
     expected = [[1 / 3, -1 / 3, 0, 1 / 3, 0], [0] * 5, [0.2, -0.2, 0.2, -0.2, 0.2]]
     u = backend.call(direction, grad, "L1")
-    np.testing.assert_allclose(u, expected, rtol=ulps(u))
+    agree(u, expected, rtol=ulps(u))
 
 
 @over_norms
@@ -212,5 +214,5 @@ def test_initial_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
     examples = zip(*map(rows, (noise, pixels, lower, upper)), strict=True)
     exact = np.reshape([reference.initial(*e, 0.5, norm) for e in examples], noise.shape)
     start = backend.call(initial, noise, mask, lower, upper, 0.5, norm)
-    np.testing.assert_allclose(start, exact, rtol=0, atol=1e-12)
+    agree(start, exact, rtol=0, atol=1e-12)
     assert np.all((start == 0) == np.broadcast_to(pixels == 0, noise.shape)) or norm == "L1"

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import reference
+from spatlib.core import target as core
 from spatlib.core.ops import Array, Ops
 from spatlib.core.target import attack_loss, margin, objective, smoothed_target, stalled
 
 from .backends import Backend
+from .record import agree
 from .strategies import DTYPES, logits, rows, without_subnormals
 
+pytestmark = pytest.mark.verifies
 ULPS = 8
 SMOOTHINGS = st.sampled_from((0.0, 1e-3, 0.1, 0.5, 0.99)) | st.floats(0, 0.999)
 
@@ -90,7 +93,7 @@ def test_target_is_a_distribution_and_equals_the_oracle(
     q = target(backend, case, guard)
     assert (q.dtype, q.shape) == (case.z.dtype, case.z.shape)
     assert np.all(q >= 0)
-    np.testing.assert_allclose(rows(q).sum(axis=1), 1, rtol=ulps(q))
+    agree(rows(q).sum(axis=1), 1, rtol=ulps(q), like=q)
     exact = [
         reference.smoothed_target(b, p, y, case.smoothing, guard)
         for b, p, y in zip(rows(case.b), np.exp(case.log_p), case.y, strict=True)
@@ -98,7 +101,7 @@ def test_target_is_a_distribution_and_equals_the_oracle(
     # The guard divides by b_y - 1 / K, off by up to an ulp (also across 0, where a jumps).
     excess = np.abs(case.at_label(case.b) - 1 / case.classes)[:, None]
     error = ulps(q) / np.minimum(excess + 1e-30, 1) if guard else ulps(q)
-    assert np.all(np.abs(q - exact) <= error)
+    agree(q, exact, atol=error)
 
 
 @pytest.mark.parametrize("guard", [False, True])
@@ -140,7 +143,20 @@ def test_target_of_a_label_is_smoothed_by_a_and_guarded_at_half_way(
     z = np.log([[p_y, 1 - p_y]])
     case = Case(z, np.array([0]), np.array([[1.0, 0.0]]), 0.24)
     expected = q_y if guard else 0.88
-    np.testing.assert_allclose(target(backend, case, guard), [[expected, 1 - expected]], atol=1e-12)
+    agree(target(backend, case, guard), [[expected, 1 - expected]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("b", "p_y"),
+    [([0.2, 0.8], 0.05), ([0.25, 0.6, 0.1, 0.05], 0.1), ([0.6, 0.4], 0.9)],
+    ids=["label below 1 / K", "label at 1 / K", "label above its base target"],
+)
+def test_guard_forbids_smoothing_that_would_raise_the_label(
+    backend: Backend, b: list[float], p_y: float
+) -> None:
+    others = [(1 - p_y) / (len(b) - 1)] * (len(b) - 1)
+    case = Case(np.log([[p_y, *others]]), np.array([0]), np.array([b]), 0.24)
+    np.testing.assert_array_equal(target(backend, case, guard=True), [b])
 
 
 @given(case=cases())
@@ -152,7 +168,7 @@ def test_objective_equals_the_oracle_summed_over_the_batch(backend: Backend, cas
     pairs = zip(rows(case.z), rows(q), strict=True)
     exact = sum(reference.objective(z - z.max(), q) for z, q in pairs)
     # N K terms of one sign, added one after the other at worst.
-    np.testing.assert_allclose(result, exact, rtol=ulps(q, ULPS + q.size), atol=ulps(q))
+    agree(result, exact, rtol=ulps(q, ULPS + q.size), atol=ulps(q))
 
 
 @given(case=cases())
@@ -182,6 +198,11 @@ def test_stalled_turns_at_the_smoothed_weight_of_the_label(
     np.testing.assert_array_equal(result, [expected])
 
 
+def test_without_smoothing_nothing_is_stalled_not_even_a_certain_label(backend: Backend) -> None:
+    result = backend.call(stalled, np.eye(2), np.array([[0.0, -1e4], [-1e4, 0.0]]), 0.0)
+    np.testing.assert_array_equal(result, [0, 0])
+
+
 @given(case=cases())
 def test_margin_is_the_best_rival_less_the_label_summed_over_the_batch(
     backend: Backend, case: Case
@@ -193,7 +214,29 @@ def test_margin_is_the_best_rival_less_the_label_summed_over_the_batch(
         for row, y in zip(rows(case.z).tolist(), case.y, strict=True)
     )
     largest = np.abs(case.z).max(initial=1e-30)
-    np.testing.assert_allclose(result, exact, rtol=0, atol=ulps(case.z) * largest)
+    agree(result, exact, rtol=0, atol=ulps(case.z) * largest, scale=largest)
+
+
+@given(case=cases(), shift=st.integers(0, 999))
+def test_targeted_is_the_goal_less_the_label_summed_over_the_batch(
+    backend: Backend, case: Case, shift: int
+) -> None:
+    goals = (case.y + shift) % case.classes
+    goal = np.eye(case.classes, dtype=case.z.dtype)[goals]
+    result = backend.call(core.targeted, case.z, case.one_hot, goal)
+    exact = rows(case.z)[np.arange(len(goals)), goals].sum() - case.at_label(case.z).sum()
+    largest = np.abs(case.z).max(initial=1e-30)
+    agree(result, exact, rtol=0, atol=ulps(case.z) * largest, scale=largest)
+    named = backend.call(attack_loss, "targeted", case.z, case.one_hot, goal)
+    np.testing.assert_array_equal(named, result)
+
+
+@given(case=cases().filter(lambda case: case.classes <= 10))
+def test_margin_is_the_largest_of_the_targeted_ones(backend: Backend, case: Case) -> None:
+    z, label, goals = case.z[:1], case.one_hot[:1], np.eye(case.classes, dtype=case.z.dtype)
+    towards = [backend.call(core.targeted, z, label, goal[None])
+               for goal in np.delete(goals, case.y[0], axis=0)]  # fmt: skip
+    agree(backend.call(margin, z, label), np.max(towards), atol=ulps(z) * np.abs(z).max())
 
 
 @given(case=cases())
@@ -201,7 +244,7 @@ def test_attack_loss_is_the_named_objective_of_the_label(backend: Backend, case:
     crossed = backend.call(attack_loss, "cross-entropy", case.z, case.one_hot)
     exact = -case.at_label(case.log_p).sum()
     near = ulps(case.z, ULPS + case.z.size / 8)  # terms, added in lanes of 8
-    np.testing.assert_allclose(crossed, exact, rtol=near, atol=near)
+    agree(crossed, exact, rtol=near, atol=near)
     named = backend.call(attack_loss, "margin", case.z, case.one_hot)
     np.testing.assert_array_equal(named, backend.call(margin, case.z, case.one_hot))
 
@@ -214,12 +257,12 @@ def test_log_softmax_and_logsumexp_are_exact_for_logits_of_any_size(
     assert log_p.dtype == total.dtype == case.z.dtype
     # 1e4 added to all logits costs no digit of log p; the sum is of K terms, added in lanes of 8.
     near = {"rtol": ulps(total), "atol": ulps(total, ULPS + case.classes / 8)}
-    np.testing.assert_allclose(log_p, case.log_p, **near)
-    np.testing.assert_allclose(total, case.z.max(axis=1) - case.log_p.max(axis=1), **near)
+    agree(log_p, case.log_p, **near)
+    agree(total, case.z.max(axis=1) - case.log_p.max(axis=1), **near)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_logsumexp_ignores_entries_of_minus_infinity(backend: Backend, dtype: str) -> None:
     z = np.array([[-np.inf, 1e4, -np.inf], [0, -np.inf, 0], [-1e4, -np.inf, -np.inf]], dtype=dtype)
     result = backend.call(logsumexp, z)
-    np.testing.assert_allclose(result, [1e4, np.log(2), -1e4], rtol=ulps(z, 2))
+    agree(result, [1e4, np.log(2), -1e4], rtol=ulps(z, 2))

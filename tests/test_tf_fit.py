@@ -97,6 +97,13 @@ def test_validation_and_prediction_leave_every_variable_as_it_was() -> None:
     assert equal(state(model.base), before)
 
 
+def test_validation_changes_no_training() -> None:
+    ours, expected = spat(), spat()
+    fit(ours, validation_data=arrays(1))
+    fit(expected)
+    assert same(ours, expected)
+
+
 def test_validation_loss_counts_the_penalties_of_clean_inputs() -> None:
     (x, y), config = arrays(), SPATConfig(eps=0.5, steps=2)
     ours, expected = spat(network(activity_regularizer="l2"), config), network(

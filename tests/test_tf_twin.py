@@ -127,7 +127,7 @@ def test_restarts_are_paired_and_no_robust_accuracy_exceeds_the_clean_one() -> N
     assert one.count == 60
 
 
-@pytest.mark.parametrize("settings", IGNORED[::6], ids=str)
+@pytest.mark.parametrize("settings", IGNORED[::3], ids=str)
 def test_settings_of_the_training_attack_play_no_part(settings: dict[str, Any]) -> None:
     assert report(eps=0.02, **settings).metrics == report(eps=0.02).metrics
 

@@ -189,7 +189,8 @@ def test_starts_do_not_depend_on_the_masks_draws(norm: str, mask: str) -> None:
 @pytest.mark.parametrize("source", ["generator and start", "generator", "global"])
 def test_consecutive_calls_use_different_masks(source: str, mask: str) -> None:
     model, (x, y), generator = network(), batch(), seeded()
-    settings = config(floor=0.0, random_start="none", steps=1, **MASKS[mask])
+    start = "uniform" if "start" in source else "none"  # given or none: never drawn
+    settings = config(floor=0.0, random_start=start, steps=1, **MASKS[mask])
     arguments: dict[str, Any] = {} if source == "global" else {"generator": generator}
     if source == "generator and start":
         arguments["start"] = torch.zeros_like(x)

@@ -147,3 +147,14 @@ def test_smoothing_and_mask_change_the_attack(settings: dict[str, Any]) -> None:
     model, (x, y, start) = network(), batch()
     ours = perturb(model, x, y, config(guard=False, **{"keep": 1} | settings), start=start)
     assert not torch.equal(ours, by_hand(model, x, y, start))
+
+
+def test_strided_views_give_what_their_copies_give() -> None:
+    model, (x, y, start) = network(), batch()
+    wide, views = torch.zeros(2, 4, 3, 8, 16), []
+    for store, value in zip(wide, (x, start), strict=True):
+        store[..., ::2] = value
+        views.append(store[..., ::2])
+    assert not any(view.is_contiguous() for view in views)
+    ours = perturb(model, views[0], y, config(), start=views[1])
+    assert torch.equal(ours, perturb(model, x, y, config(), start=start))

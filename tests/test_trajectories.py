@@ -10,8 +10,10 @@ import pytest
 import reference
 from spatlib import SPATConfig
 
-from .engines import CHANNELS, CLASSES, ENGINES, HEIGHT, SIZE, WIDTH, initial_weights
+from .engines import CHANNELS, CLASSES, HEIGHT, SIZE, WIDTH, initial_weights
+from .record import agree
 
+pytestmark = pytest.mark.verifies
 STEPS, COUNT = 20, 5
 LR, MOMENTUM = 0.125, 0.875  # exact in float32, through which Keras passes them
 EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
@@ -23,11 +25,6 @@ MASKS: dict[str, dict[str, Any]] = {
     "neutral": {"share": "neutral"},
     "three classes": {"share": "min", "mask_classes": 3},
 }
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> Any:
-    return ENGINES[request.param]
 
 
 def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,7 +66,7 @@ def test_weights_after_twenty_steps_equal_the_oracle(
     for mine, theirs, before in zip(
         ours.weights(), oracle.parameters, initial_weights(), strict=True
     ):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-10)
+        agree(mine, theirs, rtol=0, atol=1e-10)
         assert np.abs(theirs - before).max() > 1e-3  # the training did something
 
 

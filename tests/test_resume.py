@@ -1,0 +1,300 @@
+"""A stopped run goes on bit for bit, in both engines, wherever it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spatlib
+from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib.monitor import Monitor
+from spatlib.run import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
+
+CONFIG = SPATConfig(eps=0.1, steps=1, share="rms")
+TRAINING = TrainConfig(epochs=3, batch_size=16, ema=0.9, progress=False, augment="crop",
+                       validation=20, checkpoint_minutes=0, momentum=0.8)  # fmt: skip
+STEPS = 4  # per epoch, of 60 examples, the last of 12
+
+
+def images(framework: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(80, 1, 6, 6)).astype(np.float32)
+    return (x if framework == "torch" else np.moveaxis(x, 1, -1)), rng.integers(3, size=80)
+
+
+def network(framework: str) -> Any:
+    """BatchNorm and dropout: statistics and draws that have to come back too."""
+    if framework == "torch":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(),
+                                 nn.Dropout(0.3), nn.Linear(8, 3))  # fmt: skip
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([layers.Input((6, 6, 1)), layers.Flatten(), layers.Dense(8),
+                             layers.BatchNormalization(), layers.ReLU(),
+                             layers.Dropout(0.3, seed=1), layers.Dense(3)])  # fmt: skip
+
+
+def values(model: Any) -> list[np.ndarray]:
+    if isinstance(model, nn.Module):
+        return [v.numpy().copy() for v in model.state_dict().values()]
+    return model.get_weights()
+
+
+def rows(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Without what the clock says."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def train(framework: str, directory: Path, data: Any = None, **arguments: Any) -> Any:
+    settings = {"config": CONFIG, "training": TRAINING, "backend": framework} | arguments
+    data = images(framework) if data is None else data
+    return spatlib.train(network(framework), data, run_dir=directory, **settings)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, after: int, how: Callable[[], None]) -> None:
+    """Let ``how`` happen when the checkpoint has been written so many times."""
+    save, count = Monitor.save, [0]
+
+    def counted(self: Monitor, checkpoint: bytes | None) -> None:
+        count[0] += checkpoint is not None
+        if count[0] == after and checkpoint is not None:  # once
+            how()
+        save(self, checkpoint)
+
+    monkeypatch.setattr(Monitor, "save", counted)
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)  # handled before the next line
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """The run that was never stopped, of each engine."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def run(framework: str) -> tuple[Any, Path]:
+        if framework not in made:
+            directory = tmp_path_factory.mktemp(framework)
+            made[framework] = train(framework, directory), directory
+        return made[framework]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("framework", "after"),
+    [*(("torch", n) for n in (1, 3, STEPS, STEPS + 1, STEPS + 2, 2 * STEPS + 3, 3 * STEPS + 3)),
+     *(("tf", n) for n in (1, 2, 3))],
+)  # fmt: skip
+def test_a_resumed_run_equals_the_one_that_was_never_stopped(
+    framework: str, after: int, straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, whole = straight(framework)
+    with monkeypatch.context() as patch:
+        cut(patch, after, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(framework, tmp_path)
+    assert (tmp_path / CHECKPOINT).exists()
+    torch.rand(5)  # what else the process drew does not matter
+    result = train(framework, tmp_path, resume=True, config=None, training=None)
+    assert rows(result.history) == rows(expected.history)
+    assert len(result.history) == 3
+    for mine, its in zip(values(result.model), values(expected.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    for name in (LAST, BEST, EMA):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    assert result.metrics == expected.metrics
+    assert Run(tmp_path, resume=True).history()[-1]["epoch"] == 3
+
+
+def test_a_loader_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = torch.utils.data.TensorDataset(*map(torch.as_tensor, images("torch")))
+    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+    plain = TrainConfig(epochs=2, progress=False, checkpoint_minutes=0)
+    torch.manual_seed(0)
+    expected = train("torch", tmp_path / "whole", loader, training=plain)
+    with monkeypatch.context() as patch:
+        cut(patch, 3, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train("torch", tmp_path / "cut", loader, training=plain)
+    result = train("torch", tmp_path / "cut", loader, training=plain, resume=True)
+    assert rows(result.history) == rows(expected.history)
+    for mine, its in zip(values(result.model), values(expected.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_a_finished_run_is_measured_again_and_not_trained(straight: Any) -> None:
+    expected, directory = straight("torch")
+    before = (directory / CHECKPOINT).read_bytes()
+    again = train("torch", directory, resume=True)
+    assert again.metrics == expected.metrics
+    assert (directory / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"config": SPATConfig(eps=0.2, steps=1, share="rms")}, "another eps, step_size"),
+     ({"training": TrainConfig(epochs=9)}, "epochs"), ({"backend": "toy"}, "backend")],
+)  # fmt: skip
+def test_a_run_is_not_resumed_with_other_settings(
+    change: dict[str, Any], word: str, straight: Any
+) -> None:
+    _, directory = straight("torch")
+    with pytest.raises(ConfigError, match=word):
+        train("torch", directory, resume=True, **change)
+
+
+def test_a_checkpoint_of_another_network_is_refused(straight: Any, tmp_path: Path) -> None:
+    _, directory = straight("torch")
+    for name in ("config.json", CHECKPOINT):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 9), nn.Linear(9, 3))
+    with pytest.raises(DataError, match="this architecture"):
+        spatlib.train(wide, images("torch"), run_dir=tmp_path, resume=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+    with pytest.raises(DataError, match="written by spatlib"):
+        train("torch", tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("framework", ["torch", "tf"])
+def test_best_last_and_average_are_kept_apart(framework: str, straight: Any) -> None:
+    result, directory = straight(framework)
+    module = spatlib.backends.load_engine(framework)
+    best = max(result.history, key=lambda row: row["val_pgd10"])
+    loaded = {}
+    for name in (BEST, LAST, EMA):
+        loaded[name] = network(framework)
+        module.load_weights(loaded[name], (directory / name).read_bytes())
+    for mine, its in zip(values(loaded[BEST]), values(result.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert any(
+        (a != b).any() for a, b in zip(*map(values, (loaded[LAST], loaded[EMA])), strict=True)
+    )
+    x, y = images(framework)
+    held = spatlib.data.load((x, y), channels_first=True, validation=20, seed=0).validation
+    report = module.evaluate(loaded[BEST], held, CONFIG, steps=10)
+    assert report.metrics["pgd10"] == best["val_pgd10"]
+    assert report.metrics["clean"] == best["val_clean"]
+
+
+def test_metrics_are_a_table_and_signals_are_left_alone_in_threads(tmp_path: Path) -> None:
+    done: list[Any] = []
+    worker = threading.Thread(target=lambda: done.append(train("torch", tmp_path)))
+    worker.start()
+    worker.join()
+    lines = (tmp_path / METRICS).read_text(encoding="utf-8").splitlines()
+    assert lines[0].split(",")[:3] == ["epoch", "loss", "adv_accuracy"]
+    assert {"val_clean", "val_pgd10", "val_pgd1"} <= set(lines[0].split(","))
+    assert len(lines) == 4
+    assert len(done[0].history) == 3
+
+
+@pytest.mark.parametrize("cut_in", [1, 3, 4])
+def test_memory_format_and_a_loaders_own_generator_come_back(
+    cut_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = TrainConfig(epochs=3, progress=False, checkpoint_minutes=0)
+    x, y = map(torch.as_tensor, images("torch"))
+
+    def run(directory: Path, **arguments: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3),
+                                        nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
+        model = convolution.to(memory_format=torch.channels_last)
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, y), batch_size=40, shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
+        return spatlib.train(model, loader, run_dir=directory, training=plain, config=CONFIG,
+                             **arguments)  # fmt: skip
+
+    expected = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut(patch, cut_in, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut")
+    result = run(tmp_path / "cut", resume=True)
+    assert rows(result.history) == rows(expected.history)
+    for mine, its in zip(values(result.model), values(expected.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+FILES = 5 * 3  # settings, then best, last, average, metrics and checkpoint of three epochs
+
+
+@pytest.mark.parametrize("nth", range(1, FILES + 1, 2))
+def test_a_kill_between_any_two_files_loses_nothing(
+    nth: int, straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, whole = straight("torch")
+    write, count = Run.write, [0]
+
+    def killed(self: Run, name: str, content: bytes) -> None:
+        count[0] += 1
+        if count[0] == nth:
+            raise MemoryError  # whatever ends the process here
+        write(self, name, content)
+
+    once = replace(TRAINING, checkpoint_minutes=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", killed)
+        with pytest.raises(MemoryError):
+            train("torch", tmp_path, training=once)
+    again = {"resume": True} if (tmp_path / "config.json").exists() else {}
+    result = train("torch", tmp_path, training=once, **again)
+    assert rows(result.history) == rows(expected.history)
+    for name in (LAST, BEST, EMA):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_nothing_is_written_or_deleted_for_a_call_that_is_refused(
+    straight: Any, tmp_path: Path
+) -> None:
+    _, directory = straight("torch")
+    before = sorted(directory.iterdir())
+    bad = ((np.full((8, 1, 6, 6), 7.0, np.float32), np.zeros(8, np.int64)),
+           {"training": replace(TRAINING, device="nowhere")}, {"backend": "nothing"})  # fmt: skip
+    for target in (directory, tmp_path / "new"):
+        for case in bad:
+            arguments = case if isinstance(case, dict) else {}
+            with pytest.raises(spatlib.SpatlibError):
+                train("torch", target, None if arguments else case, overwrite=True, **arguments)
+    assert sorted(directory.iterdir()) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [({"data": ...}, "your own"), ({"data": "digits"}, "as in the run"),
+     ({"model": "small_cnn"}, "as in the run"), ({"model": None}, "your own")],
+)  # fmt: skip
+def test_what_was_ones_own_is_passed_again(
+    arguments: dict[str, Any], word: str, straight: Any
+) -> None:
+    _, directory = straight("torch")
+    given = {"model": network("torch"), "data": images("torch")} | arguments
+    with pytest.raises(ConfigError, match=word):
+        spatlib.train(**given, run_dir=directory, resume=True)
+
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path: Path) -> None:
+    training = TrainConfig(epochs=np.int64(1), batch_size=np.int64(16), seed=np.int64(1),
+                           lr=np.float32(0.1), progress=False)  # fmt: skip
+    config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1))
+    train("torch", tmp_path, training=training, config=config)
+    assert Run(tmp_path, resume=True).configs() == (config, training)
+    train("torch", tmp_path, training=training, config=config, resume=True)

@@ -1,0 +1,193 @@
+"""What keeps a training on the rails: clipping, averages, precision, stopping; quick looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spatlib
+import spatlib_tf.evaluation
+from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib.run import EMA, LAST, Run
+
+from .test_resume import images, network, values
+
+over_frameworks = pytest.mark.parametrize("framework", ["torch", "tf"])
+CONFIG = SPATConfig(eps=0.1, steps=1)
+ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progress": False}
+
+
+def train(framework: str, run_dir: Path | None = None, **settings: Any) -> Any:
+    training = TrainConfig(**{**ONE_BATCH, **settings})
+    return spatlib.train(network(framework), images(framework), backend=framework, config=CONFIG,
+                         training=training, run_dir=run_dir)  # fmt: skip
+
+
+def trainable(model: Any) -> list[np.ndarray]:
+    if isinstance(model, torch.nn.Module):
+        return [p.detach().numpy().copy() for p in model.parameters()]
+    return [v.numpy() for v in model.trainable_variables]
+
+
+@over_frameworks
+def test_the_gradient_of_all_weights_is_clipped_to_its_norm(framework: str) -> None:
+    settings = {"epochs": 1, "lr": 2.0, "weight_decay": 0.0}
+    runs = (train(framework, clip_grad_norm=1e-3, **settings), train(framework, **settings))
+    before, *after = map(trainable, (network(framework), *(run.model for run in runs)))
+    moved, free = ([a - b for a, b in zip(w, before, strict=True)] for w in after)
+    length = np.sqrt(sum(np.sum(m.astype(float) ** 2) for m in moved))
+    np.testing.assert_allclose(length, 2.0 * 1e-3, rtol=1e-3)
+    scale = length / np.sqrt(sum(np.sum(m.astype(float) ** 2) for m in free))
+    assert scale < 0.1
+    for mine, its in zip(moved, free, strict=True):
+        np.testing.assert_allclose(mine, scale * its, rtol=1e-2, atol=1e-7)
+
+
+@over_frameworks
+def test_the_average_of_the_weights_decays_from_the_first_update(
+    framework: str, tmp_path: Path
+) -> None:
+    first = trainable(train(framework, epochs=1).model)
+    result = train(framework, tmp_path, epochs=2, ema=0.75)
+    engine, last, average = (
+        spatlib.backends.load_engine(framework),
+        *map(network, [framework] * 2),
+    )
+    engine.load_weights(last, (tmp_path / LAST).read_bytes())
+    engine.load_weights(average, (tmp_path / EMA).read_bytes())
+    for w1, w2, mean, returned in zip(first, *map(trainable, (last, average, result.model)),
+                                      strict=True):  # fmt: skip
+        np.testing.assert_allclose(mean, 0.75 * w1 + 0.25 * w2, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(returned, mean)
+    assert max(np.abs(w2 - w1).max() for w1, w2 in zip(first, trainable(last), strict=True)) > 1e-6
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+    seen = set()
+
+    class Watch(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network("torch")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.inner(x)
+            seen.add(out.dtype)
+            return out
+
+    training = TrainConfig(epochs=2, precision="bfloat16", progress=False)
+    result = spatlib.train(Watch(), images("torch"), config=CONFIG, training=training)
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    assert all(np.isfinite(row["loss"]) for row in result.history)
+
+
+def test_keras_sets_its_precision_itself() -> None:
+    with pytest.raises(ConfigError, match="set_global_policy"):
+        train("tf", precision="bfloat16")
+
+
+@over_frameworks
+def test_training_stops_early_and_returns_the_best_weights(framework: str, tmp_path: Path) -> None:
+    result = train(framework, tmp_path, epochs=40, lr=1e-6, validation=30, patience=2)
+    history = result.history
+    best = max(history, key=lambda row: row["val_pgd10"])["epoch"]
+    assert len(history) == best + 2 < 40
+    assert Run(tmp_path, resume=True).history() == history
+
+
+@over_frameworks
+def test_a_quick_look_takes_the_first_examples(framework: str) -> None:
+    x, y = images(framework)
+    data = ((x, y), (x, y))
+    training = TrainConfig(epochs=1, examples=20, test_examples=10, progress=False)
+    result = spatlib.train(network(framework), data, backend=framework, config=CONFIG,
+                           training=training)  # fmt: skip
+    assert result.report.count == 10
+    alone = spatlib.train(network(framework), ((x[:20], y[:20]), (x[:10], y[:10])),
+                          backend=framework, config=CONFIG,
+                          training=TrainConfig(epochs=1, progress=False))  # fmt: skip
+    for mine, its in zip(values(result.model), values(alone.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    report = spatlib.evaluate(result.model, data, backend=framework, config=CONFIG, examples=10)
+    assert report.metrics == result.metrics
+    with pytest.raises(ConfigError, match="batches"):
+        spatlib.evaluate(result.model, [(x, y)], backend=framework, examples=10)
+
+
+def test_events_for_tensorboard_hold_every_measure(tmp_path: Path) -> None:
+    train("torch", tmp_path, epochs=2, validation=20)
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    content = b"".join(file.read_bytes() for file in files)
+    for name in ("loss", "adv_accuracy", "val_clean", "val_pgd10"):
+        assert content.count(name.encode()) == 2
+
+
+def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
+    training = TrainConfig(epochs=1, batch_size=512, progress=False)
+    result = spatlib.train(data="digits", training=training, run_dir=tmp_path)
+    model, run = spatlib.load_model(tmp_path)
+    assert run.settings["architecture"]["name"] == "small_cnn"
+    for mine, its in zip(values(model), values(result.model), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    with pytest.raises(ConfigError, match=r"one of \['last'\]"):
+        spatlib.load_model(tmp_path, "ema")
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"last\.safetensors"):
+        spatlib.load_model(tmp_path)
+
+
+def test_a_network_of_ones_own_has_to_be_built_by_its_owner(tmp_path: Path) -> None:
+    train("torch", tmp_path, epochs=1)
+    with pytest.raises(ConfigError, match="load_weights"):
+        spatlib.load_model(tmp_path)
+
+
+def test_the_baseline_of_a_run_has_a_run_of_its_own(tmp_path: Path) -> None:
+    training = TrainConfig(epochs=1, progress=False, baseline=True, examples=99, test_examples=50)
+    settings = {"data": "digits", "training": training, "run_dir": tmp_path}
+    rows: list[dict[str, Any]] = []
+    result = spatlib.train(**settings, on_epoch=rows.append)
+    assert [row["network"] for row in rows] == ["standard", "SPAT"]
+    standard, _ = spatlib.load_model(tmp_path / "standard")
+    again = spatlib.evaluate(standard, "digits", examples=50).metrics
+    assert again == result.baseline.metrics
+    both = zip(values(standard), values(result.model), strict=True)
+    assert any((mine != its).any() for mine, its in both)
+    resumed = spatlib.train(run_dir=tmp_path, resume=True)
+    assert resumed.baseline.metrics == result.baseline.metrics
+    spatlib.train(**settings, overwrite=True)
+
+
+def test_ordinary_training_keeps_the_bounds() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, size=(40, 1, 6, 6)).astype(np.uint8)
+    y = (x[:, 0, 0, 0] > 127).astype(np.int64)
+    config = SPATConfig(eps=0.1, steps=1, bounds=(-1, 1))
+    training = TrainConfig(epochs=1, progress=False, baseline=True)
+    result = spatlib.train("small_cnn", (x, y), config=config, training=training)
+    floats = (x.astype(np.float32) / 255) * 2 - 1
+    same = spatlib.train("small_cnn", (floats, y), config=config, training=training)
+    assert result.baseline.metrics == same.baseline.metrics
+    assert result.metrics == same.metrics
+
+
+def test_keras_traces_the_validation_of_a_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced, original = [0], spatlib_tf.evaluation._survivors
+
+    def counted(*arguments: Any) -> Any:
+        traced[0] += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(spatlib_tf.evaluation, "_survivors", counted)
+    counts = []
+    for epochs in (1, 3):
+        traced[0] = 0
+        rows = train("tf", epochs=epochs, validation=20).history
+        counts.append(traced[0])
+        assert all("val_pgd10" in row for row in rows)
+    assert counts[0] == counts[1] > 0
