@@ -1,22 +1,30 @@
-# Two commands: `make train` shows the method at work, `make test` proves it.
+# `make train` shows the method at work, `make test` proves it, `make verify` proves it at length.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKED := pyproject.toml constraints.txt
 
-.PHONY: train test lint clean
+.PHONY: train test verify lint mutants clean
 
 train: $(VENV)/.torch
 	$(BIN)/python -c "import spatlib; spatlib.train(backend='torch')"
 
 test: lint
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov
+
+# 500 examples per property, parameter and backend; writes the table of docs/verification.md.
+verify: $(VENV)/.all
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest --numprocesses 2 -m verifies --verification
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not part of the tests: whether they would notice.
+mutants: $(VENV)/.mutants
+	$(BIN)/python -m tests.mutants.run
 
 # A stamp per set of packages: a second run starts at once, a changed pin installs anew.
 $(VENV)/.torch: $(CHECKED)
@@ -28,5 +36,9 @@ $(VENV)/.all: $(VENV)/.torch
 	$(PIP) --editable '.[torch,dev]' tensorflow-cpu keras
 	touch $@
 
+$(VENV)/.mutants: $(VENV)/.all
+	$(PIP) --editable '.[torch,dev,mutants]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
