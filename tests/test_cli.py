@@ -40,7 +40,12 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 @BACKENDS
-def test_train_evaluate_show_compare(framework: str, tmp_path: Path) -> None:
+def test_train_evaluate_show_compare(
+    framework: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return main([str(argument) for argument in arguments]), *capsys.readouterr()
+
     directory = tmp_path / "run"
     code, out, error = run("train", "--backend", framework, "--run-dir", directory, *QUICK,
                            "--eps", "8/255", "--validation", "100", "--patience", "5")  # fmt: skip
