@@ -189,7 +189,6 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "bad",
         ),
         "infinite gradients not seen": ("outcome.loss.detach() + norm", "outcome.loss.detach()"),
-        "rate of the next step": ("= self._lr(self.step)", "= self._lr(self.step + 1)"),
         "the same order for every seed": (
             "self.order = torch.Generator().manual_seed(training.seed)",
             "self.order = torch.Generator().manual_seed(0)",
@@ -200,6 +199,7 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
         "modes not restored": ("module.training = flag", "pass"),
     },
     ("spatlib_torch/loop.py", LOOP): {
+        "rate of the next step": ("= self._lr(self.step)", "= self._lr(self.step + 1)"),
         "without momentum": ("momentum=training.momentum", "momentum=0.0"),
         "without weight decay": ("weight_decay=training.weight_decay", "weight_decay=0.0"),
         "gradients add up": ("        self.optimizer.zero_grad(set_to_none=True)\n", ""),
