@@ -101,7 +101,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         yield
     except SpatlibError:
         raise
-    except Exception as error:
+    except Exception as error:  # readers of damaged files raise almost anything
         raise bad(path, expected, f"{type(error).__name__}: {error}") from error
 
 

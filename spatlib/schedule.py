@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .errors import ConfigError
+
 WARM_UP = 0.3  # share of the steps over which onecycle rises
 DROPS = (0.75, 0.9)  # shares of the steps after which piecewise falls to a tenth
 
@@ -14,3 +16,11 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "piecewise":
         return 0.1 ** sum(step >= drop * steps for drop in DROPS)
     return 1.0
+
+
+def check_length(schedule: str, steps: int) -> None:
+    """Raise ConfigError if the schedule needs to know the number of steps and it is unknown (0)."""
+    if steps == 0 and schedule != "constant":
+        raise ConfigError("schedule", expected="'constant' for data of unknown length",
+                          received=repr(schedule),
+                          fix="Set schedule='constant', or give the data a __len__.")  # fmt: skip

@@ -15,6 +15,7 @@ from spatlib.config import SPATConfig, TrainConfig
 from spatlib.data import is_pair
 from spatlib.errors import ConfigError
 from spatlib.monitor import Monitor
+from spatlib.schedule import check_length
 
 from .batches import as_dataset, batches
 from .checkpoint import load_weights, weights
@@ -75,10 +76,8 @@ def fit(
         raise ConfigError("model", expected="weights to train", received="none",
                           fix="Set trainable on some of its layers.")  # fmt: skip
     _, steps = as_dataset(data, training, config.bounds, dtype)
-    if steps is None and training.schedule != "constant":
-        raise ConfigError("schedule", expected="'constant' for data of unknown length",
-                          received=repr(training.schedule),
-                          fix="Set schedule='constant', or give the data a __len__.")  # fmt: skip
+    total = training.epochs * (steps or 0)
+    check_length(training.schedule, total)
     optimizer = keras.optimizers.SGD(training.lr, momentum=training.momentum,
                                      weight_decay=training.weight_decay or None,
                                      global_clipnorm=training.clip_grad_norm,
@@ -92,7 +91,6 @@ def fit(
     else:
         trainer = SPATModel(model, config, seed=training.seed)
         trainer.compile(optimizer)
-    total = training.epochs * (steps or 0)
     with (
         tf.device(training.device),
         keeping_graphs(),

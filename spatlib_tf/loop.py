@@ -48,12 +48,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         self.step += 1
         self.bar.update(1)
         if not math.isfinite(logs["loss"]):
-            error = NonFiniteError("loss", expected="a finite loss and gradient",
-                                   received=f"NaN or infinity at step {self.step}",
-                                   fix="The model holds the weights from before that step. "
-                                   "Lower lr, or look at the data of that step.")  # fmt: skip
-            error.history = self.history
-            raise error
+            raise NonFiniteError.at(self.step, self.history)
         if self.monitor.signal is not None:
             self.monitor.save(None)
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from spatlib.arguments import check_choice
 from spatlib.checks import check_images
 from spatlib.config import SPATConfig, TrainConfig
-from spatlib.errors import ConfigError
 from spatlib.monitor import Monitor
+from spatlib.schedule import check_length
 
 from .batches import Batches, device_of
 from .checkpoint import load_weights, weights
@@ -67,10 +67,7 @@ def fit(
     model.to(device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
     total = training.epochs * len(batches)
-    if total == 0 and training.schedule != "constant":
-        raise ConfigError("schedule", expected="'constant' for data of unknown length",
-                          received=repr(training.schedule),
-                          fix="Set schedule='constant', or give the data a __len__.")  # fmt: skip
+    check_length(training.schedule, total)
     if batches.arrays is not None:
         _check(model, batches, config, training)
     devices = [device] if device.type == "cuda" else []

@@ -176,12 +176,7 @@ class Loop:
         means = self.sums / self.count
         first_bad, *values = torch.cat([self.first_bad.to(means)[None], means]).tolist()
         if first_bad:
-            error = NonFiniteError("loss", expected="a finite loss and gradient",
-                                   received=f"NaN or infinity at step {int(first_bad)}",
-                                   fix="The model holds the weights from before that step. "
-                                   "Lower lr, or look at the data of that step.")  # fmt: skip
-            error.history = self.history
-            raise error
+            raise NonFiniteError.at(int(first_bad), self.history)
         self.bar.update(self.step - self.bar.n)
         validated = self.history[-1] if self.history else {}
         shown = {"loss": values[0], "adv_accuracy": values[1]} | {

@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Blocker())
 CAUGHT = """
 try:
     {action}
-except Exception as error:
+except Exception as error:  # whatever comes is printed, for the test to compare
     print(type(error).__name__, error, sep=" | ")
 else:
     print("nothing raised")

@@ -120,22 +120,6 @@ def test_a_resumed_run_equals_the_one_that_was_never_stopped(
     assert Run(tmp_path, resume=True).history()[-1]["epoch"] == 3
 
 
-def test_a_loader_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = torch.utils.data.TensorDataset(*map(torch.as_tensor, images("torch")))
-    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
-    plain = TrainConfig(epochs=2, progress=False, checkpoint_minutes=0)
-    torch.manual_seed(0)
-    expected = train("torch", tmp_path / "whole", loader, training=plain)
-    with monkeypatch.context() as patch:
-        cut(patch, 3, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train("torch", tmp_path / "cut", loader, training=plain)
-    result = train("torch", tmp_path / "cut", loader, training=plain, resume=True)
-    assert rows(result.history) == rows(expected.history)
-    for mine, its in zip(values(result.model), values(expected.model), strict=True):
-        np.testing.assert_array_equal(mine, its)
-
-
 def test_a_finished_run_is_measured_again_and_not_trained(straight: Any) -> None:
     expected, directory = straight("torch")
     before = (directory / CHECKPOINT).read_bytes()
@@ -200,37 +184,6 @@ def test_metrics_are_a_table_and_signals_are_left_alone_in_threads(tmp_path: Pat
     assert {"val_clean", "val_pgd10", "val_pgd1"} <= set(lines[0].split(","))
     assert len(lines) == 4
     assert len(done[0].history) == 3
-
-
-@pytest.mark.parametrize("cut_in", [1, 3, 4])
-def test_memory_format_and_a_loaders_own_generator_come_back(
-    cut_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = TrainConfig(epochs=3, progress=False, checkpoint_minutes=0)
-    x, y = map(torch.as_tensor, images("torch"))
-
-    def run(directory: Path, **arguments: Any) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3),
-                                        nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
-        model = convolution.to(memory_format=torch.channels_last)
-        loader = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(x, y), batch_size=40, shuffle=True,
-            generator=torch.Generator().manual_seed(3),
-        )  # fmt: skip
-        return spatlib.train(model, loader, run_dir=directory, training=plain, config=CONFIG,
-                             **arguments)  # fmt: skip
-
-    expected = run(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        cut(patch, cut_in, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "cut")
-    result = run(tmp_path / "cut", resume=True)
-    assert rows(result.history) == rows(expected.history)
-    for mine, its in zip(values(result.model), values(expected.model), strict=True):
-        np.testing.assert_array_equal(mine, its)
 
 
 FILES = 5 * 3  # settings, then best, last, average, metrics and checkpoint of three epochs
