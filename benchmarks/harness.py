@@ -1,0 +1,93 @@
+"""Timing on a noisy machine: interleaved rounds, medians, and ratios within the same round."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "tensorflow-cpu", "tensorflow", "keras", "numpy", "torchattacks", "foolbox",
+            "adversarial-robustness-toolbox")  # fmt: skip
+Times = dict[str, list[float]]
+
+
+def interleaved(
+    arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+) -> tuple[Times, dict[str, float]]:
+    """Seconds of each call, by arm: every round calls every arm once, each time in another order.
+
+    An arm has to return after its work is done (synchronise a device, read a result).
+
+    Returns:
+        The timed rounds, and the seconds of the very first call (compilation, tracing).
+    """
+    first = {name: _seconds(arm) for name, arm in arms.items()}
+    for _ in range(warmup - 1):
+        for arm in arms.values():
+            arm()
+    times: Times = {name: [] for name in arms}
+    names = list(arms)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(_seconds(arms[name]))
+    return times, first
+
+
+def ratios(times: Times, base: str) -> dict[str, dict[str, float]]:
+    """By arm: median milliseconds, and median and quartiles of the ratio to ``base`` by round."""
+    rows = {}
+    for name, seconds in times.items():
+        pairs = [mine / its for mine, its in zip(seconds, times[base], strict=True)]
+        low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
+        rows[name] = {"ms": 1e3 * statistics.median(seconds), "ratio": middle,
+                      "low": low, "high": high, "rounds": len(seconds)}  # fmt: skip
+    return rows
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown; the keys of the first row are the columns."""
+    rows = list(rows)
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([str(row[c]) for c in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What the figures depend on: processor, cores, threads, versions."""
+    info: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "device": device,
+                            "python": platform.python_version(),
+                            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    for name in PACKAGES:
+        try:
+            info[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return info
+
+
+def save(name: str, content: Mapping[str, Any]) -> None:
+    """Write ``results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(content, indent=1, sort_keys=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
