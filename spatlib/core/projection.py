@@ -114,7 +114,7 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     met = near(f_low, f_high)
     low, high = ops.where(met, q, low), ops.where(met, q, high)
     low, _, _ = ops.repeat(newton, NEWTON_ROUNDS, (low, high, q), lambda low, high, _: high <= low)
-    s = ops.where(inside, 1 + zero, ops.sqrt(low) * (eps / divisor(ops, largest)))
+    s = ops.where(inside, 1 + zero, ops.sqrt(low)) * (eps / ops.where(inside, eps, largest))
     return ops.clip(s * d, lower, upper)
 
 
