@@ -99,7 +99,7 @@ class Script:
     def at(self, d: np.ndarray) -> tuple[float, np.ndarray]:
         key = (np.round(d.ravel(), 9) + 0.0).tobytes()
         if key not in self.seen:
-            value = 0.05 * len(self.seen) - 0.3 * (self.rng.uniform() < 0.1)
+            value = 0.05 * len(self.seen) + self.rng.choice((0, -0.3, 2), p=(0.85, 0.1, 0.05))
             value = value if self.seen else self.first
             self.seen[key] = (value, self.rng.normal(size=d.shape))
         return self.seen[key]
