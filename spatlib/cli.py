@@ -91,7 +91,7 @@ def evaluate(
     Args:
         run: Directory of the run.
         weights: Default: best if there was validation, else ema or last.
-        attacks: Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both).
+        attacks: Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both), autoattack.
         steps: Steps of each attack.
         restarts: Random restarts of each attack.
         eps: Radius; default: that of the training.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from . import autoattack
 from .arguments import check_integer, check_type
 from .backends import load_engine
 from .config import SPATConfig
@@ -74,6 +75,7 @@ def evaluate(
             ``"apgd-ce"``, ``"apgd-t"``: their Auto-PGD, which adapts its step size
             (:mod:`spatlib.core.apgd`), with cross-entropy, and with the targeted difference of
             logits ratio towards each of the same classes; ``"apgd"``: both. Linf and L2 only.
+            ``"autoattack"``: ART's, minutes for a hundred examples (:mod:`spatlib.autoattack`).
             Callables ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers
             (N,): called once per batch; the metric has their ``__name__`` or class name.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
@@ -119,6 +121,9 @@ class Evaluation:
         self.seeds = [seed + 7919 * r for r in range(restarts)]
         self.keys, self.named, self.callables = ["clean"], dict[str, Any](), dict[str, Any]()
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
+            if isinstance(item, str) and item == "autoattack" and config.norm != "L1":
+                item = partial(autoattack.attack, self.threat)
+                item.__name__ = "autoattack"  # type: ignore[attr-defined]
             named = isinstance(item, str) and item in TITLES
             key = f"{item}{steps}" if named else getattr(item, "__name__", type(item).__name__)
             if key in self.keys or not (named or callable(item)):
