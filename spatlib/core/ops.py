@@ -37,13 +37,13 @@ class Ops(Protocol):
         """``x`` in the dtype of ``like``."""
 
     def log_softmax(self, x: Array) -> Array:
-        """Over the last axis; finite for finite logits of any size."""
+        """Over the classes of (N, K); finite for finite logits of any size."""
 
     def logsumexp(self, x: Array) -> Array:
-        """Over the last axis, removed; entries of -inf count as absent."""
+        """Over the classes of (N, K), removed; entries of -inf count as absent."""
 
     def argmax_one_hot(self, x: Array) -> Array:
-        """1 at one largest entry of the last axis, 0 elsewhere; the shape and dtype of x."""
+        """1 at one largest entry of each row of (N, K), 0 elsewhere; in the dtype of x."""
 
     def kth_largest(self, x: Array, k: int) -> Array:
         """The k-th largest entry of each example, as (N, 1, ..., 1)."""

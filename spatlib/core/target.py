@@ -55,20 +55,41 @@ def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
 
 
 def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array, goal: Array = None) -> Array:
-    """What an evaluation attack ascends, summed: ``"margin"``, ``"targeted"`` or cross-entropy."""
-    if name == "targeted":
-        return targeted(ops, logits, one_hot, goal)
+    """What an evaluation attack ascends, (N,).
+
+    ``"margin"`` is :func:`margin`, ``"targeted"`` :func:`targeted`, ``"apgd-t"``
+    :func:`targeted_ratio`; other names stand for the cross-entropy.
+    """
     if name == "margin":
         return margin(ops, logits, one_hot)
-    return objective(ops, ops.log_softmax(logits), one_hot)
+    if name == "targeted":
+        return targeted(ops, logits, one_hot, goal)
+    if name == "apgd-t":
+        return targeted_ratio(ops, logits, one_hot, goal)
+    return -ops.sum(one_hot * ops.log_softmax(logits), axis=1)
 
 
 def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
-    """max over k != y of z_k, minus z_y, summed over the batch (Carlini & Wagner 2017)."""
+    """max over k != y of z_k, minus z_y, (N,) (Carlini & Wagner 2017)."""
     rival = ops.max(rivals(ops, logits, one_hot), axis=1)
-    return ops.sum(rival - ops.sum(logits * one_hot, axis=1), axis=0)
+    return rival - ops.sum(logits * one_hot, axis=1)
 
 
 def targeted(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:
-    """z_t - z_y, summed over the batch; label y and target t are one-hot (N, K)."""
-    return ops.sum(logits * (goal - one_hot), axis=(0, 1))
+    """z_t - z_y, (N,); label y and target t are one-hot (N, K)."""
+    return ops.sum(logits * (goal - one_hot), axis=1)
+
+
+def targeted_ratio(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:
+    """The targeted difference of logits ratio of Croce & Hein (2020, arXiv:2003.01690), (N,).
+
+    (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) with z_(i) the i-th largest logit: it does not
+    change when the logits are shifted or scaled. For K < 4, and where the divisor is 0, it is
+    z_t - z_y.
+    """
+    lead = targeted(ops, logits, one_hot, goal)
+    if int(logits.shape[1]) < 4:
+        return lead
+    first, third, fourth = (ops.kth_largest(logits, k)[:, 0] for k in (1, 3, 4))
+    spread = first - (third + fourth) / 2
+    return lead / divisor(ops, spread)

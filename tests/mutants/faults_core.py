@@ -4,6 +4,32 @@ from __future__ import annotations
 
 Faults = dict[str, tuple[str, str]]
 
+APGD: Faults = {
+    "period longer than the paper's": ("SHORTEST = 22, 3, 6", "SHORTEST = 22, 2, 6"),
+    "first step of the size eps": ("zero + 2 * eps", "zero + eps"),
+    "momentum the other way round": (
+        "alpha * (z - at) + (1 - alpha) * (at - before)",
+        "(1 - alpha) * (z - at) + alpha * (at - before)",
+    ),
+    "momentum in the first step": ("+ (1 - MOMENTUM) * ops.cast(number == 0, like=d)", ""),
+    "moved point not projected": (
+        "onto(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+        "(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+    ),
+    "rises against the best": ("ops.cast(now[1] > value, like", "ops.cast(now[1] > best[1], like"),
+    "rises never begin anew": ("ops.where(check, 0.0, rises)", "rises"),
+    "condition 1 never": ("(rises < RISING * period) | stuck", "stuck"),
+    "condition 2 never": ("(rises < RISING * period) | stuck", "rises < RISING * period"),
+    "condition 2 after a halving": ("check & (halved == 0) & (", "check & ("),
+    "best of the last checkpoint kept": (
+        "pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))",
+        "pick(check, (ops.cast(halve, like=value), mark), (halved, mark))",
+    ),
+    "no return to the best": ("pick(halve, best, now), best", "now, best"),
+    "points on the way not looked at": ("stands & right)", "right)"),
+    "the worst for the best": ("best = pick(now[1] > best[1]", "best = pick(now[1] < best[1]"),
+}
+
 LOSSES: Faults = {
     "cross-entropy with the wrong sign": ("cross_entropy = -ops.sum(", "cross_entropy = ops.sum("),
     "divergence the other way round": (
@@ -159,11 +185,15 @@ TARGET: Faults = {
         "rivals(ops, logits, one_hot)",
         "logits",
     ),
-    "margin with the wrong sign": ("ops.sum(rival - ops", "ops.sum(rival + ops"),
+    "margin with the wrong sign": ("return rival - ops", "return rival + ops"),
+    "ratio over the second largest": ("for k in (1, 3, 4)", "for k in (1, 2, 4)"),
+    "ratio of constants divided by 0": ("divisor(ops, spread)", "spread"),
+    "ratio of three classes": ("[1]) < 4:", "[-1]) < 3:"),
     "attacks confused": ('if name == "margin":', 'if name != "margin":'),
 }
 
 FAULTS = {
+    "apgd": APGD,
     "losses": LOSSES,
     "mask": MASK,
     "projection": PROJECTION,

@@ -157,8 +157,8 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "config, config",
         ),
         "clean verdict and earlier restarts forgotten": (
-            "so_far = verdicts[key] & started",
-            "so_far = started",
+            "= verdicts[key] & started",
+            "= started",
         ),
         "one good restart is enough": ("= verdicts[key] & started", "= verdicts[key] | started"),
         "verdict at the start forgotten": ("= verdicts[key] & started", "= verdicts[key]"),

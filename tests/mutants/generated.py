@@ -14,6 +14,7 @@ from .faults_torch import TRAJECTORIES
 from .mutant import ROOT, Mutant
 
 CORE = {
+    "apgd": ("apgd",),
     "losses": ("losses",),
     "mask": ("cotangents", "mask"),
     "numpy_ops": (
@@ -26,10 +27,10 @@ CORE = {
         "projection_limits",
         "step",
     ),
-    "ops": ("mask", "step"),
-    "projection": ("projection_limits", "projection"),
+    "ops": ("losses", "target", "mask", "step"),
+    "projection": ("projection_rounds", "projection_limits", "projection"),
     "step": ("step",),
-    "target": ("target",),
+    "target": ("target", "apgd"),
 }
 CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-Linf-rms-False")
 TORCH, TF = (
