@@ -6,7 +6,6 @@ from .ops import Array, Ops, divisor, example_axes
 
 CHORD_ROUNDS = 4  # of two evaluations each; as a rule 2 or 3 suffice
 NEWTON_ROUNDS = 16  # at least every second one halves the bracket
-TOLERATED_ULPS = 4  # of the squared norm: two of the norm
 LARGEST_RATIO = 2.0**60  # of |d| to eps, up to which the L2 projection is exact
 BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at max |d|, not at eps
 
@@ -67,7 +66,7 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     ray = d / divisor(ops, largest)
     wall = ops.clip(2 * eps * ops.sign(d), lower, upper) / eps  # 2 eps: no wall at all
     ray, wall = ray * ray, wall * wall
-    tolerance = TOLERATED_ULPS * 2.0 ** (1 - ops.mantissa_bits(d))
+    tolerance = 2.0 ** (3 - ops.mantissa_bits(d))  # 4 ulp of f: 2 of the norm
 
     def meet(q: Array, low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
         f = total(ops.minimum(q * ray, wall))
@@ -89,8 +88,9 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     def newton(low: Array, high: Array, q: Array) -> tuple[Array, ...]:
         clipped = ops.sign(ops.maximum(q * ray - wall, 0.0))
         slope = total((1 - clipped) * ray)
-        rest = ops.maximum(1 - total(clipped * wall), 0.0)
-        root = ops.where(slope > 0, rest / divisor(ops, slope), low)
+        root = (1 - total(clipped * wall)) / divisor(
+            ops, slope
+        )  # below 0 where walls fill the ball
         middle = ops.sqrt(low) * ops.sqrt(high)
         high = ops.where(root <= q, ops.minimum(high, q), high)
         landed = ops.minimum(ops.maximum(low, root), high)
@@ -99,10 +99,9 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 
     end = ops.minimum(largest / eps, LARGEST_RATIO)
     zero, end = 0 * end, end * end
-    _, f_low, _, f_high = meet(end, zero, zero, end, zero)
+    *_, f_high = meet(end, zero, zero, end, zero)
     inside = f_high == 0
-    low = ops.minimum(1 / divisor(ops, total(ray)), end)  # where f is 1 or, at a wall, below
-    state = meet(low, zero, f_low, end, f_high)
+    state = (zero, zero, end, f_high)
 
     def near(f_low: Array, f_high: Array) -> Array:
         return inside | (1 - f_low <= tolerance) | (f_high - 1 <= tolerance)
@@ -114,7 +113,7 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     met = near(f_low, f_high)
     low, high = ops.where(met, q, low), ops.where(met, q, high)
     low, _, _ = ops.repeat(newton, NEWTON_ROUNDS, (low, high, q), lambda low, high, _: high <= low)
-    s = ops.where(inside, 1 + zero, ops.sqrt(low)) * (eps / ops.where(inside, eps, largest))
+    s = ops.where(inside, 1.0, ops.sqrt(low) * (eps / ops.where(inside, eps, largest)))
     return ops.clip(s * d, lower, upper)
 
 

@@ -113,7 +113,7 @@ PROJECTION: Faults = {
         "lambda low, high, _: high <= low",
         "lambda low, high, _: high >= low",
     ),
-    "too tolerant": ("TOLERATED_ULPS = 4", "TOLERATED_ULPS = 400"),
+    "too tolerant": ("2.0 ** (3 - ops", "2.0 ** (10 - ops"),
     "walls of the clipped counted as free": ("total((1 - clipped) * ray)", "total(ray)"),
     "scaled although inside": ("inside = f_high == 0", "inside = f_high < 0"),
     "bisection takes the wrong half": (
