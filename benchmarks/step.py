@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = backend.finish(setting, rows)
     print(table(_printed(rows)), *(f"{key}: {value}" for key, value in facts.items()), sep="\n")
     differs = ["compiled" if value is True else str(value)
-               for key, value in setting._asdict().items() if key not in ("device", "mask") and value != Setting._field_defaults[key]]  # fmt: skip
+               for key, value in setting._asdict().items()
+               if key not in ("device", "mask") and value != Setting._field_defaults[key]]  # fmt: skip
     save("_".join(["step", name, setting.device, *differs]),
          {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts,
           "arms": rows})  # fmt: skip
