@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(_printed(rows)), *(f"{key}: {value}" for key, value in facts.items()), sep="\n")
     differs = ["compiled" if value is True else str(value)
                for key, value in setting._asdict().items()
-               if key not in ("device", "mask") and value != Setting._field_defaults[key]]  # fmt: skip
+               if key not in ("device", "mask") and value != getattr(Setting(), key)]  # fmt: skip
     save("_".join(["step", name, setting.device, *differs]),
          {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts,
           "arms": rows})  # fmt: skip
