@@ -6,6 +6,7 @@ Projections walk through sorted breakpoints, thresholds are sorted in plain Pyth
 written by hand, and everything handles one example at a time.
 """
 
+from .apgd import auto_ascend, auto_attack, checkpoints, targeted_ratio
 from .arrays import Array
 from .attack import attack, mask_at
 from .evaluation import margin_gradient, robust
@@ -31,8 +32,11 @@ __all__ = [
     "SoftmaxLinear",
     "TanhMLP",
     "attack",
+    "auto_ascend",
+    "auto_attack",
     "base_target",
     "centred",
+    "checkpoints",
     "class_cohort",
     "direction",
     "feasible_box",
@@ -51,5 +55,6 @@ __all__ = [
     "softmax",
     "stalled",
     "step",
+    "targeted_ratio",
     "train_step",
 ]

@@ -1,5 +1,6 @@
 """Semantics-preserving adversarial training (SPAT); importing it loads no framework."""
 
+from .audit import Audit, audit
 from .config import Bounds, SPATConfig, TrainConfig
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
 from .evaluate import evaluate
@@ -11,6 +12,7 @@ from .trained import load_model
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
+    "Audit",
     "BackendError",
     "Bounds",
     "ConfigError",
@@ -22,6 +24,7 @@ __all__ = [
     "SPATConfig",
     "SpatlibError",
     "TrainConfig",
+    "audit",
     "evaluate",
     "load_model",
     "train",

@@ -66,6 +66,9 @@ class Engine(Protocol):
     ) -> dict[str, Any]:
         """A few attacked examples, as :func:`spatlib.plots.sheet` takes them."""
 
+    def logits(self, model: Any, x: Any, batch_size: int = 256) -> Any:
+        """Logits (N, K) of arrays in the engine's layout, in NumPy, in inference mode."""
+
     def evaluate(
         self,
         model: Any,
@@ -82,8 +85,8 @@ class Engine(Protocol):
         """Accuracies, clean and under attack, as :func:`spatlib.evaluate` says."""
 
 
-def load_extra(module: str) -> Any:
-    """Import a module that only some data sets need.
+def load_extra(module: str, extra: str = "data") -> Any:
+    """Import a module that only some uses need, from one of the extras.
 
     Raises:
         BackendError: It is not installed.
@@ -91,9 +94,9 @@ def load_extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise BackendError(module, expected="it to be installed for this data set",
+        raise BackendError(module, expected="it to be installed for this",
                            received=f"{type(error).__name__}: {error}",
-                           fix="Run: pip install 'spatlib[data]'") from error  # fmt: skip
+                           fix=f"Run: pip install 'spatlib[{extra}]'") from error  # fmt: skip
 
 
 def load_engine(name: str) -> Engine:

@@ -1,4 +1,4 @@
-"""The command line: ``spatlib train | evaluate | show | compare | recipes``."""
+"""The command line: ``spatlib train | evaluate | audit | show | compare | recipes``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import tyro
 import spatlib
 
 from . import SPATConfig, TrainConfig, plots
+from .audit import compare_attacks
 from .backends import load_engine
 from .data import Dataset, load
 from .recipes import RECIPES
@@ -90,7 +91,7 @@ def evaluate(
     Args:
         run: Directory of the run.
         weights: Default: best if there was validation, else ema or last.
-        attacks: Any of pgd, margin, targeted.
+        attacks: Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both), autoattack.
         steps: Steps of each attack.
         restarts: Random restarts of each attack.
         eps: Radius; default: that of the training.
@@ -112,6 +113,60 @@ def evaluate(
     facts = {**report.as_json(), "weights": weights, "seed": seed, "measured_on": measured_on}
     of.write(EVALUATION, json.dumps(facts, indent=2).encode())
     print(f"{report}\n{measured_on} data" if sys.stdout.isatty() else json.dumps(facts))
+
+
+def audit(
+    run: Directory,
+    *,
+    judge: Path,
+    examples: int = 256,
+    eps: float | None = None,
+    steps: int | None = None,
+    ssim: bool = False,
+    shown: int = 6,
+    seed: int = 0,
+    weights: Weights = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Ask another run's network how far the attacks on this run's network move the meaning.
+
+    The attacks are the run's own training attack and plain PGD at the same eps and steps. Each
+    is reported with its success, the share of the network's correct examples that it fools: a
+    weaker attack must not be mistaken for one that keeps the meaning.
+
+    Args:
+        run: Directory of the run attacked; audit.json and audit.png are written there.
+        judge: Directory of a run of another seed on the same data, adversarially trained.
+        examples: Attack the first so many, of the test data if there are any.
+        eps: Radius; default: that of the training.
+        steps: Steps of both attacks; default: that of the training.
+        ssim: Measure the structural similarity too (needs the extra audit).
+        shown: Pictures of the examples that drifted most.
+        seed: Fixes starts and masks.
+        weights: As for evaluate; of both runs.
+        data_dir: Default: that of the training.
+    """
+    if run.resolve() == judge.resolve():
+        raise spatlib.ConfigError("judge", expected="a run of another network", received="itself",
+                                  fix="Train one with another --seed.")  # fmt: skip
+    model, of = load_model(run, weights)
+    reader, other = load_model(judge, weights)
+    if of.settings["data"] != other.settings["data"]:
+        raise spatlib.ConfigError("judge", expected=f"a run on {of.settings['data']}",
+                                  received=f"one on {other.settings['data']}",
+                                  fix="Train one on the same data.")  # fmt: skip
+    own, _ = of.configs()
+    own = replace(own, eps=own.eps if eps is None else eps, steps=steps or own.steps)
+    content, pictures = compare_attacks(
+        (model, of.settings["backend"]), (reader, other.settings["backend"]),
+        _dataset(of, data_dir).measured, own, count=examples, shown=shown, seed=seed, ssim=ssim,
+    )  # fmt: skip
+    facts = {"judge": str(judge), "eps": own.eps, "norm": own.norm, "steps": own.steps,
+             "attacks": content}  # fmt: skip
+    of.write("audit.json", json.dumps(facts, indent=2).encode())
+    if pictures["x"].ndim == 4 and len(pictures["x"]):
+        of.write("audit.png", plots.drift(pictures, own.bounds))
+    print(json.dumps(facts))
 
 
 def show(
@@ -178,8 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        commands = {"train": _with_defaults(given), "evaluate": evaluate, "show": show,
-                    "compare": compare, "recipes": recipes}  # fmt: skip
+        commands = {"train": _with_defaults(given), "evaluate": evaluate, "audit": audit,
+                    "show": show, "compare": compare, "recipes": recipes}  # fmt: skip
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="spatlib", description=spatlib.__doc__, args=given,
             config=(tyro.conf.OmitArgPrefixes,), registry=_registry(),

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from . import autoattack
 from .arguments import check_integer, check_type
 from .backends import load_engine
 from .config import SPATConfig
-from .core.ops import Array, Ops
+from .core.apgd import auto_ascend
+from .core.ops import Array, Ops, rivals
 from .core.projection import feasible_box
-from .core.step import initial
+from .core.step import initial, step
 from .core.target import attack_loss
 from .data import load
 from .errors import ConfigError, DataError
@@ -26,7 +28,12 @@ TITLES = {
     "pgd": "PGD-{steps}",
     "margin": "margin PGD-{steps} (CW)",
     "targeted": "targeted margin PGD-{steps} ({targets})",
+    "apgd-ce": "APGD-CE-{steps}",
+    "apgd-t": "targeted APGD-DLR-{steps} ({targets})",
+    "apgd": "APGD-{steps} (CE and targeted DLR)",
 }
+AUTO = ("apgd-ce", "apgd-t")
+PARTS = {"apgd": AUTO}  # attacks that one name stands for
 TARGETS = 9  # as many as AutoAttack has
 ORDERS = {"Linf": math.inf, "L2": 2, "L1": 1}
 
@@ -51,7 +58,8 @@ def evaluate(
 
     The attacks use the full eps and hard labels, never the mask, the smoothing or the guard. An
     example counts as robust only if it is classified correctly clean, at the start and at the
-    end of every run, so no robust accuracy exceeds the clean one. All named attacks begin at the
+    end of every run (of APGD: at every point on its way), so no robust accuracy exceeds the clean
+    one. All named attacks begin at the
     same random starts, so none changes the figures of another.
 
     Args:
@@ -64,9 +72,13 @@ def evaluate(
             k != y of z_k - z_y (``margin20``; Carlini & Wagner 2017). ``"targeted"``: with
             z_t - z_y, one run for each t of the min(9, K - 1) classes with the highest clean
             logits but the label's (``targeted20``; after Croce & Hein 2020, arXiv:2003.01690).
+            ``"apgd-ce"``, ``"apgd-t"``: their Auto-PGD, which adapts its step size
+            (:mod:`spatlib.core.apgd`), with cross-entropy, and with the targeted difference of
+            logits ratio towards each of the same classes; ``"apgd"``: both. Linf and L2 only.
+            ``"autoattack"``: ART's, minutes for a hundred examples (:mod:`spatlib.autoattack`).
             Callables ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers
             (N,): called once per batch; the metric has their ``__name__`` or class name.
-        steps: Of the named attacks, 2.5 eps / steps each.
+        steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
         restarts: Random restarts of each named attack.
         batch_size: Examples per pass (ignored for data that comes in batches).
         seed: Fixes the random starts (a callable has to seed itself).
@@ -109,6 +121,9 @@ class Evaluation:
         self.seeds = [seed + 7919 * r for r in range(restarts)]
         self.keys, self.named, self.callables = ["clean"], dict[str, Any](), dict[str, Any]()
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
+            if isinstance(item, str) and item == "autoattack" and config.norm != "L1":
+                item = partial(autoattack.attack, self.threat)
+                item.__name__ = "autoattack"  # type: ignore[attr-defined]
             named = isinstance(item, str) and item in TITLES
             key = f"{item}{steps}" if named else getattr(item, "__name__", type(item).__name__)
             if key in self.keys or not (named or callable(item)):
@@ -116,6 +131,10 @@ class Evaluation:
                                   "or callables attack(model, x, y), each of another name",
                                   received=f"{item!r}{' again' * (key in self.keys)}",
                                   fix="Leave it out, or set its __name__.")  # fmt: skip
+            if named and item.startswith("apgd") and config.norm == "L1":
+                raise ConfigError("attacks", expected="others than APGD for the norm L1",
+                                  received=repr(item), fix="Its step sizes are those for Linf and "
+                                  "L2: use 'pgd', 'margin' or 'targeted'.")  # fmt: skip
             self.keys.append(key)
             (self.named if named else self.callables)[key] = item
 
@@ -151,38 +170,59 @@ class Evaluation:
 
 def survivors(
     ops: Ops, threat: SPATConfig, named: Mapping[str, str], batch: tuple[Array, Array, Array],
-    logits_of: Callable[[Array], Array], ascend: Callable[..., Array], starts: Iterable[Array],
+    logits_of: Callable[[Array], Array], slope: Callable[..., tuple[Array, Array, Array]],
+    starts: Iterable[Array],
 ) -> dict[str, Array]:  # fmt: skip
-    """(N,) whether each example is right clean, and at start and end of all runs of an attack.
+    """(N,) whether each example is right clean, and where the runs of an attack say (evaluate).
 
     Args:
         threat, named: Of :class:`Evaluation`; the values are names for :func:`attack_loss`.
         batch: x (N, ...), its logits and its one-hot labels (N, K).
-        logits_of, ascend: x -> logits without gradients; (d, lower, upper, loss of logits) -> x'.
+        logits_of: x -> logits, without gradients.
+        slope: (x, loss of logits) -> the loss (N,), its gradient (N, ...), and the logits.
         starts: One raw perturbation (N, ...) per restart.
     """
     x, clean, label = batch
     lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)
-    rivals = ops.where(label > 0, -math.inf, clean)
+    limits: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
+    others = rivals(ops, clean, label)
+
+    def moved(d: Array) -> Array:
+        return ops.clip(x + d, *threat.bounds)
 
     def run(name: str, d: Array, rest: Array, robust: Array) -> tuple[Array, Array]:
         goal = ops.argmax_one_hot(rest)
-        x_adv = ascend(d, lower, upper, lambda z: attack_loss(ops, name, z, label, goal))
-        right = is_correct(ops, logits_of(x_adv), label)
-        return ops.where(goal > 0, -math.inf, rest), robust & right
+
+        def look(d: Array) -> tuple[Array, Array, Array]:
+            value, grad, z = slope(moved(d), lambda z: attack_loss(ops, name, z, label, goal))
+            return value, grad, is_correct(ops, z, label)
+
+        def climb(d: Array) -> tuple[Array]:
+            return (step(ops, d, look(d)[1], None, lower, upper, step_size=threat.step_size,
+                         **limits),)  # fmt: skip
+
+        if name in AUTO:
+            _, right = auto_ascend(ops, look, d, lower, upper, steps=threat.steps, **limits)
+        else:
+            (d,) = ops.repeat(climb, threat.steps, (d,))
+            right = is_correct(ops, logits_of(moved(d)), label)
+        return rivals(ops, rest, goal), robust & right
 
     verdicts = dict.fromkeys(("clean", *named), is_correct(ops, clean, label))
+    targets = min(TARGETS, int(label.shape[1]) - 1)
     for start in starts:
-        d = initial(ops, start, None, lower, upper, threat.eps, threat.norm)
-        started = is_correct(ops, logits_of(ops.clip(x + d, *threat.bounds)), label)
+        d = initial(ops, start, None, lower, upper, **limits)
+        started = is_correct(ops, logits_of(moved(d)), label)
         for key, name in named.items():
-            runs = min(TARGETS, int(label.shape[-1]) - 1) if name == "targeted" else 1
-            so_far = verdicts[key] & started
-            _, verdicts[key] = ops.repeat(partial(run, name, d), runs, (rivals, so_far))
+            verdicts[key] = verdicts[key] & started
+            for part in PARTS.get(name, (name,)):
+                runs = targets if part in ("targeted", "apgd-t") else 1
+                state = (others, verdicts[key])
+                _, verdicts[key] = ops.repeat(partial(run, part, d), runs, state)
     return verdicts
 
 
 def is_correct(ops: Ops, logits: Array, label: Array) -> Array:
     """(N,) whether the largest logit is that of the one-hot label; never where one is NaN."""
-    total = ops.sum(logits, axis=-1)
-    return (ops.sum(ops.argmax_one_hot(logits) * label, axis=-1) > 0) & (total == total)
+    total = ops.sum(logits, axis=1)
+    return (ops.sum(ops.argmax_one_hot(logits) * label, axis=1) > 0) & (total == total)

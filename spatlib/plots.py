@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,35 @@ def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
             (f"perturbation / {largest:.2g}", 0.5 + d / (2 * largest)),
             (f"perturbed, predicted {adversarial}", (x_adv - lower) / (upper - lower)),
         )
-        for panel, (title, picture) in zip(axes, pictures, strict=True):
-            grey = picture.shape[-1] != 3
-            panel.imshow(np.clip(picture[..., 0] if grey else picture, 0, 1), vmin=0, vmax=1,
-                         cmap="gray" if grey else None)  # fmt: skip
-            panel.set_title(title, fontsize=8)
-            panel.set_axis_off()
+        _draw(axes, pictures)
     return _png(figure)
+
+
+def drift(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
+    """Image, and what the training attack and PGD made of it, with what the judge reads, as PNG.
+
+    Args:
+        examples: Of :func:`spatlib.audit.compare_attacks`, images (N, H, W, C).
+        bounds: The input range, from black to white.
+    """
+    count = len(examples["x"])
+    figure, (lower, upper) = _figure(5.8, 1.9 * count), bounds
+    for row, axes in zip(range(count), figure.subplots(count, 3, squeeze=False), strict=True):
+        pictures = [(f"label {examples['y'][row]}", examples["x"][row])]
+        for name in ("training", "pgd"):
+            title = f"{name} attack, judged {examples[f'{name} read'][row]}"
+            pictures.append((title, examples[f"{name} x_adv"][row]))
+        _draw(axes, [(title, (p - lower) / (upper - lower)) for title, p in pictures])
+    return _png(figure)
+
+
+def _draw(axes: Any, pictures: Sequence[tuple[str, Any]]) -> None:
+    for panel, (title, picture) in zip(axes, pictures, strict=True):
+        grey = picture.shape[-1] != 3
+        panel.imshow(np.clip(picture[..., 0] if grey else picture, 0, 1), vmin=0, vmax=1,
+                     cmap="gray" if grey else None)  # fmt: skip
+        panel.set_title(title, fontsize=8)
+        panel.set_axis_off()
 
 
 def _figure(width: float, height: float) -> Any:

@@ -34,7 +34,7 @@ class Run:
     - ``last.safetensors``, ``best.safetensors``, ``ema.safetensors``: weights after the last epoch,
       after the one of the best robust validation accuracy, and their moving average;
     - ``checkpoint.safetensors``: what training goes on from;
-    - ``curves.png``, ``sheet.png``: plots, if Matplotlib is installed.
+    - ``curves.png``, ``sheet.png``, ``audit.png``: plots, if Matplotlib is installed.
 
     One process writes to it: give each of several its own.
 
@@ -98,7 +98,7 @@ class Run:
                 yield from Run(self.directory / part, overwrite=True)._files()
         yield from self.directory.glob("tensorboard/events.*")
         for name in (CHECKPOINT, METRICS, LAST, BEST, EMA, EVALUATION, "curves.png", "sheet.png",
-                     CONFIG):  # fmt: skip
+                     "audit.json", "audit.png", CONFIG):  # fmt: skip
             if (self.directory / name).exists():
                 yield self.directory / name
 

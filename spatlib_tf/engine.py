@@ -20,7 +20,7 @@ from spatlib.schedule import check_length
 from .batches import as_dataset, batches
 from .checkpoint import load_weights, weights
 from .evaluation import check, evaluate, keeping_graphs
-from .examples import examples
+from .examples import examples, logits
 from .inputs import check_device, check_label_values, check_model, logits_of, prepare
 from .loop import Loop
 from .model import SPATModel
@@ -34,6 +34,7 @@ __all__ = [
     "examples",
     "fit",
     "load_weights",
+    "logits",
     "weights",
 ]
 

@@ -17,11 +17,11 @@ from spatlib.evaluate import is_correct as correct
 from spatlib.result import Report
 
 from . import ops
-from .attack import ascend
 from .batches import batches
 from .inputs import (
     as_tensor,
     check_device,
+    check_gradient,
     check_label_values,
     check_model,
     logits_of,
@@ -125,10 +125,13 @@ def _survivors(
     model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: Mapping[str, str],
     seeds: Sequence[Tensor],
 ) -> dict[str, Tensor]:  # fmt: skip
-    def climb(d: Tensor, lower: Tensor, upper: Tensor, objective: Any) -> Tensor:
-        return ascend(model, x, d, None, lower, upper, threat,
-                      lambda z: (objective(z), tf.zeros((), z.dtype)))[0]  # fmt: skip
+    def slope(z: Tensor, loss: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            logits = logits_of(model, z)
+            values = loss(logits)
+        return values, check_gradient(tape.gradient(values, z), x), logits
 
     clean = logits_of(model, x)
     return survivors(ops, threat, named, (x, clean, one_hot(y, clean)), partial(logits_of, model),
-                     climb, (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip
+                     slope, (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip

@@ -27,3 +27,10 @@ def examples(
     return {"x": x.numpy(), "mask": mask.numpy(), "x_adv": x_adv.numpy(),
             "y": (tf.argmax(y, axis=1) if len(y.shape) == 2 else y).numpy(),
             "clean": clean, "adversarial": adversarial}  # fmt: skip
+
+
+def logits(model: keras.Model, x: Any, batch_size: int = 256) -> Any:
+    """See :class:`spatlib.backends.Engine`."""
+    parts = (tf.cast(x[k : k + batch_size], model.variable_dtype)
+             for k in range(0, len(x), batch_size))  # fmt: skip
+    return tf.concat([logits_of(model, part) for part in parts], axis=0).numpy()

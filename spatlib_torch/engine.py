@@ -18,7 +18,7 @@ from spatlib.schedule import check_length
 from .batches import Batches, device_of
 from .checkpoint import load_weights, weights
 from .evaluation import check, evaluate
-from .examples import examples
+from .examples import examples, logits
 from .inputs import check_label_values, logits_of, prepare
 from .loop import Loop
 from .models import MODELS
@@ -32,6 +32,7 @@ __all__ = [
     "examples",
     "fit",
     "load_weights",
+    "logits",
     "weights",
 ]
 

@@ -14,9 +14,9 @@ from spatlib.evaluate import Evaluation, is_correct, survivors
 from spatlib.result import Report
 
 from . import ops
-from .attack import ascend, draw_start
+from .attack import draw_start
 from .batches import Batches, device_of
-from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
+from .inputs import check_graph, check_label_values, check_tensor, logits_of, one_hot, prepare
 from .state import attack_state, unwrap
 
 
@@ -62,13 +62,18 @@ def _judge(
     """(N,) verdicts under every attack, and the number of classes; inside attack_state."""
     threat, predict = evaluation.threat, torch.no_grad()(partial(logits_of, model))
 
-    def climb(d: Tensor, lower: Tensor, upper: Tensor, objective: Any) -> Tensor:
-        return ascend(model, x, d, None, lower, upper, threat, objective)
+    def slope(z: Tensor, loss: Any) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = z.detach().requires_grad_()
+        logits = logits_of(model, leaf)
+        check_graph(logits)
+        values = loss(logits)
+        (grad,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach(), grad, logits.detach()
 
     clean = predict(x)
     check_label_values(y, clean.shape[1])
     label = one_hot(y, clean)
-    verdicts = survivors(ops, threat, evaluation.named, (x, clean, label), predict, climb,
+    verdicts = survivors(ops, threat, evaluation.named, (x, clean, label), predict, slope,
                          (draw_start(x, threat, source) for source in sources))  # fmt: skip
     for key, attack in evaluation.callables.items():
         # "train" saves the buffers too; the modules stay in the inference mode they are in.

@@ -32,5 +32,13 @@ def examples(
             "clean": clean.cpu().numpy(), "adversarial": adversarial.cpu().numpy()}  # fmt: skip
 
 
+def logits(model: nn.Module, x: Any, batch_size: int = 256) -> Any:
+    """See :class:`spatlib.backends.Engine`."""
+    device, module = device_of(model, None), unwrap(model)
+    batches = Batches((x, torch.zeros(len(x))), batch_size, model, device, (0, 1)).go_through()
+    with attack_state(module, "eval", device, keep_rng=True), torch.no_grad():
+        return torch.cat([logits_of(module, z) for z, _ in batches]).cpu().numpy()
+
+
 def _last(x: Tensor) -> Any:
     return x.movedim(1, -1).float().cpu().numpy()

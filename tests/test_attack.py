@@ -128,9 +128,10 @@ FUNCTIONS = {
     ) for base in ("pgd", "trades", "mart")},
     "objective": lambda ops, label, clean, moved: target.objective(
         ops, ops.log_softmax(moved), 0.7 * label + 0.3 / CLASSES),
-    "margin": lambda ops, label, clean, moved: target.margin(ops, moved, label),
-    "targeted": lambda ops, label, clean, moved: target.targeted(
-        ops, moved, label, ops.argmax_one_hot(clean)),
+    "margin": lambda ops, label, clean, moved: ops.sum(
+        target.margin(ops, moved, label), axis=0),
+    "targeted": lambda ops, label, clean, moved: ops.sum(target.targeted(
+        ops, moved, label, ops.argmax_one_hot(clean)), axis=0),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 
 import spatlib_tf.ops
 import spatlib_torch.ops
-from spatlib.core import losses, mask, projection, start, target
+from spatlib.core import apgd, losses, mask, projection, start, target
 from spatlib.core import step as core_step
 
 from .record import agree
@@ -49,13 +49,24 @@ def a_loss(base: str) -> Callable[..., Any]:
         q = target.smoothed_target(ops, b, label, log_p, 0.3, True)
         stall = ops.sum(target.stalled(ops, label, log_p, 0.3), axis=0)
         outer = losses.outer_loss(ops, base, 6.0, label, logits, 2 * logits)
-        ascent = target.objective(ops, log_p, q) + target.margin(ops, logits, label)
-        return ops.sum(outer, axis=0) + ascent + stall
+        ascent = target.objective(ops, log_p, q) + stall
+        return ops.sum(outer + target.margin(ops, logits, label), axis=0) + ascent
 
     return function
 
 
+def an_ascent(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+    lower, upper = projection.feasible_box(ops, x, None, 0.1, (0.0, 1.0))
+
+    def look(d: Any) -> tuple[Any, Any, Any]:  # sum of grad d - 10 d^2
+        value = ops.sum(grad * d - 10 * d * d, axis=(1, 2, 3))
+        return value, grad - 20 * d, value < 1
+
+    return apgd.auto_ascend(ops, look, 0 * x, lower, upper, eps=0.1, steps=5, norm="Linf")[0]
+
+
 FUNCTIONS = {
+    "apgd": an_ascent,
     **{f"step {norm}": a_step(norm) for norm in NORMS},
     **{f"mask {share}": a_mask(share) for share in SHARES},
     **{f"loss {base}": a_loss(base) for base in ("pgd", "trades", "mart")},

@@ -56,7 +56,7 @@ def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(
 
 def test_the_other_examples_give_what_their_comments_say(namespace: dict[str, Any]) -> None:
     assert namespace["result"].measured_on == "test"
-    assert set(namespace["report"].metrics) == {"clean", "corner", "pgd20", "margin20",
+    assert set(namespace["report"].metrics) == {"clean", "apgd20", "corner", "pgd20", "margin20",
                                                 "targeted20"}  # fmt: skip
     assert "targeted margin PGD-20 (2 targets)" in str(namespace["report"])
     assert namespace["mask"].shape == (8, 1, 4, 4)

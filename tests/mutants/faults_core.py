@@ -4,6 +4,32 @@ from __future__ import annotations
 
 Faults = dict[str, tuple[str, str]]
 
+APGD: Faults = {
+    "period longer than the paper's": ("SHORTEST = 22, 3, 6", "SHORTEST = 22, 2, 6"),
+    "first step of the size eps": ("zero + 2 * eps", "zero + eps"),
+    "momentum the other way round": (
+        "alpha * (z - at) + (1 - alpha) * (at - before)",
+        "(1 - alpha) * (z - at) + alpha * (at - before)",
+    ),
+    "momentum in the first step": ("+ (1 - MOMENTUM) * ops.cast(number == 0, like=d)", ""),
+    "moved point not projected": (
+        "onto(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+        "(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+    ),
+    "rises against the best": ("ops.cast(now[1] > value, like", "ops.cast(now[1] > best[1], like"),
+    "rises never begin anew": ("ops.where(check, 0.0, rises)", "rises"),
+    "condition 1 never": ("(rises < RISING * period) | stuck", "stuck"),
+    "condition 2 never": ("(rises < RISING * period) | stuck", "rises < RISING * period"),
+    "condition 2 after a halving": ("check & (halved == 0) & (", "check & ("),
+    "best of the last checkpoint kept": (
+        "pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))",
+        "pick(check, (ops.cast(halve, like=value), mark), (halved, mark))",
+    ),
+    "no return to the best": ("pick(halve, best, now), best", "now, best"),
+    "points on the way not looked at": ("stands & right)", "right)"),
+    "the worst for the best": ("best = pick(now[1] > best[1]", "best = pick(now[1] < best[1]"),
+}
+
 LOSSES: Faults = {
     "cross-entropy with the wrong sign": ("cross_entropy = -ops.sum(", "cross_entropy = ops.sum("),
     "divergence the other way round": (
@@ -14,7 +40,7 @@ LOSSES: Faults = {
     "TRADES with the label at x'": ("divergence - clean_y", "divergence + cross_entropy"),
     "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
     "MART with the label among the rivals": (
-        "ops.where(one_hot > 0, -math.inf, adversarial)",
+        "rivals(ops, adversarial, one_hot)",
         "adversarial",
     ),
     "MART's rival with the wrong sign": ("cross_entropy - others", "cross_entropy + others"),
@@ -22,18 +48,18 @@ LOSSES: Faults = {
 
 MASK: Faults = {
     "class gradients not centred": (
-        "return one_hot - 1 / int(one_hot.shape[-1])",
+        "return one_hot - 1 / int(one_hot.shape[1])",
         "return one_hot",
     ),
     "probe gradients not centred": (
-        "return signs - ops.sum(signs, axis=-1, keepdims=True) / int(signs.shape[-1])",
+        "return signs - ops.sum(signs, axis=1, keepdims=True) / int(signs.shape[1])",
         "return signs",
     ),
     "running minimum begins at 0": (
         'pixels + math.inf if share in ("min", "neutral") else pixels',
         "pixels",
     ),
-    "classes not normalised": ("s / ops.where(alive, total, 1.0) * example_size(s)", "1.0 * s"),
+    "classes not normalised": ("s / divisor(ops, total) * example_size(s)", "1.0 * s"),
     "dead classes take part": ("ops.where(alive, s, math.inf)", "s"),
     "saliency with its sign": ("s = _pixels(ops, ops.abs(grad), ", "s = _pixels(ops, grad, "),
     "channels cancel": (
@@ -60,15 +86,36 @@ PROJECTION: Faults = {
         "ops.clip(ops.clip(d, -eps, eps), lower, upper)",
         "ops.clip(d, -eps, eps)",
     ),
-    "the upper wall on both sides": ("side = ops.where(d < 0, -lower, upper)", "side = upper"),
-    "sign lost": ("return ops.sign(d) * onto(", "return onto("),
-    "L1 ball for L2": ('if norm == "L2" else', 'if norm == "L1" else'),
-    "walls forgotten in L2": ("clipped = ops.minimum(size, side)", "clipped = size"),
-    "scaled once instead of searched": ("NEWTON_ROUNDS // 2", "0"),
-    "no rounds that skip chains of walls": (
-        "newton(ops.sqrt(low) * ops.sqrt(high), low, high)",
-        "newton(low, low, high)",
+    "the upper wall on both sides in L1": (
+        "side = ops.maximum(sign * lower, sign * upper)",
+        "side = upper",
     ),
+    "the upper wall on both sides in L2": (
+        "wall = ops.clip(2 * eps * ops.sign(d), lower, upper) / eps",
+        "wall = upper / eps",
+    ),
+    "sign lost": ("return sign * shrunk", "return shrunk"),
+    "L1 ball for L2": ('if norm == "L2" else', 'if norm == "L1" else'),
+    "walls forgotten in L2": ("total(ops.minimum(q * ray, wall))", "total(q * ray)"),
+    "no search, where chords do not end it": (
+        "ops.repeat(newton, NEWTON_ROUNDS",
+        "ops.repeat(newton, 0",
+    ),
+    "chords alone": (
+        "low, high = ops.where(met, q, low), ops.where(met, q, high)",
+        "low, high = q, q",
+    ),
+    "no rounds that skip chains of walls": (
+        "ops.where(stuck, ops.sqrt(landed) * ops.sqrt(high), landed)",
+        "landed",
+    ),
+    "ends while it still moves": (
+        "lambda low, high, _: high <= low",
+        "lambda low, high, _: high >= low",
+    ),
+    "too tolerant": ("TOLERATED_ULPS = 4", "TOLERATED_ULPS = 400"),
+    "walls of the clipped counted as free": ("total((1 - clipped) * ray)", "total(ray)"),
+    "scaled although inside": ("inside = f_high == 0", "inside = f_high < 0"),
     "bisection takes the wrong half": (
         "ops.where(outside, t, low), ops.where(outside, high, t)",
         "ops.where(outside, low, t), ops.where(outside, t, high)",
@@ -78,8 +125,8 @@ PROJECTION: Faults = {
         "shrunk = ops.maximum(size - low, 0.0)",
     ),
     "norm of the whole batch": (
-        "axes = example_axes(size)\n    clipped",
-        "axes = tuple(range(len(size.shape)))\n    clipped",
+        "axes = example_axes(d)\n\n    def total",
+        "axes = tuple(range(len(d.shape)))\n\n    def total",
     ),
 }
 
@@ -103,7 +150,7 @@ STEP: Faults = {
         "project(ops, ops.clip(d + step_size * direction(ops, masked, norm), lower, upper), lower",
     ),
     "L2 direction not normalised": (
-        "return ray / ops.where(length > 0, length, 1.0)",
+        "return ray / divisor(ops, length)",
         "return ray",
     ),
     "L2 direction of the whole batch": (
@@ -135,14 +182,18 @@ TARGET: Faults = {
     "away from the target": ("(goal - one_hot)", "(one_hot - goal)"),
     "stalled where it is not": ("p_y > 1 - smoothing", "p_y < 1 - smoothing"),
     "margin with the label among the rivals": (
-        'ops.where(one_hot > 0, -float("inf"), logits)',
+        "rivals(ops, logits, one_hot)",
         "logits",
     ),
-    "margin with the wrong sign": ("ops.sum(rival - ops", "ops.sum(rival + ops"),
+    "margin with the wrong sign": ("return rival - ops", "return rival + ops"),
+    "ratio over the second largest": ("for k in (1, 3, 4)", "for k in (1, 2, 4)"),
+    "ratio of constants divided by 0": ("divisor(ops, spread)", "spread"),
+    "ratio of three classes": ("[1]) < 4:", "[-1]) < 3:"),
     "attacks confused": ('if name == "margin":', 'if name != "margin":'),
 }
 
 FAULTS = {
+    "apgd": APGD,
     "losses": LOSSES,
     "mask": MASK,
     "projection": PROJECTION,

@@ -157,8 +157,8 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "config, config",
         ),
         "clean verdict and earlier restarts forgotten": (
-            "so_far = verdicts[key] & started",
-            "so_far = started",
+            "= verdicts[key] & started",
+            "= started",
         ),
         "one good restart is enough": ("= verdicts[key] & started", "= verdicts[key] | started"),
         "verdict at the start forgotten": ("= verdicts[key] & started", "= verdicts[key]"),
@@ -171,8 +171,8 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             'attack_loss(ops, "pgd", z, label, goal)',
         ),
         "the last target decides": ("robust & right", "right"),
-        "the same target again and again": ("ops.where(goal > 0, -math.inf, rest), ", "rest, "),
-        "the label as a target": ("ops.where(label > 0, -math.inf, clean)", "clean"),
+        "the same target again and again": ("rivals(ops, rest, goal), ", "rest, "),
+        "the label as a target": ("rivals(ops, clean, label)", "clean"),
         "right where the logits are not numbers": (" & (total == total)", ""),
     },
     ("spatlib_torch/evaluation.py", EVALUATION): {

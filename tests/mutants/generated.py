@@ -14,6 +14,7 @@ from .faults_torch import TRAJECTORIES
 from .mutant import ROOT, Mutant
 
 CORE = {
+    "apgd": ("apgd",),
     "losses": ("losses",),
     "mask": ("cotangents", "mask"),
     "numpy_ops": (
@@ -26,17 +27,16 @@ CORE = {
         "projection_limits",
         "step",
     ),
-    "ops": ("mask", "step"),
-    "projection": ("projection_limits", "projection"),
+    "ops": ("losses", "target", "mask", "step"),
+    "projection": ("projection_rounds", "projection_limits", "projection"),
     "step": ("step",),
-    "target": ("target",),
+    "target": ("target", "apgd"),
 }
 CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-Linf-rms-False")
 TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )
 STATE = (
-    "tests/test_prepared.py",
     "tests/test_torch_state.py",
     "tests/test_torch_contexts.py",
     "tests/test_errors.py",
@@ -61,7 +61,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
     ),
     "spatlib_torch/losses.py": (*TORCH, *STATE),
     "spatlib_tf/attack.py": (
-        *TF, f"{STALL}[tf-0.3]", "tests/test_draws.py", "tests/test_prepared.py",
+        *TF, f"{STALL}[tf-0.3]", "tests/test_draws.py",
         f"{FIT}attacks_leave_every_variable_as_it_was",
         f"{GRAPH}the_graph_does_not_grow_with_the_steps", *ERRORS,
     ),

@@ -1,0 +1,145 @@
+"""AutoAttack as the Adversarial Robustness Toolbox has it (ART), for networks of any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .backends import load_extra
+from .config import SPATConfig
+
+STEPS, RESTARTS, QUERIES = 100, 5, 5000  # ART's own: of Auto-PGD, of it and Square, of Square
+Pullback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def autoattack(
+    pullback: Pullback, threat: SPATConfig, x: np.ndarray, y: np.ndarray, classes: int, *,
+    channels_first: bool,
+    batch_size: int = 256, steps: int = STEPS, restarts: int = RESTARTS, queries: int = QUERIES,
+) -> np.ndarray:  # fmt: skip
+    """x' of ART's AutoAttack: Auto-PGD on cross-entropy and on the logits ratio, DeepFool, Square.
+
+    Args:
+        pullback: (x, cotangent (N, K)) -> the logits (N, K) and the gradient of the sum of
+            cotangent * logits with respect to x, all in NumPy.
+        threat: eps, norm (Linf or L2) and bounds.
+        x, y: Inputs (N, ...) and integer labels (N,).
+        classes: K.
+        channels_first: Layout of images.
+
+    Raises:
+        BackendError: ART or multiprocess is not installed.
+    """
+    load_extra("multiprocess", "autoattack")
+    evasion = load_extra("art.attacks.evasion", "autoattack")
+    order = np.inf if threat.norm == "Linf" else 2
+    shared: dict[str, Any] = {"norm": order, "eps": float(threat.eps), "eps_step": 2 * threat.eps,
+                              "batch_size": batch_size}  # fmt: skip
+    facts = (pullback, threat.bounds, x.shape[1:], classes, channels_first)
+    crossed, ratio = (_estimator(*facts, loss) for loss in (cross_entropy, logits_ratio))
+    attacks = [
+        *(evasion.AutoProjectedGradientDescent(estimator=one, max_iter=steps, loss_type=None,
+                                               nb_random_init=restarts, verbose=False, **shared)
+          for one in ((crossed, ratio) if classes > 2 else (crossed,))),
+        evasion.DeepFool(crossed, max_iter=steps, epsilon=1e-3, nb_grads=min(10, classes),
+                         batch_size=batch_size, verbose=False),
+        evasion.SquareAttack(crossed, norm=order, max_iter=queries, eps=float(threat.eps),
+                             p_init=0.8, nb_restarts=restarts, verbose=False),
+    ]  # fmt: skip
+    attack = evasion.AutoAttack(estimator=crossed, attacks=attacks, **shared)
+    found: np.ndarray = attack.generate(x=x.astype(np.float32), y=y)
+    return found
+
+
+def attack(threat: SPATConfig, model: Any, x: Any, y: Any, **settings: Any) -> Any:
+    """:func:`autoattack` on native tensors of PyTorch or TensorFlow, as an attack of evaluate."""
+    like: Any
+    if type(x).__module__.partition(".")[0] == "torch":
+        import torch
+
+        def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            leaf = torch.as_tensor(at).to(x).requires_grad_()
+            z = model(leaf)
+            (grad,) = torch.autograd.grad(z, leaf, torch.as_tensor(cotangent).to(z))
+            return z.detach().double().cpu().numpy(), grad.cpu().numpy()
+
+        x_array, labels, like = x.cpu().numpy(), y.cpu().numpy(), lambda v: torch.as_tensor(v).to(x)
+    else:
+        import tensorflow as tf
+
+        def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            leaf = tf.cast(at, x.dtype)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(leaf)
+                z = model(leaf, training=False)
+            grad = tape.gradient(z, leaf, tf.cast(cotangent, z.dtype))
+            return tf.cast(z, tf.float64).numpy(), grad.numpy()
+
+        x_array, labels, like = x.numpy(), y.numpy(), lambda v: tf.cast(v, x.dtype)
+    classes = int(model(x[:1]).shape[1])
+    found = autoattack(pullback, threat, x_array, labels, classes, **settings,
+                       channels_first=type(x).__module__.startswith("torch"))  # fmt: skip
+    return like(found)
+
+
+def cross_entropy(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """-log p_y (N,) and its gradient in the logits (N, K)."""
+    centred = z - z.max(axis=1, keepdims=True)
+    log_p = centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
+    return -np.sum(label * log_p, axis=1), np.exp(log_p) - label
+
+
+def logits_ratio(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(max over k != y of z_k - z_y) / (z_(1) - z_(3)) (N,) and its gradient in the logits."""
+    eye, order = np.eye(z.shape[1]), np.argsort(-z, axis=1)
+    rival = eye[np.argmax(np.where(label > 0, -np.inf, z), axis=1)]
+    up, down = rival - label, eye[order[:, 0]] - eye[order[:, 2]]
+    top, bottom = (up * z).sum(axis=1, keepdims=True), (down * z).sum(axis=1, keepdims=True)
+    bottom = np.where(bottom > 0, bottom, 1.0)
+    return (top / bottom)[:, 0], (bottom * up - top * down) / bottom**2
+
+
+class _Calls:
+    """Logits and gradients as ART asks for them (its own estimator for Keras is one of Keras 2)."""
+
+    pullback: Pullback
+    loss: Any
+    nb_classes: int
+
+    def predict(self, x: np.ndarray, batch_size: int = 128, **_: Any) -> np.ndarray:
+        return self.pullback(x, np.zeros((len(x), self.nb_classes)))[0]
+
+    def compute_loss(self, x: np.ndarray, y: np.ndarray, **_: Any) -> np.ndarray:
+        value: np.ndarray = self.loss(self.predict(x), y)[0]
+        return value
+
+    def loss_gradient(self, x: np.ndarray, y: np.ndarray, **_: Any) -> np.ndarray:
+        return self.pullback(x, self.loss(self.predict(x), y)[1])[1]
+
+    def class_gradient(self, x: np.ndarray, label: Any = None, **_: Any) -> np.ndarray:
+        """(N, K, ...), or (N, 1, ...) of one label for all; DeepFool asks for nothing else."""
+        wanted = range(self.nb_classes) if label is None else [label]
+        rows = [np.tile(np.eye(self.nb_classes)[k], (len(x), 1)) for k in wanted]
+        return np.stack([self.pullback(x, row)[1] for row in rows], axis=1)
+
+    def fit(self, x: Any, y: Any, **_: Any) -> None:
+        raise NotImplementedError
+
+    def get_activations(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+def _estimator(
+    pullback: Pullback, bounds: tuple[float, float], shape: tuple[int, ...], classes: int,
+    channels_first: bool, loss: Any,
+) -> Any:  # fmt: skip
+    mixins = load_extra("art.estimators.classification.classifier", "autoattack")
+    parts = load_extra("art.estimators.estimator", "autoattack")
+    bases = (_Calls, mixins.ClassGradientsMixin, mixins.ClassifierMixin,
+             parts.LossGradientsMixin, parts.NeuralNetworkMixin, parts.BaseEstimator)  # fmt: skip
+    kind: Any = type("Estimator", bases, {"input_shape": shape})
+    estimator = kind(model=pullback, clip_values=bounds, channels_first=channels_first)
+    estimator.pullback, estimator.loss, estimator.nb_classes = pullback, loss, classes
+    return estimator

@@ -1,0 +1,102 @@
+"""Auto-PGD: ascent that finds its own step size (Croce & Hein 2020, arXiv:2003.01690)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+from .ops import Array, Ops, example_axes
+from .projection import project
+from .step import direction
+
+MOMENTUM = 0.75  # alpha: the share of the new step, the rest is the one before
+RISING = 0.75  # rho: the share of steps that have to raise the loss
+FIRST, SHORTER, SHORTEST = 22, 3, 6  # the periods between two checks, in hundredths of all steps
+
+Point: TypeAlias = tuple[Array, ...]
+"""d (N, ...), f there as (N, 1, ..., 1), and the gradient of f."""
+
+
+def checkpoints(steps: int) -> list[int]:
+    """0 and the numbers of steps after which the step size is looked at.
+
+    w_j = ceil(p_j steps) with p_0 = 0, p_1 = 0.22 and
+    p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), as far as p_j <= 1.
+    """
+    parts, period = [0], FIRST
+    while parts[-1] + period <= 100:
+        parts.append(parts[-1] + period)
+        period = max(period - SHORTER, SHORTEST)
+    return [math.ceil(part * steps / 100) for part in parts]
+
+
+def auto_ascend(
+    ops: Ops,
+    look: Callable[[Array], tuple[Array, Array, Array]],
+    d: Array,
+    lower: Array,
+    upper: Array,
+    *,
+    eps: float,
+    steps: int,
+    norm: str,
+) -> tuple[Array, Array]:
+    """Maximise a loss f over the feasible set, each example with a step size of its own.
+
+    z = P(d_k + s direction(grad f(d_k))), then d_{k+1} = P(d_k + alpha (z - d_k)
+    + (1 - alpha) (d_k - d_{k-1})) with alpha = 3/4 (1 in the first step), P the projection, and
+    s = 2 eps at first. At a checkpoint s is halved, and the example goes back to the best point
+    so far, if (1) fewer than 3/4 of the steps since the last checkpoint raised f, or (2) s was
+    not halved at the last checkpoint and the best f is still what it was there.
+
+    Args:
+        look: At d (N, ...): f (N,), its gradient (N, ...), and whether the label stands (N,).
+        d: The start, inside the feasible set.
+        lower, upper: From :func:`spatlib.core.projection.feasible_box`.
+        eps: Radius, in the units of d.
+        steps: Of the ascent; ``look`` is called once more than that.
+        norm: ``"Linf"`` or ``"L2"``.
+
+    Returns:
+        The d of the largest f of each example, and whether its label stood at every d on the way.
+    """
+    each = (slice(None), *(None,) * len(example_axes(d)))  # (N,) -> (N, 1, ..., 1)
+    ends = checkpoints(steps)
+
+    def onto(v: Array) -> Array:
+        return project(ops, v, lower, upper, eps, norm)
+
+    def pick(condition: Array, one: Point, other: Point) -> Point:
+        return tuple(ops.where(condition, a, b) for a, b in zip(one, other, strict=True))
+
+    def move(number: Array, size: Array, halved: Array, rises: Array, mark: Array, before: Array,
+             now: Point, best: Point, stands: Array) -> tuple[Any, ...]:  # fmt: skip
+        at, value, grad = now
+        z = onto(at + ops.cast(size, like=d) * direction(ops, grad, norm))
+        alpha = MOMENTUM + (1 - MOMENTUM) * ops.cast(number == 0, like=d)
+        moved = onto(at + alpha * (z - at) + (1 - alpha) * (at - before))
+        new_value, new_grad, right = look(moved)
+        now = (moved, new_value[each], new_grad)
+        rises = rises + ops.cast(now[1] > value, like=value)
+        best = pick(now[1] > best[1], now, best)
+        number = number + 1
+        # Steps since the last checkpoint where this is one, else 0: no branch on a value.
+        period = 0 * number
+        for begin, end in pairwise(ends):
+            period = period + (end - begin) * ops.cast(number == end, like=value)
+        check = period > 0
+        stuck = check & (halved == 0) & (best[1] == mark)
+        halve = (rises < RISING * period) | stuck
+        halved, mark = pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))
+        return (number, ops.where(halve, size / 2, size), halved, ops.where(check, 0.0, rises),
+                mark, at, pick(halve, best, now), best, stands & right)  # fmt: skip
+
+    value, grad, stands = look(d)
+    value = value[each]
+    zero = 0 * ops.cast(value == value, like=value)  # also where the loss is not a number
+    begin = (d, value, grad)
+    state = (zero, zero + 2 * eps, zero, zero, value, d, begin, begin, stands)
+    *_, best, stands = ops.repeat(move, steps, state)
+    return best[0], stands

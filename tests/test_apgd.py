@@ -1,0 +1,247 @@
+"""Auto-PGD: the path of the oracle in every framework, inside the ball, and what it finds."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from spatlib import ConfigError, SPATConfig
+from spatlib.core.apgd import auto_ascend, checkpoints
+from spatlib.core.ops import Array, Ops
+from spatlib.core.target import attack_loss, targeted_ratio
+from spatlib.evaluate import Evaluation
+
+from .backends import Backend
+from .engines import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights, to_last
+from .landscapes import ENGINES, measure, points, rugged
+from .record import agree
+
+AUTO = ("apgd-ce", "apgd-t", "apgd")
+ORDERS = {"Linf": np.inf, "L2": 2}
+
+
+@pytest.mark.verifies
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 20, 50, 99, 100, 1000])
+def test_checkpoints_are_the_papers(steps: int) -> None:
+    assert checkpoints(steps) == [0, *reference.checkpoints(steps)]
+    assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def hills(a: Array, b: Array, d: Array, folds: int) -> tuple[Array, Array]:
+    """The terms of a T(d) - b d^2 / 2 - d^4 and their slopes; T is Chebyshev's of 2^folds."""
+    t, slope = d, 1 + 0 * d
+    for _ in range(folds):
+        t, slope = 2 * t * t - 1, 4 * t * slope
+    return a * t - b * d * d / 2 - d * d * d * d, a * slope - b * d - 4 * d * d * d
+
+
+@pytest.mark.verifies
+@pytest.mark.parametrize(("norm", "folds"), [("Linf", 0), ("Linf", 4), ("L2", 0)])
+@given(seed=st.integers(0, 2**32 - 1), steps=st.sampled_from((1, 3, 7, 12)))
+def test_path_and_best_point_equal_the_oracle(
+    backend: Backend, norm: str, folds: int, seed: int, steps: int
+) -> None:
+    rng, eps, count = np.random.default_rng(seed), 0.5, 3
+    steps *= 1 + 3 * (folds > 0)  # where many hills keep it busy
+    shape = (count, 2, 3)
+    lower, upper = (rng.uniform(0.1, 0.6, shape) * sign for sign in (-1, 1))
+    start, slope = np.clip(rng.uniform(-0.2, 0.2, shape), lower, upper), rng.normal(size=shape)
+    bend = rng.choice((0.1, 3.0, 30.0), size=(count, 1, 1)) * rng.uniform(0.5, 1, shape)
+    seen: list[np.ndarray] = []
+
+    def ascend(ops: Ops, d: Array, a: Array, b: Array, low: Array, high: Array) -> Any:
+        def look(d: Array) -> tuple[Array, Array, Array]:
+            seen.append(backend.numpy(d))
+            terms, grad = hills(a, b, d, folds)
+            value = ops.sum(terms, axis=(1, 2))
+            return value, grad, value < 0.05
+
+        return auto_ascend(ops, look, d, low, high, eps=eps, steps=steps, norm=norm)
+
+    best, stands = backend.call(ascend, start, slope, bend, lower, upper)
+    assert len(seen) == steps + 1
+    for n in range(count):
+        a, b = slope[n].ravel(), bend[n].ravel()
+        exact = reference.auto_ascend(
+            lambda d, a=a, b=b: float(np.sum(hills(a, b, d, folds)[0])),
+            lambda d, a=a, b=b: hills(a, b, d, folds)[1],
+            start[n].ravel(), lower[n].ravel(), upper[n].ravel(), eps, steps, norm,
+        )  # fmt: skip
+        clear = exact.clear
+        assert clear >= 1
+        path = np.array([d[n].ravel() for d in seen])
+        agree(path[:clear], np.array(exact.points)[:clear], atol=1e-7)
+        if clear == steps + 1:
+            agree(best[n].ravel(), exact.best, atol=1e-7)
+            assert stands[n] == all(value < 0.05 for value in exact.values)
+        assert np.all(np.linalg.norm(path, ORDERS[norm], axis=1) <= eps * (1 + 1e-14))
+        assert np.all((path >= lower[n].ravel()) & (path <= upper[n].ravel()))
+
+
+class Script:
+    """An f that mostly rises from one new point to the next, from a first value that may be high.
+
+    So it can rise all the time and yet not be better than it was: what condition 2 is about.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.seen = np.random.default_rng(seed), dict[bytes, Any]()
+        self.first = self.rng.choice((0.0, 0.6, 1.2, 9.0))
+
+    def at(self, d: np.ndarray) -> tuple[float, np.ndarray]:
+        key = (np.round(d.ravel(), 9) + 0.0).tobytes()
+        if key not in self.seen:
+            value = 0.05 * len(self.seen) + self.rng.choice((0, -0.3, 2), p=(0.85, 0.1, 0.05))
+            value = value if self.seen else self.first
+            self.seen[key] = (value, self.rng.normal(size=d.shape))
+        return self.seen[key]
+
+
+@pytest.mark.verifies
+@settings(max_examples=settings.default.max_examples // 5)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: int) -> None:
+    steps, shape = 60, (2, 3)
+    start = np.random.default_rng(seed).uniform(-0.1, 0.1, shape)
+    lower, upper = np.full(shape, -0.1), np.full(shape, 0.1)
+    scripts, seen = [Script(seed), Script(seed + 1)], []
+
+    def ascend(ops: Ops, d: Array, low: Array, high: Array) -> Any:
+        def look(d: Array) -> tuple[Array, Array, Array]:
+            seen.append(backend.numpy(d))
+            found = [script.at(row) for script, row in zip(scripts, seen[-1], strict=True)]
+            value, grad = (backend.array(np.array(part)) for part in zip(*found, strict=True))
+            return value, grad, value < 0.2
+
+        return auto_ascend(ops, look, d, low, high, eps=0.1, steps=steps, norm="Linf")
+
+    best, _ = backend.call(ascend, start, lower, upper)
+    for n in range(len(start)):
+        script = Script(seed + n)
+        exact = reference.auto_ascend(
+            lambda d, script=script: float(script.at(d)[0]),
+            lambda d, script=script: script.at(d)[1],
+            start[n], lower[n], upper[n], 0.1, steps, "Linf",
+        )  # fmt: skip
+        agree(np.array([d[n] for d in seen]), np.array(exact.points), atol=1e-12)
+        agree(best[n], exact.best, atol=1e-12)
+
+
+@pytest.mark.verifies
+@given(seed=st.integers(0, 2**32 - 1), classes=st.sampled_from((2, 3, 4, 10)), flat=st.booleans())
+def test_targeted_ratio_equals_the_oracle(
+    backend: Backend, seed: int, classes: int, flat: bool
+) -> None:
+    rng, count = np.random.default_rng(seed), 4
+    z = np.zeros((count, classes)) if flat else 5 * rng.normal(size=(count, classes))
+    y = rng.integers(classes, size=count)
+    goals = (y + rng.integers(1, classes, size=count)) % classes
+    label, goal = np.eye(classes)[y], np.eye(classes)[goals]
+    ratio = backend.call(targeted_ratio, z, label, goal)
+    exact = [reference.targeted_ratio(*case)[0] for case in zip(z, y, goals, strict=True)]
+    agree(ratio, exact, rtol=1e-12, atol=1e-13)
+    named = backend.call(lambda ops, *a: attack_loss(ops, "apgd-t", *a), z, label, goal)
+    np.testing.assert_array_equal(named, ratio)
+    if classes > 3:
+        agree(backend.call(targeted_ratio, 3 * z + 7, label, goal), ratio, rtol=1e-9, atol=1e-13)
+
+
+def visited(
+    engine: Any, attack: str, norm: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], dict[str, float]]:
+    """x (N, C, H, W), y, everything of that size that the network is shown, and the metrics."""
+    rng, subject, seen = np.random.default_rng(7), engine(initial_weights()), []
+    x, y = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), rng.integers(CLASSES, size=5)
+    module = sys.modules[f"spatlib_{engine.name}.evaluation"]
+    original = module.logits_of
+
+    def recorded(model: Any, z: Any) -> Any:
+        if len(z) == len(x):
+            shown = z.detach().numpy().copy() if engine.name == "torch" else z.numpy()
+            seen.append(shown if engine.name == "torch" else np.moveaxis(shown, -1, 1))
+        return original(model, z)
+
+    monkeypatch.setattr(module, "logits_of", recorded)
+    native = (torch.as_tensor(x), torch.as_tensor(y)) if engine.name == "torch" else (to_last(x), y)
+    tf.config.run_functions_eagerly(True)
+    try:
+        report = module.evaluate(subject.model, native, SPATConfig(eps=0.2, norm=norm),
+                                 attacks=(attack,), steps=steps)  # fmt: skip
+    finally:
+        tf.config.run_functions_eagerly(False)
+    return x, y, seen, report.metrics
+
+
+@pytest.mark.verifies
+@pytest.mark.parametrize("attack", ["apgd-ce", "apgd-t"])
+@pytest.mark.parametrize("norm", ORDERS)
+def test_engines_go_where_the_oracle_goes(
+    engine: Any, norm: str, attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, model = 12, reference.TanhMLP(*initial_weights())
+    x, y, (clean, start, *rest), metrics = visited(engine, attack, norm, steps, monkeypatch)
+    np.testing.assert_array_equal(clean, x)
+    runs = 1 if attack == "apgd-ce" else CLASSES - 1
+    assert len(rest) == runs * (steps + 1)
+    robust, halvings = 0, 0
+    for n in range(len(x)):
+        flat, label = x[n].ravel(), int(y[n])
+        ranked = [int(k) for k in np.argsort(-model.logits(flat)) if k != label]
+        everywhere = [flat]
+        for run in range(runs):
+            exact = reference.auto_attack(
+                model, flat, label, None if attack == "apgd-ce" else ranked[run], eps=0.2,
+                steps=steps, norm=norm, bounds=(0, 1), start=(start[n] - x[n]).ravel(),
+            )  # fmt: skip
+            assert exact.clear == steps + 1  # nothing here is decided by rounding
+            path = np.array([d[n].ravel() for d in rest[run * (steps + 1) :][: steps + 1]])
+            agree(path, np.clip(flat + np.array(exact.points), 0, 1), atol=1e-10)
+            everywhere += list(path)
+            halvings += len(exact.halvings)
+            assert np.linalg.norm(path - flat, ORDERS[norm], axis=1).max() <= 0.2 * (1 + 1e-14)
+        robust += reference.robust(model, flat, label, everywhere)
+    assert halvings > 0
+    assert metrics[f"{attack}{steps}"] == robust / len(x)
+
+
+@pytest.mark.verifies
+def test_gradient_of_the_targeted_ratio_equals_the_oracle(engine: Any) -> None:
+    rng, count = np.random.default_rng(1), 50
+    z, y = rng.normal(size=(count, CLASSES)), rng.integers(CLASSES, size=count)
+    goals = (y + rng.integers(1, CLASSES, size=count)) % CLASSES
+    label, goal = np.eye(CLASSES)[y], np.eye(CLASSES)[goals]
+    (gradient,) = engine.gradients(
+        lambda ops, label, z: ops.sum(
+            targeted_ratio(ops, z, label[:, :CLASSES], label[:, CLASSES:]), axis=0
+        ),
+        np.concatenate([label, goal], axis=1), z,
+    )  # fmt: skip
+    exact = [reference.targeted_ratio(*case)[1] for case in zip(z, y, goals, strict=True)]
+    agree(gradient, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_auto_pgd_is_stronger_than_pgd_and_both_parts_count(name: str) -> None:
+    attacks = ("pgd", *AUTO, "targeted")
+    settings: dict[str, Any] = {"steps": 10, "batch_size": 64}
+    report = measure(name, rugged(name), *points(name), attacks, **settings)
+    found = report.metrics
+    assert found["apgd10"] <= min(found["apgd-ce10"], found["apgd-t10"])
+    assert found["apgd-ce10"] < found["pgd10"] < found["clean"]
+    assert found["apgd-t10"] < found["clean"]
+    assert report.attacks["apgd10"] == "APGD-10 (CE and targeted DLR)"
+    assert report.attacks["apgd-t10"] == "targeted APGD-DLR-10 (3 targets)"
+
+
+@pytest.mark.parametrize("attack", AUTO)
+def test_there_is_no_auto_pgd_for_l1(attack: str) -> None:
+    with pytest.raises(ConfigError, match=f"attacks.*L1, got '{attack}'"):
+        Evaluation(SPATConfig(norm="L1"), ("pgd", attack), 10, 1, 0)
