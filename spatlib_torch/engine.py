@@ -46,9 +46,9 @@ def build_model(
     check_choice("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # The weights too, since these networks are known to take it (see logits_of).
         model = MODELS[name](shape, classes, mean, std)
-        return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+    # Convolutions hand their format on: all activations are in it, whatever the input is in.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,6 @@ from spatlib.config import SPATConfig
 from spatlib.errors import ConfigError, DataError
 
 from . import ops
-
-# Networks that refused channels_last, by Tensor.view of an activation.
-_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
-
 
 def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
     """The batch detached, usable in autograd, with x clipped to the bounds.
@@ -40,36 +35,13 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's logits (N, K), in float32 at least, checked for shape.
-
-    A convolutional network sees x in channels_last, in which its passes take about a fifth less
-    time (docs/performance.md); x itself and its gradient keep their format.
-    """
-    fast = x.contiguous(memory_format=torch.channels_last) if _is_faster_so(model, x) else x
-    try:
-        logits = model(fast)
-    except RuntimeError:
-        if fast is x:
-            raise
-        logits = model(x)
-        _CONTIGUOUS.add(model)  # whatever it was, the format of x avoids it
+    """The model's logits (N, K), in float32 at least, checked for shape."""
+    logits = model(x)
     if not isinstance(logits, Tensor):
         raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
                         fix="Wrap the model so that it returns its logits only.")  # fmt: skip
     checks.check_logits(logits.shape, len(x))
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _is_faster_so(model: nn.Module, x: Tensor) -> bool:
-    """Whether channels_last helps: not in float64, for which there are no such kernels."""
-    return (
-        x.ndim == 4
-        and x.dtype != torch.float64
-        and x.device.type in ("cpu", "cuda")
-        and not x.is_contiguous(memory_format=torch.channels_last)
-        and model not in _CONTIGUOUS
-        and any(isinstance(module, nn.Conv2d) for module in model.modules())
-    )
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:

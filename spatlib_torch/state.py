@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch._functorch import config as compiled_backward
 
-COMPILER = "inductor"
-
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside a (Distributed)DataParallel wrapper.
@@ -74,7 +72,7 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     if not wanted or own:
         yield
         return
-    vars(model)["forward"] = torch.compile(model.forward, backend=COMPILER)
+    vars(model)["forward"] = torch.compile(model.forward)
     try:
         yield
     finally:
