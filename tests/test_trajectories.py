@@ -1,4 +1,4 @@
-"""Twenty training steps, and their masks, agree with the oracle in every configuration."""
+"""Twenty training steps, and their masks, agree with the oracle in all kinds of configuration."""
 
 from __future__ import annotations
 
@@ -41,10 +41,16 @@ def oracle_settings(config: SPATConfig) -> dict[str, Any]:
     return settings | {"share": share, "keep": config.keep, "floor": config.floor}
 
 
-@pytest.mark.parametrize("guard", [True, False])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+# Any three of the four settings meet in every combination: guard alternates along the others.
+CASES = [
+    (base, norm, mask, (i + j + k) % 2 == 1)
+    for i, base in enumerate(("pgd", "trades", "mart"))
+    for j, norm in enumerate(EPS)
+    for k, mask in enumerate(MASKS)
+]
+
+
+@pytest.mark.parametrize(("base", "norm", "mask", "guard"), CASES)
 def test_weights_after_twenty_steps_equal_the_oracle(
     engine: Any, base: str, norm: str, mask: str, guard: bool
 ) -> None:

@@ -32,7 +32,7 @@ CORE = {
     "step": ("step",),
     "target": ("target", "apgd"),
 }
-CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-Linf-rms-False")
+CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-L2-rms-False")
 TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("spatlib", "spatlib_torch", "spatlib_tf", "reference", "tests", "pyproject.toml")
+MEMORY = 8 * 2**30
 VERDICTS = {0: "survived", 1: "killed", None: "timeout"}  # any other exit status is an error
 
 # A fork per mutant of a server that has imported the frameworks, but not run them: a hundred
@@ -73,6 +75,7 @@ def run(tests: tuple[str, ...], folder: Path, limit: float) -> tuple[str, float]
 
 
 def _child(tests: tuple[str, ...], folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # a loop may not end, and fill it
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     # This module is one of ours: the copy's are to be found in its place.
