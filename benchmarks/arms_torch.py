@@ -25,7 +25,7 @@ from .step import Arm, Setting
 
 
 def network(setting: Setting) -> nn.Module:
-    """As the trainer builds or gets it, in training mode."""
+    """In training mode, its weights contiguous."""
     shape, classes, width = (3, 32, 32), setting.classes, 1024
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -51,17 +51,14 @@ def builders(setting: Setting) -> dict[str, Callable[[], Arm]]:
     arms = peers_torch.builders(setting, network, batch)
     for mask in setting.mask:
         arms[f"ours, {mask}"] = lambda mask=mask: ours(setting, mask)
-        arms[f"ours, {mask}, channels_last weights"] = lambda mask=mask: ours(setting, mask, True)
     if setting.model == "mlp":
         arms = {name: build for name, build in arms.items() if "channels_last" not in name}
     return {name: synchronised(setting, build) for name, build in arms.items()}
 
 
-def ours(setting: Setting, mask: str, laid_out: bool = False) -> Arm:
-    """A step of ``spatlib.train``."""
-    model, (x, y) = network(setting), batch(setting)
-    if laid_out:  # what networks by name are
-        model.to(memory_format=torch.channels_last)
+def ours(setting: Setting, mask: str) -> Arm:
+    """A step of ``spatlib.train`` on a network by name, whose weights are channels_last."""
+    model, (x, y) = network(setting).to(memory_format=torch.channels_last), batch(setting)
     config = setting.config(mask)
     training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)

@@ -178,7 +178,7 @@ class TrainConfig:
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf a device of its list such
             as ``"GPU:0"``; default: where the model's parameters are.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
-        compile: Compile the network (torch.compile, XLA): some minutes at first, then faster steps.
+        compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay of the moving average of the weights, e.g. 0.999; 0 switches it off. With it the
             average is what is validated, returned and measured.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.

@@ -13,6 +13,7 @@ from spatlib.errors import ConfigError, DataError
 
 from . import ops
 
+
 def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
     """The batch detached, usable in autograd, with x clipped to the bounds.
 
