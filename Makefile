@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKED := pyproject.toml constraints.txt
 
-.PHONY: train test verify lint mutants clean
+.PHONY: train test verify lint mutants bench clean
 
 train: $(VENV)/.torch
 	$(BIN)/python -c "import spatlib; spatlib.train(backend='torch')"
@@ -26,6 +26,11 @@ lint: $(VENV)/.all
 mutants: $(VENV)/.mutants
 	$(BIN)/python -m tests.mutants.run
 
+# Against the peers; results in benchmarks/results.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.projection
+
 # A stamp per set of packages: a second run starts at once, a changed pin installs anew.
 $(VENV)/.torch: $(CHECKED)
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +43,12 @@ $(VENV)/.all: $(VENV)/.torch
 
 $(VENV)/.mutants: $(VENV)/.all
 	$(PIP) --editable '.[torch,dev,mutants]'
+	touch $@
+
+# torchattacks asks for old versions of what it shares with us.
+$(VENV)/.bench: $(VENV)/.torch
+	$(PIP) --editable '.[torch,bench]'
+	$(PIP) --no-deps torchattacks
 	touch $@
 
 clean:

@@ -22,7 +22,7 @@ from .examples import examples, logits
 from .inputs import check_label_values, logits_of, prepare
 from .loop import Loop
 from .models import MODELS
-from .state import attack_state, unwrap
+from .state import attack_state, compiled, unwrap
 
 __all__ = [
     "CHANNELS_FIRST",
@@ -46,7 +46,9 @@ def build_model(
     check_choice("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](shape, classes, mean, std)
+        model = MODELS[name](shape, classes, mean, std)
+    # Convolutions hand their format on: all activations are in it, whatever the input is in.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def fit(
@@ -82,7 +84,9 @@ def fit(
         model.train()
         monitor = monitor or Monitor(training)
         try:
-            return Loop(model, batches, config, training, total, bar, monitor, ordinary).run()
+            loop = Loop(model, batches, config, training, total, bar, monitor, ordinary)
+            with compiled(unwrap(model), training.compile):  # not before the loop has copied it
+                return loop.run()
         finally:
             for module, flag in modes:
                 module.training = flag

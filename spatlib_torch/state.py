@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch._functorch import config as compiled_backward
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -38,6 +39,8 @@ def attack_state(
         if keep_rng:
             devices = [device] if device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
+        # The mask goes back several times through one compiled forward pass.
+        stack.enter_context(compiled_backward.patch(donated_buffer=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         try:
@@ -55,6 +58,25 @@ def attack_state(
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+@contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compile the network's forward pass (torch.compile) until the end of the block.
+
+    The module stays what it is, parameters, names of its state and all; one that its owner has
+    compiled stays that. The attack and the update differ in flags that are constants of the
+    compiled code, so each has a version of its own, and a second one for other batch sizes.
+    """
+    own = "forward" in vars(model) or model._compiled_call_impl is not None
+    if not wanted or own:
+        yield
+        return
+    vars(model)["forward"] = torch.compile(model.forward)
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
 
 
 def mask_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
