@@ -1,0 +1,90 @@
+"""PGD adversarial training without us in TensorFlow: by hand, and with ART if it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from spatlib import SPATConfig
+
+from .ours_tf import BATCH, SHAPE, Data, network, sgd
+
+Tensor = Any
+
+
+def by_hand(
+    name: str,
+    pair: Data,
+    config: SPATConfig,
+    classes: int = 10,
+    xla: bool = False,
+    unrolled: bool = False,
+) -> Callable[[], float]:
+    """The tightest loop that we can write: nothing checked, counted or kept.
+
+    Input-only gradient, BatchNorm in inference mode during the attack, a graph loop or an
+    unrolled one, one compiled function per step.
+    """
+    model, optimizer = network(name, classes), sgd()
+    optimizer.build(model.trainable_variables)
+    lower, upper = config.bounds
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+
+    def ascend(x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x_adv)
+            loss = tf.reduce_sum(entropy(y, model(x_adv, training=False)))
+        moved = x_adv + config.step_size * tf.sign(tape.gradient(loss, x_adv))
+        moved = tf.clip_by_value(moved, x - config.eps, x + config.eps)
+        return tf.clip_by_value(moved, lower, upper)
+
+    @tf.function(jit_compile=xla, reduce_retracing=True, autograph=False)
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        x_adv = x + tf.random.uniform(tf.shape(x), -config.eps, config.eps)
+        x_adv = tf.clip_by_value(tf.ensure_shape(x_adv, x.shape), lower, upper)
+        if unrolled:
+            for _ in range(config.steps):
+                x_adv = ascend(x, y, x_adv)
+        else:
+            (x_adv,) = tf.while_loop(lambda _: True, lambda d: (ascend(x, y, d),), (x_adv,),
+                                     maximum_iterations=config.steps)  # fmt: skip
+        x_adv = tf.stop_gradient(x_adv)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(entropy(y, model(x_adv, training=True)))
+        weights = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        return loss
+
+    batches = tf.data.Dataset.from_tensor_slices(pair).batch(BATCH, drop_remainder=True).prefetch(2)
+
+    def run() -> float:
+        for x, y in batches:
+            loss = step(x, y)
+        return float(loss)
+
+    return run
+
+
+def art(name: str, pair: Data, config: SPATConfig, classes: int = 10) -> Callable[[], Any]:
+    """ART (adversarial-robustness-toolbox): its classifier, its PGD and its trainer."""
+    import keras
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.defences.trainer import AdversarialTrainer
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    classifier = TensorFlowV2Classifier(
+        network(name, classes),
+        nb_classes=classes,
+        input_shape=SHAPE,
+        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=sgd(),
+        train_step=None,
+        clip_values=config.bounds,
+    )
+    attack = ProjectedGradientDescent(classifier, eps=config.eps, eps_step=config.step_size,
+                                      max_iter=config.steps, num_random_init=1,
+                                      batch_size=BATCH, verbose=False)  # fmt: skip
+    trainer = AdversarialTrainer(classifier, attack, ratio=1.0)
+    return lambda: trainer.fit(*pair, batch_size=BATCH, nb_epochs=1)
