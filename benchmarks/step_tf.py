@@ -1,7 +1,7 @@
 """``SPATModel.fit`` against a hand-written tf.function loop and ART; see docs/performance.md.
 
-``python -m benchmarks.step_tf small``; any of ``small``, ``xla``, ``art``, ``classes``, ``resnet18``,
-``mlp``; ``--peaks`` after it adds the peak memory of every arm. ``art`` needs adversarial-robustness-toolbox.
+``python -m benchmarks.step_tf small``, or ``xla``, ``classes``, ``resnet18``, ``mlp``, or ``art``,
+which needs adversarial-robustness-toolbox. ``--peaks`` after it adds the peak memory of every arm.
 """
 
 from __future__ import annotations
