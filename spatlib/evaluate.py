@@ -13,7 +13,7 @@ import numpy as np
 from .arguments import check_integer, check_type
 from .backends import load_engine
 from .config import SPATConfig
-from .core.ops import Array, Ops
+from .core.ops import Array, Ops, rivals
 from .core.projection import feasible_box
 from .core.step import initial
 from .core.target import attack_loss
@@ -163,13 +163,13 @@ def survivors(
     """
     x, clean, label = batch
     lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)
-    rivals = ops.where(label > 0, -math.inf, clean)
+    others = rivals(ops, clean, label)
 
     def run(name: str, d: Array, rest: Array, robust: Array) -> tuple[Array, Array]:
         goal = ops.argmax_one_hot(rest)
         x_adv = ascend(d, lower, upper, lambda z: attack_loss(ops, name, z, label, goal))
         right = is_correct(ops, logits_of(x_adv), label)
-        return ops.where(goal > 0, -math.inf, rest), robust & right
+        return rivals(ops, rest, goal), robust & right
 
     verdicts = dict.fromkeys(("clean", *named), is_correct(ops, clean, label))
     for start in starts:
@@ -178,7 +178,7 @@ def survivors(
         for key, name in named.items():
             runs = min(TARGETS, int(label.shape[-1]) - 1) if name == "targeted" else 1
             so_far = verdicts[key] & started
-            _, verdicts[key] = ops.repeat(partial(run, name, d), runs, (rivals, so_far))
+            _, verdicts[key] = ops.repeat(partial(run, name, d), runs, (others, so_far))
     return verdicts
 
 

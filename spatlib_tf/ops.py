@@ -84,8 +84,12 @@ def kth_largest(x: Tensor, k: int) -> Tensor:
 
 
 def repeat(
-    body: Callable[..., tuple[Tensor, ...]], times: int, state: tuple[Tensor, ...]
+    body: Callable[..., tuple[Tensor, ...]],
+    times: int,
+    state: tuple[Tensor, ...],
+    done: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
+    # done is not asked: on a GPU the loop would wait for the answer in every round.
     if not tf.executing_eagerly():  # a graph loop: unrolled, XLA would compile for minutes
         return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))
     for _ in range(times):

@@ -78,9 +78,16 @@ def kth_largest(x: Tensor, k: int) -> Tensor:
 
 
 def repeat(
-    body: Callable[..., tuple[Tensor, ...]], times: int, state: tuple[Tensor, ...]
+    body: Callable[..., tuple[Tensor, ...]],
+    times: int,
+    state: tuple[Tensor, ...],
+    done: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
+    # Elsewhere asking would wait for the device, or break the graph.
+    free = not torch.compiler.is_compiling() and state[0].device.type == "cpu"
     for _ in range(times):
+        if free and done is not None and bool(done(*state).all()):
+            break
         state = body(*state)
     return state
 

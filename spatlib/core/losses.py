@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from .ops import Array, Ops
+from .ops import Array, Ops, rivals
 
 
 def outer_loss(
@@ -25,15 +23,15 @@ def outer_loss(
         (N,).
     """
     log_adversarial = ops.log_softmax(adversarial)
-    cross_entropy = -ops.sum(one_hot * log_adversarial, axis=-1)
+    cross_entropy = -ops.sum(one_hot * log_adversarial, axis=1)
     if base == "pgd":
         return cross_entropy
     log_clean = ops.log_softmax(clean)
-    clean_y = ops.sum(one_hot * log_clean, axis=-1)
-    divergence = ops.sum(ops.exp(log_clean) * (log_clean - log_adversarial), axis=-1)
+    clean_y = ops.sum(one_hot * log_clean, axis=1)
+    divergence = ops.sum(ops.exp(log_clean) * (log_clean - log_adversarial), axis=1)
     if base == "trades":
         return beta * divergence - clean_y
-    rival = ops.argmax_one_hot(ops.where(one_hot > 0, -math.inf, adversarial))
+    rival = ops.argmax_one_hot(rivals(ops, adversarial, one_hot))
     # log(1 - p'_rival) summed over the other classes: exact where p'_rival rounds to 1.
-    others = ops.logsumexp(ops.where(rival > 0, -math.inf, log_adversarial))
+    others = ops.logsumexp(rivals(ops, log_adversarial, rival))
     return cross_entropy - others + beta * divergence * (1 - ops.exp(clean_y))

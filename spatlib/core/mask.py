@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 
-from .ops import Array, Ops, example_axes, example_size
+from .ops import Array, Ops, divisor, example_axes, example_size
 
 
 def class_cotangent(one_hot: Array) -> Array:
     """d(z_k - mean_j z_j) / dz for the class that ``one_hot`` (N, K) names in each row."""
-    return one_hot - 1 / int(one_hot.shape[-1])
+    return one_hot - 1 / int(one_hot.shape[1])
 
 
 def probe_cotangent(ops: Ops, signs: Array) -> Array:
     """d(sum_k v_k (z_k - mean_j z_j)) / dz for random signs v (N, K)."""
-    return signs - ops.sum(signs, axis=-1, keepdims=True) / int(signs.shape[-1])
+    return signs - ops.sum(signs, axis=1, keepdims=True) / int(signs.shape[1])
 
 
 def begin(ops: Ops, x: Array, share: str, channel_axis: int | None) -> tuple[Array, Array]:
@@ -50,13 +50,13 @@ def fold(
         # In units of the largest entry so far: the squares of tiny gradients would vanish.
         largest = ops.max(ops.abs(grad), axis=example_axes(grad), keepdims=True)
         largest = ops.maximum(scale, largest)
-        unit = ops.where(largest > 0, largest, 1.0)
+        unit = divisor(ops, largest)
         old, new = scale / unit, grad / unit
         return score * old * old + _pixels(ops, new * new, channel_axis), largest
     s = _pixels(ops, ops.abs(grad), channel_axis)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     alive = total > 0
-    s = s / ops.where(alive, total, 1.0) * example_size(s)
+    s = s / divisor(ops, total) * example_size(s)
     if share == "mean":
         return score + s, scale
     s = -s if share == "neutral" else s

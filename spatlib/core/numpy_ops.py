@@ -58,17 +58,17 @@ def cast(x: Array, like: Array) -> Array:
 
 
 def log_softmax(x: Array) -> Array:
-    centred = x - np.max(x, axis=-1, keepdims=True)  # x - logsumexp(x) would cancel
-    return centred - np.log(np.sum(np.exp(centred), axis=-1, keepdims=True))
+    centred = x - np.max(x, axis=1, keepdims=True)  # x - logsumexp(x) would cancel
+    return centred - np.log(np.sum(np.exp(centred), axis=1, keepdims=True))
 
 
 def logsumexp(x: Array) -> Array:
-    top = np.max(x, axis=-1, keepdims=True)
-    return np.log(np.sum(np.exp(x - top), axis=-1)) + top[..., 0]
+    top = np.max(x, axis=1, keepdims=True)
+    return np.log(np.sum(np.exp(x - top), axis=1)) + top[:, 0]
 
 
 def argmax_one_hot(x: Array) -> Array:
-    return (np.arange(x.shape[-1]) == np.argmax(x, axis=-1)[..., None]).astype(x.dtype)
+    return (np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]).astype(x.dtype)
 
 
 def kth_largest(x: Array, k: int) -> Array:
@@ -78,9 +78,14 @@ def kth_largest(x: Array, k: int) -> Array:
 
 
 def repeat(
-    body: Callable[..., tuple[Array, ...]], times: int, state: tuple[Array, ...]
+    body: Callable[..., tuple[Array, ...]],
+    times: int,
+    state: tuple[Array, ...],
+    done: Callable[..., Array] | None = None,
 ) -> tuple[Array, ...]:
     for _ in range(times):
+        if done is not None and np.all(done(*state)):
+            break
         state = body(*state)
     return state
 

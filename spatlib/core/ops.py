@@ -9,6 +9,7 @@ belong to the engines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -30,8 +31,8 @@ class Ops(Protocol):
     def minimum(self, x: Array, y: Array | float) -> Array: ...
     def maximum(self, x: Array, y: Array | float) -> Array: ...
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array: ...
-    def sum(self, x: Array, axis: Axes, keepdims: bool = False) -> Array: ...
-    def max(self, x: Array, axis: Axes, keepdims: bool = False) -> Array: ...
+    def sum(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
+    def max(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
     def cast(self, x: Array, like: Array) -> Array:
         """``x`` in the dtype of ``like``."""
 
@@ -48,9 +49,17 @@ class Ops(Protocol):
         """The k-th largest entry of each example, as (N, 1, ..., 1)."""
 
     def repeat(
-        self, body: Callable[..., tuple[Array, ...]], times: int, state: tuple[Array, ...]
+        self,
+        body: Callable[..., tuple[Array, ...]],
+        times: int,
+        state: tuple[Array, ...],
+        done: Callable[..., Array] | None = None,
     ) -> tuple[Array, ...]:
-        """``state = body(*state)``, so many times; shapes and dtypes stay the same."""
+        """``state = body(*state)``, so many times; shapes and dtypes stay the same.
+
+        It may end earlier where all of ``done(*state)`` holds, if asking is free (eagerly on a
+        CPU); more rounds must do no harm.
+        """
 
     def mantissa_bits(self, x: Array) -> int:
         """Bits of precision of x's dtype (24 for float32, 53 for float64)."""
@@ -67,3 +76,13 @@ def example_size(x: Array) -> int:
     for length in x.shape[1:]:
         size *= int(length)
     return size
+
+
+def divisor(ops: Ops, x: Array) -> Array:
+    """``x`` where it is positive, else 1: what to divide a zero by."""
+    return ops.where(x > 0, x, 1.0)
+
+
+def rivals(ops: Ops, scores: Array, one_hot: Array) -> Array:
+    """The scores (N, K) of all classes but the one in ``one_hot``, which gets -inf."""
+    return ops.where(one_hot > 0, -math.inf, scores)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .ops import Array, Ops, example_axes
+from .ops import Array, Ops, divisor, example_axes
 
-NEWTON_ROUNDS = 16  # every second one halves the bracket: 8 halvings, 8 plain steps
+CHORD_ROUNDS = 4  # of two evaluations each; as a rule 2 or 3 suffice
+NEWTON_ROUNDS = 16  # at least every second one halves the bracket
+TOLERATED_ULPS = 4  # of the squared norm: two of the norm
 LARGEST_RATIO = 2.0**60  # of |d| to eps, up to which the L2 projection is exact
 BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at max |d|, not at eps
 
@@ -39,58 +41,93 @@ def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: st
     """
     if norm == "Linf":
         return ops.clip(ops.clip(d, -eps, eps), lower, upper)
-    size = ops.abs(d)
-    # Both sets are boxes of one sign per coordinate, so only the side that d points to matters.
-    side = ops.where(d < 0, -lower, upper)
     onto = _onto_l2_ball if norm == "L2" else _onto_l1_ball
-    return ops.sign(d) * onto(ops, size, side, eps)
+    return onto(ops, d, lower, upper, eps)
 
 
-def _onto_l2_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
-    """Solve ||min(s size, side)|| = eps for s by Newton's method, safeguarded by bisection.
+def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) -> Array:
+    """Solve ||clip(s d)|| = eps for s in (0, 1].
 
-    As a function of s^2 the squared norm is concave and piecewise linear, so Newton's step from
-    anywhere, left or right, lands at or below the root: ``low`` is feasible in every round. From
-    ``low`` it converges in a few rounds, unless every wall that is met frees room just enough to
-    meet the next; the other rounds start half-way (in the logarithm) to ``high`` and so skip such
-    chains. A step from the root's own linear piece is exact.
+    As a function of q = (s max|d| / eps)^2 the squared norm f, in units of eps^2, is concave and
+    piecewise linear. A chord through a point on either side of the root ends at or above it, and
+    the line through two points above it, prolonged, at or below it: cheap rounds that as a rule
+    end within rounding. Where walls follow each other closely they do not, and Newton's method
+    takes over: its step from anywhere lands at or below the root, and a step from the root's own
+    linear piece is exact. If a step from below does not pass the middle of the bracket (in the
+    logarithm), the next one leaves from there: each wall might free room just enough to meet the
+    next.
     """
-    axes = example_axes(size)
-    clipped = ops.minimum(size, side)
-    inside = ops.sum((clipped / eps) * (clipped / eps), axis=axes, keepdims=True) <= 1
-    # In units of eps, and relative to the largest entry, squares neither overflow nor vanish.
-    largest = ops.max(size, axis=axes, keepdims=True)
-    ray = size / ops.where(largest > 0, largest, 1.0)
-    wall = ops.minimum(side, eps) / eps
-    ray_squared, wall_squared = ray * ray, wall * wall
-    total = ops.sum(ray_squared, axis=axes, keepdims=True)
-    low = 1 / ops.sqrt(ops.where(total > 0, total, 1.0))
-    high = ops.maximum(ops.minimum(largest / eps, LARGEST_RATIO), low)
+    axes = example_axes(d)
 
-    def newton(s: Array, low: Array, high: Array) -> tuple[Array, Array]:
-        free = s * ray <= wall
-        free_sum = ops.sum(ops.where(free, ray_squared, 0.0), axis=axes, keepdims=True)
-        wall_sum = ops.sum(ops.where(free, 0.0, wall_squared), axis=axes, keepdims=True)
-        rest = ops.sqrt(ops.maximum(1 - wall_sum, 0.0))  # roots first: the ratio could overflow
-        root = rest / ops.sqrt(ops.where(free_sum > 0, free_sum, 1.0))
-        high = ops.where(root < s, ops.minimum(high, s), high)
-        return ops.minimum(ops.maximum(low, ops.where(free_sum > 0, root, low)), high), high
+    def total(x: Array) -> Array:
+        return ops.sum(x, axis=axes, keepdims=True)
 
-    def two_rounds(low: Array, high: Array) -> tuple[Array, Array]:
-        low, high = newton(low, low, high)
-        return newton(ops.sqrt(low) * ops.sqrt(high), low, high)
+    # Relative to the largest entry, and in units of eps, squares neither overflow nor vanish.
+    largest = ops.max(ops.abs(d), axis=axes, keepdims=True)
+    ray = d / divisor(ops, largest)
+    wall = ops.clip(2 * eps * ops.sign(d), lower, upper) / eps  # 2 eps: no wall at all
+    ray, wall = ray * ray, wall * wall
+    tolerance = TOLERATED_ULPS * 2.0 ** (1 - ops.mantissa_bits(d))
 
-    low, high = ops.repeat(two_rounds, NEWTON_ROUNDS // 2, (low, high))
-    return ops.where(inside, clipped, ops.minimum(low * ray * eps, clipped))
+    def meet(q: Array, low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
+        f = total(ops.minimum(q * ray, wall))
+        above = f > 1
+        return (
+            ops.where(above, low, q),
+            ops.where(above, f_low, f),
+            ops.where(above, q, high),
+            ops.where(above, f, f_high),
+        )
+
+    def chords(low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
+        before, f_before = high, f_high
+        q = low + (1 - f_low) * ((high - low) / divisor(ops, f_high - f_low))
+        low, f_low, high, f_high = meet(ops.minimum(q, high), low, f_low, high, f_high)
+        q = high - (f_high - 1) * ((before - high) / divisor(ops, f_before - f_high))
+        return meet(ops.minimum(ops.maximum(q, low), high), low, f_low, high, f_high)
+
+    def newton(low: Array, high: Array, q: Array) -> tuple[Array, ...]:
+        clipped = ops.sign(ops.maximum(q * ray - wall, 0.0))
+        slope = total((1 - clipped) * ray)
+        rest = ops.maximum(1 - total(clipped * wall), 0.0)
+        root = ops.where(slope > 0, rest / divisor(ops, slope), low)
+        middle = ops.sqrt(low) * ops.sqrt(high)
+        high = ops.where(root <= q, ops.minimum(high, q), high)
+        landed = ops.minimum(ops.maximum(low, root), high)
+        stuck = (q <= low) & (landed < middle)
+        return landed, high, ops.where(stuck, ops.sqrt(landed) * ops.sqrt(high), landed)
+
+    end = ops.minimum(largest / eps, LARGEST_RATIO)
+    zero, end = 0 * end, end * end
+    _, f_low, _, f_high = meet(end, zero, zero, end, zero)
+    inside = f_high == 0
+    low = ops.minimum(1 / divisor(ops, total(ray)), end)  # where f is 1 or, at a wall, below
+    state = meet(low, zero, f_low, end, f_high)
+
+    def near(f_low: Array, f_high: Array) -> Array:
+        return inside | (1 - f_low <= tolerance) | (f_high - 1 <= tolerance)
+
+    low, f_low, high, f_high = ops.repeat(
+        chords, CHORD_ROUNDS, state, lambda _, f_low, __, f_high: near(f_low, f_high)
+    )
+    q = ops.where(f_high - 1 < 1 - f_low, high, low)
+    met = near(f_low, f_high)
+    low, high = ops.where(met, q, low), ops.where(met, q, high)
+    low, _, _ = ops.repeat(newton, NEWTON_ROUNDS, (low, high, q), lambda low, high, _: high <= low)
+    s = ops.where(inside, 1 + zero, ops.sqrt(low) * (eps / divisor(ops, largest)))
+    return ops.clip(s * d, lower, upper)
 
 
-def _onto_l1_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
-    """Solve sum(min(max(size - t, 0), side)) = eps for t by bisection.
+def _onto_l1_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) -> Array:
+    """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection.
+
+    Both sets are boxes of one sign per coordinate, so only the side that d points to matters.
 
     The infeasible end of the bracket is kept and scaled onto the ball: where t = 0 is feasible
     it stays at 0, and the scale at 1.
     """
-    axes = example_axes(size)
+    axes, size, sign = example_axes(d), ops.abs(d), ops.sign(d)
+    side = ops.maximum(sign * lower, sign * upper)
     high = ops.max(size, axis=axes, keepdims=True)
     low = 0 * high
 
@@ -103,4 +140,4 @@ def _onto_l1_ball(ops: Ops, size: Array, side: Array, eps: float) -> Array:
     low, high = ops.repeat(halve, ops.mantissa_bits(size) + BISECTION_GUARD_BITS, (low, high))
     shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)
     length = ops.sum(shrunk, axis=axes, keepdims=True)
-    return shrunk * ops.where(length > eps, eps / ops.where(length > 0, length, 1.0), 1.0)
+    return sign * shrunk * ops.where(length > eps, eps / divisor(ops, length), 1.0)

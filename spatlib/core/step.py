@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .ops import Array, Ops, example_axes, example_size
+from .ops import Array, Ops, divisor, example_axes, example_size
 from .projection import project
 
 L1_SHARE = 20  # an L1 step moves every 20th coordinate (Croce & Hein 2021, arXiv:2103.01208)
@@ -25,9 +25,9 @@ def direction(ops: Ops, grad: Array, norm: str) -> Array:
     if norm == "L2":
         # Relative to the largest entry, so that tiny gradients keep their direction.
         largest = ops.max(size, axis=axes, keepdims=True)
-        ray = grad / ops.where(largest > 0, largest, 1.0)
+        ray = grad / divisor(ops, largest)
         length = ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True))
-        return ray / ops.where(length > 0, length, 1.0)
+        return ray / divisor(ops, length)
     count = max(1, math.floor(example_size(grad) / L1_SHARE + 0.5))
     chosen = ops.where(size >= ops.kth_largest(size, count), ops.sign(grad), 0.0)
     length = ops.sum(ops.abs(chosen), axis=axes, keepdims=True)

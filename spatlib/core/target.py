@@ -6,7 +6,7 @@ all classes, so that ascent holds every other class back instead of growing evid
 
 from __future__ import annotations
 
-from .ops import Array, Ops
+from .ops import Array, Ops, divisor, rivals
 
 GUARD = 0.5  # c: the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
 
@@ -31,13 +31,13 @@ def smoothed_target(
     """
     if smoothing == 0:
         return b
-    classes = int(b.shape[-1])
+    classes = int(b.shape[1])
     if not guard:
         return (1 - smoothing) * b + smoothing / classes
-    b_y = ops.sum(b * one_hot, axis=-1, keepdims=True)
-    p_y = ops.exp(ops.sum(log_p * one_hot, axis=-1, keepdims=True))
+    b_y = ops.sum(b * one_hot, axis=1, keepdims=True)
+    p_y = ops.exp(ops.sum(log_p * one_hot, axis=1, keepdims=True))
     excess = b_y - 1 / classes
-    ratio = GUARD * ops.maximum(b_y - p_y, 0.0) / ops.where(excess > 0, excess, 1.0)
+    ratio = GUARD * ops.maximum(b_y - p_y, 0.0) / divisor(ops, excess)
     a = ops.where(excess > 0, ops.minimum(ratio, smoothing), 0.0)
     return (1 - a) * b + a / classes
 
@@ -49,8 +49,8 @@ def objective(ops: Ops, log_p: Array, q: Array) -> Array:
 
 def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
     """(N,) 1 where p_y > 1 - a + a / K: unguarded ascent would pull the example back, else 0."""
-    classes = int(log_p.shape[-1])
-    p_y = ops.exp(ops.sum(log_p * one_hot, axis=-1))
+    classes = int(log_p.shape[1])
+    p_y = ops.exp(ops.sum(log_p * one_hot, axis=1))
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
@@ -65,8 +65,8 @@ def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array, goal: Array 
 
 def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
     """max over k != y of z_k, minus z_y, summed over the batch (Carlini & Wagner 2017)."""
-    rival = ops.max(ops.where(one_hot > 0, -float("inf"), logits), axis=-1)
-    return ops.sum(rival - ops.sum(logits * one_hot, axis=-1), axis=0)
+    rival = ops.max(rivals(ops, logits, one_hot), axis=1)
+    return ops.sum(rival - ops.sum(logits * one_hot, axis=1), axis=0)
 
 
 def targeted(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:

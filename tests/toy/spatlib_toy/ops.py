@@ -46,8 +46,12 @@ def kth_largest(x: Array, k: int) -> Array:
 
 
 def repeat(
-    body: Callable[..., tuple[Array, ...]], times: int, state: tuple[Array, ...]
+    body: Callable[..., tuple[Array, ...]],
+    times: int,
+    state: tuple[Array, ...],
+    done: Callable[..., Array] | None = None,
 ) -> tuple[Array, ...]:
+    # All rounds, always: done only saves time.
     for _ in range(times):
         state = body(*state)
     return state
