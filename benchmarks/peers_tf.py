@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from spatlib import SPATConfig
 
-from .ours_tf import BATCH, SHAPE, Data, network, sgd
+from .ours_tf import BATCH, SHAPE, data, network, sgd, stream
 
 Tensor = Any
 
 
 def by_hand(
     name: str,
-    pair: Data,
     config: SPATConfig,
     classes: int = 10,
+    steps: int = 1,
     xla: bool = False,
     unrolled: bool = False,
 ) -> Callable[[], float]:
@@ -57,34 +58,46 @@ def by_hand(
         optimizer.apply(tape.gradient(loss, weights), weights)
         return loss
 
-    batches = tf.data.Dataset.from_tensor_slices(pair).batch(BATCH, drop_remainder=True).prefetch(2)
+    batches = stream(name, classes, same_size=True)
 
     def run() -> float:
-        for x, y in batches:
-            loss = step(x, y)
+        for _ in range(steps):
+            loss = step(*next(batches))
         return float(loss)
 
     return run
 
 
-def art(name: str, pair: Data, config: SPATConfig, classes: int = 10) -> Callable[[], Any]:
-    """ART (adversarial-robustness-toolbox): its classifier, its PGD and its trainer."""
-    import keras
+def art(name: str, config: SPATConfig) -> Callable[[], Any]:
+    """ART (adversarial-robustness-toolbox): its classifier, PGD and trainer, on one batch.
+
+    Its training step is passed: its own would be traced anew in every call.
+    """
     from art.attacks.evasion import ProjectedGradientDescent
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import TensorFlowV2Classifier
 
+    model, optimizer = network(name), sgd()
+    optimizer.build(model.trainable_variables)
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def train_step(model: keras.Model, x: Tensor, y: Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = entropy(y, model(x, training=True))
+        weights = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, weights), weights)
+
     classifier = TensorFlowV2Classifier(
-        network(name, classes),
-        nb_classes=classes,
+        model,
+        nb_classes=10,
         input_shape=SHAPE,
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        optimizer=sgd(),
-        train_step=None,
+        loss_object=entropy,
+        train_step=train_step,
         clip_values=config.bounds,
     )
     attack = ProjectedGradientDescent(classifier, eps=config.eps, eps_step=config.step_size,
                                       max_iter=config.steps, num_random_init=1,
-                                      batch_size=BATCH, verbose=False)  # fmt: skip
+                                      batch_size=BATCH[name], verbose=False)  # fmt: skip
     trainer = AdversarialTrainer(classifier, attack, ratio=1.0)
-    return lambda: trainer.fit(*pair, batch_size=BATCH, nb_epochs=1)
+    return lambda: trainer.fit(*data(BATCH[name]), batch_size=BATCH[name], nb_epochs=1)

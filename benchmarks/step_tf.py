@@ -1,7 +1,7 @@
 """``SPATModel.fit`` against a hand-written tf.function loop and ART; see docs/performance.md.
 
-``python -m benchmarks.step_tf small``, or ``xla``, ``classes``, ``resnet18``, ``mlp``, or ``art``,
-which needs adversarial-robustness-toolbox. ``--peaks`` after it adds the peak memory of every arm.
+``python -m benchmarks.step_tf small``, or ``xla``, ``classes``, ``resnet18``, ``mlp``, ``peers``: it
+needs adversarial-robustness-toolbox. ``--peaks`` after it adds the peak memory of each arm.
 """
 
 from __future__ import annotations
@@ -26,48 +26,40 @@ METHODS = {
     "SPAT mask_classes=4": SPATConfig(mask_classes=4),
     "SPAT rms": SPATConfig(share="rms"),
 }
-STEPS = {
-    "small": 4,
-    "xla": 4,
-    "art": 4,
-    "classes": 4,
-    "resnet18": 1,
-    "mlp": 20,
-}  # training steps of one timing
-ROUNDS = {"small": 9, "xla": 5, "art": 3, "classes": 5, "resnet18": 5, "mlp": 15}
+STEPS = {"mlp": 20}  # training steps of one timing; otherwise one
+ROUNDS = {"small": 15, "xla": 7, "peers": 5, "classes": 5, "resnet18": 5, "mlp": 15}
 BASE = "by hand"
 Arm = Callable[[], Any]
 
 
 def makers(size: str) -> dict[str, Callable[[], Arm]]:
     """By name, what builds an arm; nothing is built yet."""
+    hand, ours = partial(peers_tf.by_hand, "small"), partial(ours_tf.step, "small")
     if size == "classes":
         return {
-            f"{method}, K={classes}": partial(ours_tf.fit, "small", ours_tf.data(4, classes),
-                                              METHODS[method], classes)
+            f"{method}, K={classes}": partial(ours, METHODS[method], classes)
             for classes in (10, 100, 1000)
             for method in ("PGD-AT", "SPAT mask_classes=4", "SPAT rms")
-        }  # fmt: skip
-    if size == "art":  # apart: it traces its training step anew for every batch
-        pair = ours_tf.data(STEPS["small"])
-        return {
-            BASE: partial(peers_tf.by_hand, "small", pair, PLAIN),
-            "ART": partial(peers_tf.art, "small", pair, PLAIN),
         }
-    if size == "xla":  # apart: compiling takes long
-        pair = ours_tf.data(STEPS["small"])
+    if size == "peers":  # whole calls on one batch
         return {
-            BASE: partial(peers_tf.by_hand, "small", pair, PLAIN),
-            f"{BASE}, XLA": partial(peers_tf.by_hand, "small", pair, PLAIN, xla=True),
-            "fit PGD-AT, XLA": partial(ours_tf.fit, "small", pair, PLAIN, xla=True),
-            "fit SPAT, XLA": partial(ours_tf.fit, "small", pair, METHODS["SPAT"], xla=True),
+            BASE: partial(hand, PLAIN),
+            f"{BASE}, unrolled": partial(hand, PLAIN, unrolled=True),
+            "a call of fit, PGD-AT": partial(ours_tf.fit, "small", PLAIN),
+            "a call of Keras' fit, no attack": partial(ours_tf.keras_fit, "small"),
+            "ART": partial(peers_tf.art, "small", PLAIN),
         }
-    pair = ours_tf.data(STEPS[size])
-    hand = partial(peers_tf.by_hand, size, pair, PLAIN)
-    arms: dict[str, Callable[[], Arm]] = {BASE: hand}
-    arms |= {f"fit {n}": partial(ours_tf.fit, size, pair, c) for n, c in METHODS.items()}
-    if size != "resnet18":
-        arms[f"{BASE}, unrolled"] = partial(hand, unrolled=True)
+    if size == "xla":
+        return {
+            BASE: partial(hand, PLAIN),
+            f"{BASE}, XLA": partial(hand, PLAIN, xla=True),
+            "fit PGD-AT, XLA": partial(ours, PLAIN, xla=True),
+            "fit SPAT, XLA": partial(ours, METHODS["SPAT"], xla=True),
+        }
+    steps = STEPS.get(size, 1)
+    arms: dict[str, Callable[[], Arm]] = {BASE: partial(peers_tf.by_hand, size, PLAIN, steps=steps)}
+    for name, config in METHODS.items():
+        arms[f"fit {name}"] = partial(ours_tf.step, size, config, steps=steps)
     return arms
 
 
@@ -83,7 +75,7 @@ def main(size: str) -> None:
     times, first = interleaved({name: make() for name, make in build.items()}, ROUNDS[size])
     base = next(iter(build))
     rows = [
-        {"arm": name, "ms": round(row["ms"] / STEPS[size], 1),
+        {"arm": name, "ms": round(row["ms"] / STEPS.get(size, 1), 1),
          **{key: round(row[key], 2) for key in ("ratio", "low", "high")},
          "first s": round(first[name], 1)}
         for name, row in ratios(times, base).items()
