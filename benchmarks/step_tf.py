@@ -1,7 +1,7 @@
 """``SPATModel.fit`` against a hand-written tf.function loop and ART; see docs/performance.md.
 
-``python -m benchmarks.step_tf small``, or ``xla``, ``classes``, ``resnet18``, ``mlp``, ``peers``: it
-needs adversarial-robustness-toolbox. ``--peaks`` after it adds the peak memory of each arm.
+``python -m benchmarks.step_tf small``, or ``xla``, ``classes``, ``resnet18``, ``mlp``, or ``peers``
+with adversarial-robustness-toolbox installed. ``--peaks`` after it adds each arm's peak memory.
 """
 
 from __future__ import annotations
