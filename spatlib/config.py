@@ -178,6 +178,7 @@ class TrainConfig:
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf a device of its list such
             as ``"GPU:0"``; default: where the model's parameters are.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
+        compile: Compile the network (torch.compile, XLA): some minutes at first, then faster steps.
         ema: Decay of the moving average of the weights, e.g. 0.999; 0 switches it off. With it the
             average is what is validated, returned and measured.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
@@ -205,6 +206,7 @@ class TrainConfig:
     test_examples: int | None = None
     device: str | None = None
     precision: str = "float32"
+    compile: bool = False
     ema: float = 0.0
     clip_grad_norm: float | None = None
     patience: int | None = None
@@ -241,6 +243,7 @@ class TrainConfig:
         for name in ("lr", "momentum", "weight_decay", "ema", "clip_grad_norm",
                      "checkpoint_minutes"):  # fmt: skip
             _plain(self, name, float)
+        check_flag("compile", self.compile)
         check_flag("baseline", self.baseline)
         check_flag("progress", self.progress)
 

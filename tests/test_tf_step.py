@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from spatlib import SPATConfig
+from spatlib_tf import engine
 
-from .test_tf_model import BATCH, arrays, spat
+from .test_tf_model import BATCH, arrays, network, spat
+from .test_tf_train import training
 
 HOST = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2", "StringFormat", "Assert"}
 CONFIGS = {
@@ -46,3 +49,22 @@ def test_asking_the_host_would_be_noticed() -> None:
         return tf.numpy_function(np.isfinite, [logs["loss"]], tf.bool)
 
     assert HOST & operations(asking)
+
+
+class AskedError(Exception):
+    """Carries what Keras was asked for, before the time that compiling takes."""
+
+
+@pytest.mark.parametrize("ordinary", [True, False])
+@pytest.mark.parametrize(("asked", "chosen"), [(True, True), (False, "auto")])
+def test_train_compiles_with_xla_where_asked(
+    asked: bool, chosen: Any, ordinary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: keras.Model, *args: Any, **settings: Any) -> None:
+        raise AskedError(settings["jit_compile"])
+
+    monkeypatch.setattr(keras.Model, "compile", stop)
+    with pytest.raises(AskedError) as stopped:
+        engine.fit(network(), arrays(), SPATConfig(), training(compile=asked), "",
+                   ordinary=ordinary)  # fmt: skip
+    assert stopped.value.args == (chosen,)

@@ -211,6 +211,9 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
         ),
         "the first epoch again and again": ('"epoch": epoch + 1', '"epoch": epoch'),
     },
+    ("spatlib_tf/engine.py", ("tests/test_tf_step.py", "-k", "compiles")): {
+        "compile ignored": ('training.compile or "auto"', '"auto"'),
+    },
     ("spatlib_tf/engine.py", LOOP): {
         "without momentum": ("momentum=training.momentum", "momentum=0.0"),
         "without weight decay": ("weight_decay=training.weight_decay or None", "weight_decay=None"),
