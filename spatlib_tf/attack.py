@@ -152,7 +152,7 @@ def ascend(
 ) -> tuple[Tensor, Tensor]:
     """``config.steps`` of projected ascent from the perturbation d; x' and the mean stall."""
 
-    def body(number: Tensor, d: Tensor, stall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def body(d: Tensor, stall: Tensor) -> tuple[Tensor, Tensor]:
         iterate = ops.clip(x + d, *config.bounds)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(iterate)
@@ -160,10 +160,7 @@ def ascend(
         grad = check_gradient(tape.gradient(value, iterate), x)
         moved = step(ops, d, grad, mask, lower, upper, eps=config.eps,
                      step_size=config.step_size, norm=config.norm)  # fmt: skip
-        return number + 1, moved, stall + tf.cast(stalled, stall.dtype)
+        return moved, stall + tf.cast(stalled, stall.dtype)
 
-    _, d, stall = tf.while_loop(
-        lambda number, *_: number < config.steps, body, (0, d, tf.zeros((), x.dtype)),
-        maximum_iterations=config.steps, parallel_iterations=1,
-    )  # fmt: skip
+    d, stall = ops.repeat(body, config.steps, (d, tf.zeros((), x.dtype)))
     return ops.clip(x + d, *config.bounds), stall / config.steps

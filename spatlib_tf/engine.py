@@ -84,14 +84,15 @@ def fit(
                                      global_clipnorm=training.clip_grad_norm,
                                      use_ema=training.ema > 0,
                                      ema_momentum=training.ema)  # fmt: skip
+    xla = training.compile or "auto"  # Keras' own choice: with a GPU
     if ordinary:
         trainer = model
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         accuracy = keras.metrics.SparseCategoricalAccuracy("adv_accuracy")  # no attack: on x
-        trainer.compile(optimizer, loss=loss, metrics=[accuracy])
+        trainer.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=xla)
     else:
         trainer = SPATModel(model, config, seed=training.seed)
-        trainer.compile(optimizer)
+        trainer.compile(optimizer, jit_compile=xla)
     with (
         tf.device(training.device),
         keeping_graphs(),

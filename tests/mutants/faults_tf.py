@@ -48,7 +48,7 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "feasible_box(ops, x, None, config.eps",
         ),
         "gradient at the input": ("iterate = ops.clip(x + d,", "iterate = ops.clip(x + 0 * d,"),
-        "one step less": ("number < config.steps,", "number < config.steps - 1,"),
+        "one step less": ("(body, config.steps, (d", "(body, config.steps - 1, (d"),
         "start ignored": ("if start is None else start, x, val", "if True else start, x, val"),
     },
     ("spatlib_tf/attack.py", TRADES): {
@@ -79,9 +79,9 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_tf/attack.py", (f"{GRAPH}the_graph_does_not_grow_with_the_steps",)): {
         "loop unrolled": (
-            "_, d, stall = tf.while_loop(",
-            "stall = tf.zeros((), x.dtype)\n    for number in range(config.steps):\n"
-            "        _, d, stall = body(number, d, stall)\n    (lambda *_, **__: None)(",
+            "d, stall = ops.repeat(body, config.steps, (d, tf.zeros((), x.dtype)))",
+            "stall = tf.zeros((), x.dtype)\n    for _ in range(config.steps):\n"
+            "        d, stall = body(d, stall)",
         ),
     },
     ("spatlib_tf/mask.py", MASKS): {
@@ -210,6 +210,9 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "lr_factor(self.training.schedule, self.step + 1, self.total)",
         ),
         "the first epoch again and again": ('"epoch": epoch + 1', '"epoch": epoch'),
+    },
+    ("spatlib_tf/engine.py", ("tests/test_tf_step.py", "-k", "compiles")): {
+        "compile ignored": ('training.compile or "auto"', '"auto"'),
     },
     ("spatlib_tf/engine.py", LOOP): {
         "without momentum": ("momentum=training.momentum", "momentum=0.0"),
