@@ -1,28 +1,26 @@
-"""One training step: ours, loops written by hand, and every peer that is installed.
+"""One training step in PyTorch: ours, loops written by hand, and every peer that is installed.
 
     python -m benchmarks.step                                 # the small residual network, PGD-AT
     python -m benchmarks.step --compiled                      # the same, compiled
     python -m benchmarks.step --base trades --mask off min
     python -m benchmarks.step --device cuda --model preact_resnet18 --batch 512 --precision bfloat16
 
-Writes benchmarks/results/step_<backend>_<device>[_<what differs from the defaults>].json.
+Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from spatlib import SPATConfig
 
 from .harness import hardware, interleaved, ratios, save, table
 
-BACKENDS = {"torch": "benchmarks.arms_torch", "tf": "benchmarks.arms_tf"}
 MASKS: dict[str, dict[str, Any]] = {
     "off": {"keep": 1.0, "smoothing": 0.0},  # the plain base method
     "min": {},
@@ -49,28 +47,11 @@ class Setting(NamedTuple):
         return SPATConfig(base=self.base, steps=self.steps, step_size=2 / 255, **MASKS[mask])
 
 
-class Backend(Protocol):
-    """A module of arms."""
-
-    def builders(self, setting: Setting) -> dict[str, Callable[[], Arm]]:
-        """By name, what builds an arm; the first is the one that all are compared with.
-
-        Ours are called "ours, <mask>"; an arm returns when its step is done.
-        """
-
-    def peak(self, setting: Setting, build: Callable[[], Arm]) -> float:
-        """MiB that building the arm and three steps of it need, in a fresh process."""
-
-    def finish(self, setting: Setting, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Add columns to the rows; returns further facts."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--backend", choices=BACKENDS, default="torch")
     parser.add_argument("--model", choices=("small", "preact_resnet18", "mlp"), default="small")
     parser.add_argument("--base", choices=("pgd", "trades", "mart"), default="pgd")
     parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
@@ -83,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="arms whose names begin so")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = vars(parser.parse_args(arguments))
-    name, rounds, only, peak = (options.pop(key) for key in ("backend", "rounds", "only", "peak"))
-    setting, backend = Setting(**options), importlib.import_module(BACKENDS[name])
-    builders = backend.builders(setting)
+    rounds, only, peak = (options.pop(key) for key in ("rounds", "only", "peak"))
+    from . import arms_torch  # after the options, which need no PyTorch
+
+    setting = Setting(**options)
+    builders = arms_torch.builders(setting)
     if peak is not None:
-        print(json.dumps(backend.peak(setting, builders[peak])))
+        print(json.dumps(arms_torch.peak(setting, builders[peak])))
         return
     base = next(iter(builders))
     chosen = [arm for arm in builders if arm == base or arm.startswith(tuple(only))]
@@ -97,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arm, row in rows.items():
         row |= {"first_s": first[arm], "peak_mib": _peak_of(given, arm),
                 "images_per_s": 1e3 * setting.batch / row["ms"]}  # fmt: skip
-    facts = backend.finish(setting, rows)
+    facts = arms_torch.finish(setting, rows)
     print(table(_printed(rows)), *(f"{key}: {value}" for key, value in facts.items()), sep="\n")
     differs = ["compiled" if value is True else str(value)
                for key, value in setting._asdict().items()
                if key not in ("device", "mask") and value != getattr(Setting(), key)]  # fmt: skip
-    save("_".join(["step", name, setting.device, *differs]),
+    save("_".join(["step_torch", setting.device, *differs]),
          {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts,
           "arms": rows})  # fmt: skip
 
