@@ -84,7 +84,7 @@ def test_train_evaluate_show_compare(
 
 def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    often = (*QUICK, "--epochs", "4", "--checkpoint-minutes", "0")
+    often = (*QUICK, "--test-examples", "50", "--epochs", "4", "--checkpoint-minutes", "0")
     code, expected, error = run("train", "--run-dir", whole, *often)
     assert code == 0, error
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
@@ -161,7 +161,7 @@ def test_an_existing_run_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_terminal_shows_the_bar_and_a_table() -> None:
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 120))
-    process = start("train", *QUICK, stdout=follower, stderr=follower)
+    process = start("train", *QUICK, "--test-examples", "50", stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
     while True:

@@ -128,7 +128,7 @@ def test_events_for_tensorboard_hold_every_measure(tmp_path: Path) -> None:
 
 
 def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
-    training = TrainConfig(epochs=1, batch_size=512, progress=False)
+    training = TrainConfig(epochs=1, examples=99, test_examples=50, progress=False)
     result = spatlib.train(data="digits", training=training, run_dir=tmp_path)
     model, run = spatlib.load_model(tmp_path)
     assert run.settings["architecture"]["name"] == "small_cnn"

@@ -20,8 +20,6 @@ SEED = (f"{TRAIN}a_generator_decides_the_draws_and_moves_on",)
 NAN = (f"{FIT}a_step_with_a_loss_of_nan_changes_nothing[graph-momentum]",)
 INFINITE = (f"{TRAIN}training_stops_at_the_last_good_step[1-gradient]",)
 KERAS = (f"{MODEL}without_a_budget_loss_and_updates_are_those_of_keras",)
-RESTARTS = ("tests/test_verdicts.py::test_tensorflow_wants_every_restart_survived",)
-EVALUATION = ("tests/test_verdicts.py", "-k", "tensorflow or tf")
 SETTINGS = (f"{TWIN}settings_of_the_training_attack_play_no_part",)
 
 CLEAN = '    clean = None if config.base == "pgd" else logits_of(model, x, training=True)\n'
