@@ -3,240 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 import spatlib
 
-from . import SPATConfig, TrainConfig, plots
-from .audit import compare_attacks
-from .backends import load_engine
-from .data import Dataset, load
+from . import commands
 from .recipes import RECIPES
-from .result import Report, table
-from .run import EVALUATION, Run
-from .trained import load_model
+from .run import Run
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad input; Ctrl-C
-Directory = tyro.conf.Positional[Path]
-Weights = Literal["best", "ema", "last"] | None
-
-
-def train(
-    *,
-    recipe: str | None = None,
-    backend: str | None = None,
-    model: str | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    run_dir: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    config: SPATConfig,
-    training: TrainConfig,
-) -> None:
-    """Train a robust classifier.
-
-    Args:
-        recipe: Gives the defaults of everything else: see ``spatlib recipes``; default: the one
-            of the data's name, else digits.
-        backend: torch (the default), tf, or one that another package registered.
-        model: Name of the network; default: the recipe's.
-        data: Name or path of the data; default: the recipe's.
-        data_dir: Where the files of named data are, or are downloaded to.
-        run_dir: Directory for settings, metrics, weights, checkpoints and plots.
-        resume: Go on with the run in run_dir; needs no other option.
-        overwrite: Delete the run in run_dir first.
-    """
-    terminal = sys.stdout.isatty()
-    if recipe in RECIPES and config.norm != RECIPES[recipe].config.norm and (
-            config.eps == RECIPES[recipe].config.eps):  # fmt: skip
-        raise spatlib.ConfigError("eps", expected=f"an eps for {config.norm}", received="the "
-                                  f"recipe's, for {RECIPES[recipe].config.norm}",
-                                  fix="Pass --eps.")  # fmt: skip
-    result = spatlib.train(
-        model, ... if data is None else data, recipe=recipe, backend=backend, config=config,
-        training=replace(training, progress=training.progress and terminal), data_dir=data_dir,
-        run_dir=run_dir, resume=resume, overwrite=overwrite,
-        on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
-    )  # fmt: skip
-    if not terminal:
-        print(json.dumps({"metrics": result.metrics, "measured_on": result.measured_on}))
-
-
-def evaluate(
-    run: Directory,
-    *,
-    weights: Weights = None,
-    attacks: tuple[str, ...] = ("pgd", "margin"),
-    steps: int = 20,
-    restarts: int = 1,
-    eps: float | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str | None = None,
-    examples: int | None = None,
-) -> None:
-    """Measure a run's network, clean and under attack, on the test data if there are any.
-
-    Args:
-        run: Directory of the run.
-        weights: Default: best if there was validation, else ema or last.
-        attacks: Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both), autoattack.
-        steps: Steps of each attack.
-        restarts: Random restarts of each attack.
-        eps: Radius; default: that of the training.
-        batch_size: Examples per pass.
-        seed: Fixes the random starts.
-        data_dir: Default: that of the training.
-        device: Default: the CPU.
-        examples: Measure the first so many; default: as many as after the training.
-    """
-    model, of = load_model(run, weights)
-    config, _ = of.configs()
-    dataset = _dataset(of, data_dir)
-    report = spatlib.evaluate(
-        model, dataset.measured, backend=of.settings["backend"], attacks=attacks, steps=steps,
-        config=config if eps is None else replace(config, eps=eps), restarts=restarts,
-        batch_size=batch_size, seed=seed, device=device, examples=examples,
-    )  # fmt: skip
-    measured_on = "training" if dataset.test is None else "test"
-    facts = {**report.as_json(), "weights": weights, "seed": seed, "measured_on": measured_on}
-    of.write(EVALUATION, json.dumps(facts, indent=2).encode())
-    print(f"{report}\n{measured_on} data" if sys.stdout.isatty() else json.dumps(facts))
-
-
-def audit(
-    run: Directory,
-    *,
-    judge: Path,
-    examples: int = 256,
-    eps: float | None = None,
-    steps: int | None = None,
-    ssim: bool = False,
-    shown: int = 6,
-    seed: int = 0,
-    weights: Weights = None,
-    data_dir: Path | None = None,
-) -> None:
-    """Ask another run's network how far the attacks on this run's network move the meaning.
-
-    The attacks are the run's own training attack and plain PGD at the same eps and steps. Each
-    is reported with its success, the share of the network's correct examples that it fools: a
-    weaker attack must not be mistaken for one that keeps the meaning.
-
-    Args:
-        run: Directory of the run attacked; audit.json and audit.png are written there.
-        judge: Directory of a run of another seed on the same data, adversarially trained.
-        examples: Attack the first so many, of the test data if there are any.
-        eps: Radius; default: that of the training.
-        steps: Steps of both attacks; default: that of the training.
-        ssim: Measure the structural similarity too (needs the extra audit).
-        shown: Pictures of the examples that drifted most.
-        seed: Fixes starts and masks.
-        weights: As for evaluate; of both runs.
-        data_dir: Default: that of the training.
-    """
-    if run.resolve() == judge.resolve():
-        raise spatlib.ConfigError("judge", expected="a run of another network", received="itself",
-                                  fix="Train one with another --seed.")  # fmt: skip
-    model, of = load_model(run, weights)
-    reader, other = load_model(judge, weights)
-    if of.settings["data"] != other.settings["data"]:
-        raise spatlib.ConfigError("judge", expected=f"a run on {of.settings['data']}",
-                                  received=f"one on {other.settings['data']}",
-                                  fix="Train one on the same data.")  # fmt: skip
-    own, _ = of.configs()
-    own = replace(own, eps=own.eps if eps is None else eps, steps=steps or own.steps)
-    content, pictures = compare_attacks(
-        (model, of.settings["backend"]), (reader, other.settings["backend"]),
-        _dataset(of, data_dir).measured, own, count=examples, shown=shown, seed=seed, ssim=ssim,
-    )  # fmt: skip
-    facts = {"judge": str(judge), "eps": own.eps, "norm": own.norm, "steps": own.steps,
-             "attacks": content}  # fmt: skip
-    of.write("audit.json", json.dumps(facts, indent=2).encode())
-    if pictures["x"].ndim == 4 and len(pictures["x"]):
-        of.write("audit.png", plots.drift(pictures, own.bounds))
-    print(json.dumps(facts))
-
-
-def show(
-    run: Directory, *, count: int = 8, weights: Weights = None, data_dir: Path | None = None
-) -> None:
-    """Draw a run's training curves, and test images with mask and perturbation.
-
-    Args:
-        run: Directory of the run; curves.png and sheet.png are written there.
-        count: Images on the sheet.
-        weights: As for evaluate.
-        data_dir: Default: that of the training.
-    """
-    model, of = load_model(run, weights)
-    config, _ = of.configs()
-    engine = load_engine(of.settings["backend"])
-    shown = engine.examples(model, _dataset(of, data_dir).measured, config, count=count)
-    for name, picture in (("curves.png", plots.curves(of.history())),
-                          ("sheet.png", plots.sheet(shown, config.bounds))):  # fmt: skip
-        of.write(name, picture)
-        print(of.directory / name)
-
-
-def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Set the evaluations of runs side by side, one row each.
-
-    Args:
-        runs: Directories of runs that ``spatlib evaluate`` has measured.
-    """
-    reports = {}
-    for directory in runs:
-        content = Run(directory, resume=True).read(EVALUATION)
-        if content is None:
-            raise spatlib.ConfigError("runs", expected="runs that were evaluated",
-                                      received=str(directory),
-                                      fix=f"Run: spatlib evaluate {directory}")  # fmt: skip
-        try:
-            reports[str(directory)] = Report.from_json(json.loads(content))
-        except (ValueError, KeyError, TypeError) as error:
-            raise spatlib.DataError(f"{directory / EVALUATION}", expected="an evaluation",
-                                    received=f"{type(error).__name__}: {error}", fix="Run: "
-                                    f"spatlib evaluate {directory}") from error  # fmt: skip
-    alike = {(r.config.norm, r.config.eps, r.config.bounds, r.count, r.restarts, tuple(r.metrics))
-             for r in reports.values()}  # fmt: skip
-    if len(alike) != 1:
-        raise spatlib.ConfigError("runs", expected="runs measured alike: attacks, eps, examples",
-                                  received=f"{len(alike)} kinds of measurement",
-                                  fix="Run spatlib evaluate with the same options.")  # fmt: skip
-    if sys.stdout.isatty():
-        print(table(reports, next(iter(reports.values()))))
-    else:
-        print(json.dumps({name: report.as_json() for name, report in reports.items()}))
-
-
-def recipes() -> None:
-    """List the recipes."""
-    for name, recipe in RECIPES.items():
-        c, t = recipe.config, recipe.training
-        print(f"{name:18} {recipe.model:16} {c.norm} eps {c.eps:.4g}, {c.steps} steps; "
-              f"{t.epochs} epochs, {t.schedule}; {recipe.source}")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        commands = {"train": _with_defaults(given), "evaluate": evaluate, "audit": audit,
-                    "show": show, "compare": compare, "recipes": recipes}  # fmt: skip
+        others = (commands.evaluate, commands.audit, commands.show, commands.compare,
+                  commands.recipes)  # fmt: skip
         tyro.extras.subcommand_cli_from_dict(
-            commands, prog="spatlib", description=spatlib.__doc__, args=given,
+            {"train": _with_defaults(given), **{c.__name__: c for c in others}}, prog="spatlib", description=spatlib.__doc__, args=given,
             config=(tyro.conf.OmitArgPrefixes,), registry=_registry(),
         )  # fmt: skip
     except spatlib.SpatlibError as error:
@@ -257,23 +48,10 @@ def _with_defaults(given: Sequence[str]) -> Any:
     options = parser.parse_known_args(given)[0]
     if options.resume and options.run_dir:
         config, training = Run(options.run_dir, resume=True).configs()
-        return partial(train, config=config, training=training)
+        return partial(commands.train, config=config, training=training)
     name = options.recipe or (options.data if options.data in RECIPES else "digits")
     recipe = RECIPES.get(name, RECIPES["digits"])  # spatlib.train says what is wrong with another
-    return partial(train, recipe=name, config=recipe.config, training=recipe.training)
-
-
-def _dataset(run: Run, data_dir: Path | None) -> Dataset:
-    """The data of the run, cut as they were for its training."""
-    saved, (_, training) = run.settings, run.configs()
-    if saved["data"] is None:
-        raise spatlib.ConfigError("run", expected="a run on data by name or path",
-                                  received="one on data of your own", fix="Call "
-                                  "spatlib.load_model and spatlib.evaluate.")  # fmt: skip
-    return load(saved["data"], channels_first=load_engine(saved["backend"]).CHANNELS_FIRST,
-                data_dir=data_dir or saved["data_dir"], validation=training.validation,
-                seed=training.seed, examples=training.examples,
-                test_examples=training.test_examples)  # fmt: skip
+    return partial(commands.train, recipe=name, config=recipe.config, training=recipe.training)
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

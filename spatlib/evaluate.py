@@ -75,7 +75,7 @@ def evaluate(
             ``"apgd-ce"``, ``"apgd-t"``: their Auto-PGD, which adapts its step size
             (:mod:`spatlib.core.apgd`), with cross-entropy, and with the targeted difference of
             logits ratio towards each of the same classes; ``"apgd"``: both. Linf and L2 only.
-            ``"autoattack"``: ART's, minutes for a hundred examples (:mod:`spatlib.autoattack`).
+            ``"autoattack"``: ART's, for images, and slow (:mod:`spatlib.autoattack`).
             Callables ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers
             (N,): called once per batch; the metric has their ``__name__`` or class name.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
