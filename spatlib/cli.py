@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = (commands.evaluate, commands.audit, commands.show, commands.compare,
                   commands.recipes)  # fmt: skip
         tyro.extras.subcommand_cli_from_dict(
-            {"train": _with_defaults(given), **{c.__name__: c for c in others}}, prog="spatlib", description=spatlib.__doc__, args=given,
+            {"train": _with_defaults(given), **{c.__name__: c for c in others}},
+            prog="spatlib", description=spatlib.__doc__, args=given,
             config=(tyro.conf.OmitArgPrefixes,), registry=_registry(),
         )  # fmt: skip
     except spatlib.SpatlibError as error:
