@@ -61,6 +61,13 @@ def engine(request: pytest.FixtureRequest) -> Any:
     return ENGINES[request.param]
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write empty pictures: drawn ones take a second each, and test_cli looks at them."""
+    for name in ("curves", "sheet"):
+        monkeypatch.setattr(f"spatlib.plots.{name}", lambda *_: b"")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         test: Any = getattr(item, "obj", None)

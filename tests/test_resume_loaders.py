@@ -15,6 +15,8 @@ from spatlib import TrainConfig
 
 from .test_resume import CONFIG, cut, images, interrupt, rows, train, values
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_a_loader_goes_on_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = torch.utils.data.TensorDataset(*map(torch.as_tensor, images("torch")))

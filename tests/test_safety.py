@@ -16,6 +16,7 @@ from spatlib.run import EMA, LAST, Run
 
 from .test_resume import images, network, values
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 over_frameworks = pytest.mark.parametrize("framework", ["torch", "tf"])
 CONFIG = SPATConfig(eps=0.1, steps=1)
 ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progress": False}
