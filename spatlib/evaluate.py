@@ -59,8 +59,7 @@ def evaluate(
     The attacks use the full eps and hard labels, never the mask, the smoothing or the guard. An
     example counts as robust only if it is classified correctly clean, at the start and at the
     end of every run (of APGD: at every point on its way), so no robust accuracy exceeds the clean
-    one. All named attacks begin at the
-    same random starts, so none changes the figures of another.
+    one. All named attacks begin at the same random starts, so none changes the figures of another.
 
     Args:
         model: Gives logits (N, K); moved to ``device``, otherwise left as it was.
