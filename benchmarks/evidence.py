@@ -1,0 +1,201 @@
+"""Does it make networks more robust, and do the perturbations keep the meaning? One row per run.
+
+    python -m benchmarks.evidence digits                        # all arms, seeds 0 to 4
+    python -m benchmarks.evidence mnist --data-dir DIR --arms pgd trades "mask min"
+    python -m benchmarks.evidence cifar10 --data FILE --device cuda --seeds 0
+    python -m benchmarks.evidence tables                        # docs/evidence.md from the rows
+
+Appends to benchmarks/results/evidence_<data set>.csv and leaves out what is there, so it can be
+stopped at any time and started again (in several processes: give each seeds of its own). Networks
+and checkpoints are kept under runs/evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import spatlib
+from spatlib import SPATConfig, TrainConfig
+from spatlib.audit import compare_attacks
+from spatlib.data import load
+from spatlib.monitor import CLEAN, ROBUST
+from spatlib.recipes import RECIPES
+from spatlib_torch import engine
+from spatlib_torch.models import preact_resnet
+
+from .evidence_arms import ARMS, Arm, control
+from .harness import RESULTS
+
+RUNS = Path("runs", "evidence")
+JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
+STEPS, RESTARTS = 100, 2
+
+
+class Setting(NamedTuple):
+    """One data set: recipe, network by seed, and what differs from the recipe."""
+
+    recipe: str
+    build: Callable[[int], torch.nn.Module]
+    config: SPATConfig
+    training: TrainConfig
+    seeds: int
+    apgd_steps: int = 50
+    apgd_examples: int = 1000
+
+
+def _named(recipe: str, shape: Sequence[int]) -> Callable[[int], torch.nn.Module]:
+    chosen = RECIPES[recipe]
+    return partial(engine.build_model, chosen.model, shape=shape, classes=10, mean=chosen.mean,
+                   std=chosen.std)  # fmt: skip
+
+
+def _narrow(seed: int) -> torch.nn.Module:
+    """A pre-activation ResNet of 16, 32 and 64 channels for a processor without an accelerator."""
+    recipe = RECIPES["cifar10"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = preact_resnet((3, 32, 32), 10, recipe.mean, recipe.std, widths=(16, 32, 64),
+                              stem=16)  # fmt: skip
+    return model.to(memory_format=torch.channels_last)
+
+
+_QUIET: dict[str, Any] = {"baseline": False, "progress": False}
+_DIGITS, _MNIST, _CIFAR = (RECIPES[name] for name in ("digits", "mnist", "cifar10-onecycle"))
+SETTINGS = {
+    "digits": Setting(
+        "digits", _named("digits", (1, 8, 8)), replace(_DIGITS.config, steps=7),
+        replace(_DIGITS.training, epochs=25, validation=200, **_QUIET), seeds=5,
+    ),
+    "mnist": Setting(
+        "mnist", _named("mnist", (1, 28, 28)), SPATConfig(eps=0.3, steps=10),
+        replace(_MNIST.training, epochs=15, schedule="onecycle", lr=0.05, examples=10_000,
+                **_QUIET), seeds=3,
+    ),
+    "cifar10": Setting(
+        "cifar10-onecycle", _named("cifar10", (3, 32, 32)), _CIFAR.config,
+        replace(_CIFAR.training, precision="bfloat16", batch_size=512, **_QUIET), seeds=1,
+    ),
+    "cifar10-narrow": Setting(
+        "cifar10-onecycle", _narrow, _CIFAR.config,
+        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET), seeds=1, apgd_steps=30,
+        apgd_examples=500,
+    ),
+}  # fmt: skip
+
+
+class Experiment:
+    """The runs of one data set."""
+
+    def __init__(self, name: str, data: Any, data_dir: str | None, device: str | None) -> None:
+        self.name, self.setting, self.device = name, SETTINGS[name], device
+        data = data or RECIPES[self.setting.recipe].data
+        dataset = load(data, channels_first=True, data_dir=data_dir)
+        self.train, self.test = dataset.train, dataset.measured
+
+    def trained(self, name: str, seed: int) -> spatlib.Result:
+        """The network of an arm; taken up or read from its run directory if it is there."""
+        arm, setting = ARMS[name], self.setting
+        directory = RUNS / self.name / f"{name.replace(' ', '_')}-{seed}"
+        training = replace(setting.training, seed=seed, device=self.device)
+        # One test example only: the networks are measured elsewhere, and more thoroughly.
+        data = (self.train, (self.test[0][:1], self.test[1][:1]))
+        with control(arm.control, seed):
+            return spatlib.train(setting.build(seed), data, config=self.config(arm),
+                                 training=training, run_dir=directory,
+                                 resume=(directory / "config.json").exists())  # fmt: skip
+
+    def config(self, arm: Arm) -> SPATConfig:
+        threat = self.setting.config
+        eps, length = threat.eps * arm.stretch, threat.step_size * arm.stretch
+        return replace(threat, eps=eps, step_size=length, **arm.config)
+
+    def row(self, name: str, seed: int) -> dict[str, Any]:
+        """Train one arm and measure it."""
+        result, judge = self.trained(name, seed), self.trained("pgd", JUDGE_SEED)
+        arm, (x, y) = ARMS[name], self.test
+        measure = partial(spatlib.evaluate, result.model, config=self.setting.config, seed=1)
+        pgd = measure((x, y), attacks=("pgd", "margin"), steps=STEPS, restarts=RESTARTS)
+        few = slice(self.setting.apgd_examples)
+        apgd = measure((x[few], y[few]), attacks=("apgd",), steps=self.setting.apgd_steps)
+        with control(arm.control, seed):
+            moved, _ = compare_attacks(
+                (result.model, "torch"), (judge.model, "torch"), (x[few], y[few]), result.config,
+                count=len(x[few]), shown=0, seed=seed, ssim=False,
+            )  # fmt: skip
+        chosen = CLEAN if arm.control == "ordinary" else ROBUST
+        best = max(result.history, key=lambda epoch: epoch[chosen])
+        robust = [value for key, value in pgd.metrics.items() if key != "clean"]
+        return {
+            "dataset": self.name, "arm": name, "seed": seed, "clean": pgd.metrics["clean"],
+            **dict(zip(("pgd100", "margin100"), robust, strict=True)), "worst": min(robust),
+            "apgd": apgd.metrics[f"apgd{self.setting.apgd_steps}"],
+            "held_clean": best[CLEAN], "held_robust": best[ROBUST],
+            **{key: moved["training"][key] for key in ("success", "drift", "evidence_lost",
+                                                       "rival_gain", "entropy_gain")},
+            "stall_rate": result.history[-1]["stall_rate"],
+            "seconds_per_epoch": statistics.median(e["seconds"] for e in result.history),
+        }  # fmt: skip
+
+
+def path_of(name: str) -> Path:
+    return RESULTS / f"evidence_{name}.csv"
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    if not path_of(name).exists():
+        return []
+    with path_of(name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(name: str, row: dict[str, Any]) -> None:
+    """One write, so that several processes can append."""
+    values = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+    RESULTS.mkdir(exist_ok=True)
+    new = not path_of(name).exists()
+    with path_of(name).open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, values, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(values)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("dataset", choices=(*SETTINGS, "tables"))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--data", help="a file that holds the data, instead of the official ones")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--device")
+    chosen = parser.parse_args(arguments)
+    if chosen.dataset == "tables":
+        from . import evidence_tables
+
+        evidence_tables.write()
+        return
+    experiment = Experiment(chosen.dataset, chosen.data, chosen.data_dir, chosen.device)
+    for seed in chosen.seeds or range(experiment.setting.seeds):
+        for arm in chosen.arms:
+            done = {(row["arm"], row["seed"]) for row in rows_of(chosen.dataset)}
+            if (arm, str(seed)) not in done:
+                row = experiment.row(arm, seed)
+                append(chosen.dataset, row)
+                shown = ("clean", "worst", "apgd", "drift", "seconds_per_epoch")
+                print(seed, arm, *(f"{key} {row[key]:.3f}" for key in shown), flush=True)
+
+
+if __name__ == "__main__":
+    main()
