@@ -122,7 +122,7 @@ class Ascent:
     def __init__(self, y: Tensor, config: SPATConfig, clean: Tensor | None, validate: bool) -> None:
         self.y, self.config, self.validate = y, config, validate
         trades = config.base == "trades" and clean is not None
-        self.base_target = clean.softmax(dim=-1) if trades else None  # type: ignore[union-attr]
+        self.base_target = clean.softmax(dim=1) if trades else None  # type: ignore[union-attr]
         self.stalls: list[Tensor] = []
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Ascent:
         label, log_p = one_hot(self.y, logits), ops.log_softmax(logits)
         b = label if self.base_target is None else self.base_target
         smoothing = self.config.smoothing
-        if smoothing > 0:
+        if smoothing:
             self.stalls.append(target.stalled(ops, label, log_p.detach(), smoothing).mean())
         q = target.smoothed_target(ops, b, label, log_p.detach(), smoothing, self.config.guard)
         j: Tensor = target.objective(ops, log_p, q)

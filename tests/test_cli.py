@@ -19,7 +19,8 @@ from spatlib import RECIPES, Report, SPATConfig, TrainConfig
 from spatlib.cli import main
 from spatlib.run import Run
 
-QUICK = ("--epochs", "2", "--steps", "1", "--batch-size", "256", "--no-baseline", "--seed", "3")
+QUICK = ("--epochs", "2", "--steps", "1", "--batch-size", "128", "--no-baseline", "--seed", "3",
+         "--examples", "600", "--test-examples", "50")  # fmt: skip
 BACKENDS = pytest.mark.parametrize("framework", ["torch", "tf"])
 
 
@@ -55,14 +56,15 @@ def test_train_evaluate_show_compare(
     assert all(0 <= row["val_pgd10"] <= row["val_clean"] <= 1 for row in rows)
     config, training = Run(directory, resume=True).configs()
     assert config == SPATConfig(eps=8 / 255, steps=1)
-    assert training == TrainConfig(epochs=2, batch_size=256, lr=0.05, seed=3, validation=100,
-                                   patience=5, progress=False)  # fmt: skip
+    assert training == TrainConfig(epochs=2, batch_size=128, lr=0.05, seed=3, validation=100,
+                                   patience=5, progress=False, examples=600,
+                                   test_examples=50)  # fmt: skip
 
     code, out, error = run("evaluate", directory, "--attacks", "pgd", "--steps", "20")
     assert code == 0, error
     (report,) = lines(out)
     assert report["metrics"] == {k: last["metrics"][k] for k in ("clean", "pgd20")}
-    assert report["count"] == 450
+    assert report["count"] == 50
     assert len(report["per_class"]["pgd20"]) == 10
     low, high = report["interval"]["clean"]
     assert low < report["metrics"]["clean"] < high
@@ -84,7 +86,7 @@ def test_train_evaluate_show_compare(
 
 def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    often = (*QUICK, "--test-examples", "50", "--epochs", "4", "--checkpoint-minutes", "0")
+    often = (*QUICK, "--epochs", "4", "--checkpoint-minutes", "0")
     code, expected, error = run("train", "--run-dir", whole, *often)
     assert code == 0, error
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):

@@ -22,7 +22,7 @@ from spatlib.monitor import Monitor, best_epoch
 from spatlib.run import BEST, CHECKPOINT, CONFIG, EMA, LAST, METRICS, Run
 
 SETTINGS = {"backend": "torch", "config": {}, "training": {}, "architecture": {}}
-KILLS = 60
+KILLS = 30
 
 
 def begun(directory: Path, **settings: Any) -> Run:

@@ -13,23 +13,16 @@ from .step import direction
 
 MOMENTUM = 0.75  # alpha: the share of the new step, the rest is the one before
 RISING = 0.75  # rho: the share of steps that have to raise the loss
-FIRST, SHORTER, SHORTEST = 22, 3, 6  # the periods between two checks, in hundredths of all steps
+# p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), in hundredths of all steps.
+CHECKED = (0, 22, 41, 57, 70, 80, 87, 93, 99)
 
 Point: TypeAlias = tuple[Array, ...]
 """d (N, ...), f there as (N, 1, ..., 1), and the gradient of f."""
 
 
 def checkpoints(steps: int) -> list[int]:
-    """0 and the numbers of steps after which the step size is looked at.
-
-    w_j = ceil(p_j steps) with p_0 = 0, p_1 = 0.22 and
-    p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), as far as p_j <= 1.
-    """
-    parts, period = [0], FIRST
-    while parts[-1] + period <= 100:
-        parts.append(parts[-1] + period)
-        period = max(period - SHORTER, SHORTEST)
-    return [math.ceil(part * steps / 100) for part in parts]
+    """0 and the numbers of steps after which the step size is looked at: ceil(p_j steps)."""
+    return [math.ceil(part * steps / 100) for part in CHECKED]
 
 
 def auto_ascend(
@@ -83,7 +76,7 @@ def auto_ascend(
         best = pick(now[1] > best[1], now, best)
         number = number + 1
         # Steps since the last checkpoint where this is one, else 0: no branch on a value.
-        period = 0 * number
+        period = zero
         for begin, end in pairwise(ends):
             period = period + (end - begin) * ops.cast(number == end, like=value)
         check = period > 0
@@ -95,7 +88,7 @@ def auto_ascend(
 
     value, grad, stands = look(d)
     value = value[each]
-    zero = 0 * ops.cast(value == value, like=value)  # also where the loss is not a number
+    zero = 0 * ops.cast(stands, like=value)[each]  # a loss that is not a number would give others
     begin = (d, value, grad)
     state = (zero, zero + 2 * eps, zero, zero, value, d, begin, begin, stands)
     *_, best, stands = ops.repeat(move, steps, state)

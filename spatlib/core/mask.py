@@ -40,7 +40,7 @@ def fold(
         grad: Gradient with respect to the input, in its shape: of one class's centred logit
             (``min``, ``mean``, ``neutral``) or of one probe (``rms``).
         share: ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, where s_k is
-            normalised to mean 1 over pixels and a class with no saliency takes no part.
+            normalised to sum 1 over the pixels and a class with no saliency takes no part.
             ``rms``: sum over probes of the squared gradient, summed over channels. (A mean over
             as many classes or probes, and its root, rank the pixels of an example alike.)
         channel_axis: Axis of x that the pixels share, or None.
@@ -56,7 +56,7 @@ def fold(
     s = _pixels(ops, ops.abs(grad), channel_axis)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     alive = total > 0
-    s = s / divisor(ops, total) * example_size(s)
+    s = s / divisor(ops, total)
     if share == "mean":
         return score + s, scale
     s = -s if share == "neutral" else s

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .ops import Array, Axes
+from .ops import Array, Axes, example_axes, example_size
 
 
 def abs(x: Array) -> Array:
@@ -64,7 +64,7 @@ def log_softmax(x: Array) -> Array:
 
 def logsumexp(x: Array) -> Array:
     top = np.max(x, axis=1, keepdims=True)
-    return np.log(np.sum(np.exp(x - top), axis=1)) + top[:, 0]
+    return np.log(np.sum(np.exp(x - top), axis=1)) + np.ravel(top)
 
 
 def argmax_one_hot(x: Array) -> Array:
@@ -72,9 +72,9 @@ def argmax_one_hot(x: Array) -> Array:
 
 
 def kth_largest(x: Array, k: int) -> Array:
-    flat = x.reshape(x.shape[0], -1)
+    flat = x.reshape(len(x), example_size(x))
     kth = np.partition(flat, flat.shape[1] - k, axis=1)[:, flat.shape[1] - k]
-    return kth.reshape((-1,) + (1,) * (x.ndim - 1))
+    return kth[(..., *(None,) * len(example_axes(x)))]
 
 
 def repeat(
@@ -85,7 +85,7 @@ def repeat(
 ) -> tuple[Array, ...]:
     for _ in range(times):
         if done is not None and np.all(done(*state)):
-            break
+            return state
         state = body(*state)
     return state
 

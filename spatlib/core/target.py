@@ -29,7 +29,7 @@ def smoothed_target(
     Returns:
         q (N, K), non-negative, each row summing to 1.
     """
-    if smoothing == 0:
+    if not smoothing:
         return b
     classes = int(b.shape[1])
     if not guard:
@@ -90,6 +90,6 @@ def targeted_ratio(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Arra
     lead = targeted(ops, logits, one_hot, goal)
     if int(logits.shape[1]) < 4:
         return lead
-    first, third, fourth = (ops.kth_largest(logits, k)[:, 0] for k in (1, 3, 4))
+    first, third, fourth = (ops.sum(ops.kth_largest(logits, k), axis=1) for k in (1, 3, 4))
     spread = first - (third + fourth) / 2
     return lead / divisor(ops, spread)

@@ -5,7 +5,7 @@ from __future__ import annotations
 Faults = dict[str, tuple[str, str]]
 
 APGD: Faults = {
-    "period longer than the paper's": ("SHORTEST = 22, 3, 6", "SHORTEST = 22, 2, 6"),
+    "period longer than the paper's": ("(0, 22, 41, 57, 70,", "(0, 22, 42, 57, 70,"),
     "first step of the size eps": ("zero + 2 * eps", "zero + eps"),
     "momentum the other way round": (
         "alpha * (z - at) + (1 - alpha) * (at - before)",
@@ -59,7 +59,7 @@ MASK: Faults = {
         'pixels + math.inf if share in ("min", "neutral") else pixels',
         "pixels",
     ),
-    "classes not normalised": ("s / divisor(ops, total) * example_size(s)", "1.0 * s"),
+    "classes not normalised": ("s / divisor(ops, total)", "1.0 * s"),
     "dead classes take part": ("ops.where(alive, s, math.inf)", "s"),
     "saliency with its sign": ("s = _pixels(ops, ops.abs(grad), ", "s = _pixels(ops, grad, "),
     "channels cancel": (

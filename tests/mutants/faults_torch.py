@@ -41,8 +41,8 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_torch/attack.py", TRADES): {
         "label instead of the clean probabilities": (
-            "softmax(dim=-1) if trades else",
-            "softmax(dim=-1) if False else",
+            "softmax(dim=1) if trades else",
+            "softmax(dim=1) if False else",
         ),
     },
     ("spatlib_torch/attack.py", L2): {
