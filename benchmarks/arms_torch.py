@@ -21,17 +21,18 @@ from spatlib_torch.models import preact_resnet
 from spatlib_torch.state import compiled
 
 from . import peers_torch
-from .step import Arm, Setting
+from .step import MLPS, Arm, Setting
 
 
 def network(setting: Setting) -> nn.Module:
     """In training mode, its weights contiguous."""
-    shape, classes, width = (3, 32, 32), setting.classes, 1024
+    shape, classes = (3, 32, 32), setting.classes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if setting.model == "small":
             model = preact_resnet(shape, classes, widths=(16, 32, 64), stem=16)
-        elif setting.model == "mlp":
+        elif setting.model in MLPS:
+            width = MLPS[setting.model]
             model = nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(),
                                   nn.Linear(width, width), nn.ReLU(),
                                   nn.Linear(width, classes))  # fmt: skip
@@ -51,7 +52,7 @@ def builders(setting: Setting) -> dict[str, Callable[[], Arm]]:
     arms = peers_torch.builders(setting, network, batch)
     for mask in setting.mask:
         arms[f"ours, {mask}"] = lambda mask=mask: ours(setting, mask)
-    if setting.model == "mlp":
+    if setting.model in MLPS:
         arms = {name: build for name, build in arms.items() if "channels_last" not in name}
     return {name: synchronised(setting, build) for name, build in arms.items()}
 

@@ -27,6 +27,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "classes4": {"mask_classes": 4},
     "rms": {"share": "rms", "probes": 2},
 }
+MLPS = {"mlp": 1024, "mlp_1ms": 256}  # width of the two hidden layers; 1 ms: of its forward pass
 Arm = Callable[[], object]
 
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.step", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--model", choices=("small", "preact_resnet18", "mlp"), default="small")
+    parser.add_argument("--model", choices=("small", "preact_resnet18", *MLPS), default="small")
     parser.add_argument("--base", choices=("pgd", "trades", "mart"), default="pgd")
     parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
     for name in ("classes", "batch", "steps"):
