@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch._functorch import config as compiled_backward
 
+from .norm import as_affine
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside a (Distributed)DataParallel wrapper.
@@ -49,7 +51,8 @@ def attack_state(
                 module.training = flag and mode == "train"
             for p in trainable:
                 p.requires_grad_(False)
-            yield
+            with as_affine(model):
+                yield
         finally:
             for module, flag in training:
                 module.training = flag
