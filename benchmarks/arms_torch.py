@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from spatlib_torch.models import preact_resnet
 from spatlib_torch.state import compiled
 
 from . import peers_torch
+from .harness import peak_resident
 from .step import MLPS, Arm, Setting
 
 
@@ -65,8 +64,13 @@ def ours(setting: Setting, mask: str) -> Arm:
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     loop = Loop(model, batches, config, training, 10**6, tqdm(disable=True), Monitor(training),
                 False)  # fmt: skip
-    ExitStack().enter_context(compiled(model, setting.compiled))
-    return lambda: loop._train_on(x, y, validate=False)
+    block = compiled(model, setting.compiled)
+    block.__enter__()
+
+    def step(_: object = block) -> None:  # kept, for its end would undo it
+        loop._train_on(x, y, validate=False)
+
+    return step
 
 
 def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm]:
@@ -83,13 +87,13 @@ def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm
 def peak(setting: Setting, build: Callable[[], Arm]) -> float:
     """On the CPU above what the imports took, which a first small product belongs to."""
     torch.rand(64, 64) @ torch.rand(64, 64)
-    before = _resident()
+    before = peak_resident()
     step = build()
     for _ in range(3):
         step()
     if setting.device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    return _resident() - before
+    return peak_resident() - before
 
 
 def finish(setting: Setting, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -115,7 +119,3 @@ def finish(setting: Setting, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     torch.cuda.synchronize()
     return {"card": torch.cuda.get_device_name(),
             "bfloat16_matmul_tflops": 10 * 2 * size**3 / start.elapsed_time(end) / 1e9}  # fmt: skip
-
-
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -80,6 +80,12 @@ def save(name: str, content: Mapping[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def peak_resident() -> float:
+    """MiB of memory that this process had at most (what getrusage says begins with the parent's)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def _seconds(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()

@@ -7,7 +7,6 @@ with adversarial-robustness-toolbox installed. ``--peaks`` after it adds each ar
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 from spatlib import SPATConfig
 
 from . import ours_tf, peers_tf
-from .harness import RESULTS, hardware, interleaved, ratios, save, table
+from .harness import RESULTS, hardware, interleaved, peak_resident, ratios, save, table
 
 PLAIN = SPATConfig(smoothing=0, keep=1)
 METHODS = {
@@ -98,11 +97,11 @@ def peaks(size: str) -> None:
 
 if __name__ == "__main__":
     if "--peak" in sys.argv:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_resident()
         arm = makers(sys.argv[1])[sys.argv[3]]()
         arm()
         arm()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(peak_resident() - before)
     elif "--peaks" in sys.argv:
         peaks(sys.argv[1])
     else:
