@@ -81,7 +81,7 @@ def save(name: str, content: Mapping[str, Any]) -> None:
 
 
 def peak_resident() -> float:
-    """MiB of memory that this process had at most (what getrusage says begins with the parent's)."""
+    """MiB that this process had at most (what getrusage says begins with its parent's)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
