@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -34,6 +35,12 @@ class Problem:
     @property
     def axes(self) -> tuple[int, ...]:
         return tuple(range(1, self.x.ndim))
+
+
+def examples(quick: float = 1, deep: float = 1) -> settings:
+    """So many times the examples of the profile, another number of times in the deep one."""
+    count = settings.default.max_examples
+    return settings(max_examples=round(count * (deep if count >= 500 else quick)))
 
 
 def rows(x: np.ndarray) -> np.ndarray:
@@ -90,7 +97,7 @@ def lone(dtype: str, pixels: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    """x often on the bounds (lower = 0 or upper = 0), masks of few pixels or one, d of all sizes."""
+    """x often on the bounds (lower = 0 or upper = 0), masks of few pixels or one, any d."""
     dtype = draw(DTYPES)
     shape = draw(st.sampled_from(SHAPES))
     lo, hi = bounds = draw(st.sampled_from(BOUNDS))
