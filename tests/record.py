@@ -59,6 +59,7 @@ def saw(*names: str) -> None:
 
 def at_most(actual: Any, limit: Any, slack: Any = 0.0, *, like: Any = None, scale: Any = 0) -> None:
     """Fail unless actual <= limit + slack everywhere; note the largest excess over limit."""
+    like = actual if like is None else like
     agree(np.maximum(actual, limit), limit, atol=slack, like=like, scale=scale)
 
 

@@ -21,8 +21,7 @@ from .strategies import examples
 pytestmark = pytest.mark.verifies
 ORDERS = {"Linf": np.inf, "L2": 2, "L1": 1}
 COUNT = 3
-EACH = 2  # times the deep profile's examples: in all 2,000 for two engines, where TensorFlow takes
-# 0.1 s an example, so two minutes a property
+EACH = 2  # times the deep profile's examples: 2,000 on two engines, two minutes of TensorFlow's
 
 
 @dataclass(frozen=True)
