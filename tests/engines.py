@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,10 @@ CHANNELS, HEIGHT, WIDTH, HIDDEN, CLASSES = 3, 2, 2, 7, 4
 SIZE = CHANNELS * HEIGHT * WIDTH
 
 
-def initial_weights(seed: int = 0) -> list[np.ndarray]:
+def initial_weights(seed: int = 0, size: int = SIZE) -> list[np.ndarray]:
     """w1 (D, H), b1 (H,), w2 (H, K), b2 (K,) in float64."""
     rng = np.random.default_rng(seed)
-    shapes = ((SIZE, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
+    shapes = ((size, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
     return [rng.normal(size=shape) for shape in shapes]
 
 
@@ -51,7 +52,7 @@ class TorchEngine:
 
     def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
                  precision: str = "float64") -> None:  # fmt: skip
-        first, second = nn.Linear(SIZE, HIDDEN), nn.Linear(HIDDEN, CLASSES)
+        first, second = nn.Linear(len(weights[0]), HIDDEN), nn.Linear(HIDDEN, CLASSES)
         self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
         self.parameters = [first.weight, first.bias, second.weight, second.bias]
         with torch.no_grad():
@@ -132,9 +133,10 @@ class TFEngine:
     def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
                  precision: str = "float64") -> None:  # fmt: skip
         layers = keras.layers
-        policy = precision if precision == "float64" else f"mixed_{precision}"
+        policy = f"mixed_{precision}" if precision in ("bfloat16", "float16") else precision
+        side = math.isqrt(len(weights[0]) // CHANNELS)  # of a square image
         self.model = keras.Sequential([
-            layers.Input((HEIGHT, WIDTH, CHANNELS), dtype=policy.removeprefix("mixed_")),
+            layers.Input((side, side, CHANNELS), dtype=policy.removeprefix("mixed_")),
             layers.Permute((3, 1, 2), dtype=policy),
             layers.Flatten(dtype=policy),
             layers.Dense(HIDDEN, activation="tanh", dtype=policy),

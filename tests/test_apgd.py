@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import reference
@@ -22,7 +22,8 @@ from spatlib.evaluate import Evaluation
 from .backends import Backend
 from .engines import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights, to_last
 from .landscapes import ENGINES, measure, points, rugged
-from .record import agree
+from .record import agree, at_most
+from .strategies import examples
 
 AUTO = ("apgd-ce", "apgd-t", "apgd")
 ORDERS = {"Linf": np.inf, "L2": 2}
@@ -82,7 +83,7 @@ def test_path_and_best_point_equal_the_oracle(
         if clear == steps + 1:
             agree(best[n].ravel(), exact.best, atol=1e-7)
             assert stands[n] == all(value < 0.05 for value in exact.values)
-        assert np.all(np.linalg.norm(path, ORDERS[norm], axis=1) <= eps * (1 + 1e-14))
+        at_most(np.linalg.norm(path, ORDERS[norm], axis=1), eps, 1e-14 * eps)
         assert np.all((path >= lower[n].ravel()) & (path <= upper[n].ravel()))
 
 
@@ -108,7 +109,7 @@ class Script:
 
 
 @pytest.mark.verifies
-@settings(max_examples=settings.default.max_examples // 5)
+@examples(quick=0.2, deep=1)  # of sixty steps each
 @given(seed=st.integers(0, 2**32 - 1))
 def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: int) -> None:
     steps, shape = 60, (2, 3)

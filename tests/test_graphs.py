@@ -15,9 +15,8 @@ import spatlib_torch.ops
 from spatlib.core import apgd, losses, mask, projection, start, target
 from spatlib.core import step as core_step
 
-from .record import agree
+from .record import agree, saw_dtypes
 
-pytestmark = pytest.mark.verifies("torch", "tf")
 SHARES = ("min", "mean", "rms", "neutral")
 NORMS = ("Linf", "L2", "L1")
 
@@ -80,6 +79,7 @@ def arrays(count: int) -> list[np.ndarray]:
     return [rng.uniform(size=shape), rng.normal(size=shape), rng.normal(size=(count, 5))]
 
 
+@pytest.mark.verifies("torch")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_torch_compiles_it_to_one_graph_for_all_batch_sizes(name: str) -> None:
     graphs = []
@@ -95,10 +95,13 @@ def test_torch_compiles_it_to_one_graph_for_all_batch_sizes(name: str) -> None:
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
     for count in (3, 5, 8):
         inputs = [torch.as_tensor(array) for array in arrays(count)]
-        torch.testing.assert_close(compiled(*inputs), function(*inputs), rtol=0, atol=0)
+        result = compiled(*inputs)
+        torch.testing.assert_close(result, function(*inputs), rtol=0, atol=0)
+        saw_dtypes((result.numpy(),))
     assert len(graphs) == 1
 
 
+@pytest.mark.verifies("tf")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str, jit_compile: bool) -> None:
