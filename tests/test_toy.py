@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import spatlib
-from spatlib import BackendError, DataError, SPATConfig, TrainConfig
-from spatlib.backends import Engine, load_engine
+from spatlib import BackendError, ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib.backends import BACKENDS, ENTRY_POINTS, Engine, load_engine
 from spatlib.trained import load_model
 
 CONFIG = SPATConfig(eps=0.1, steps=5)
@@ -23,7 +24,7 @@ def test_an_entry_point_is_enough_to_be_found() -> None:
         load_engine("toyish")
 
 
-@pytest.mark.parametrize("name", ["toy", "torch", "tf"])
+@pytest.mark.parametrize("name", [*BACKENDS, *entry_points(group=ENTRY_POINTS).names])
 def test_an_engine_has_all_of_the_protocol_with_its_arguments(name: str) -> None:
     engine = load_engine(name)
     assert isinstance(engine.CHANNELS_FIRST, bool)
@@ -50,6 +51,13 @@ def test_the_toy_trains_evaluates_and_gains_robustness() -> None:
     assert result.metrics["pgd20"] > standard["pgd20"] + 0.02
     again = spatlib.evaluate(result.model, backend="toy", config=CONFIG)
     np.testing.assert_equal(again.metrics, result.metrics)
+
+
+def test_autoattack_needs_one_of_the_two_frameworks_and_is_refused() -> None:
+    engine, digits = load_engine("toy"), spatlib.data.load("digits", channels_first=True)
+    model = engine.build_model("linear", 0, shape=(1, 8, 8), classes=10, mean=None, std=None)
+    with pytest.raises(ConfigError, match="'autoattack'"):
+        spatlib.evaluate(model, digits.test, backend="toy", config=CONFIG, attacks="autoattack")
 
 
 @pytest.mark.usefixtures("without_pictures")
