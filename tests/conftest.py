@@ -45,7 +45,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", selected(metafunc.config), indirect=True, scope="session")
     if "engine" in metafunc.fixturenames:
-        names = [name for name in ("torch", "tf") if name in selected(metafunc.config)]
+        from .engines import ENGINES
+
+        names = [name for name in ENGINES if name in selected(metafunc.config)]
         metafunc.parametrize("engine", names, indirect=True, scope="session")
 
 

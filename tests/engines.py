@@ -1,9 +1,14 @@
-"""The engines under test: one training step on a small network, in each framework's own words."""
+"""The engines under test: what the tests of attacks and training ask of one, and its answers.
+
+:class:`Entry` says what a new one has to offer; ``ENGINES`` at the end lists them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -11,26 +16,96 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-import spatlib_tf
-import spatlib_torch
+import spatlib_tf.attack
+import spatlib_tf.evaluation
+import spatlib_torch.attack
 from spatlib import SPATConfig
+from spatlib.backends import Engine
+from spatlib_tf import engine as tf_engine
 from spatlib_tf import ops as tf_ops
 from spatlib_tf import random as tf_random
-from spatlib_tf.evaluation import evaluate as tf_evaluate
+from spatlib_torch import engine as torch_engine
 from spatlib_torch import mask as torch_mask
 from spatlib_torch import ops as torch_ops
-from spatlib_torch.evaluation import evaluate as torch_evaluate
 from spatlib_torch.state import mask_generator
 
 CHANNELS, HEIGHT, WIDTH, HIDDEN, CLASSES = 3, 2, 2, 7, 4
 SIZE = CHANNELS * HEIGHT * WIDTH
 
 
-def initial_weights(seed: int = 0) -> list[np.ndarray]:
+def initial_weights(seed: int = 0, size: int = SIZE) -> list[np.ndarray]:
     """w1 (D, H), b1 (H,), w2 (H, K), b2 (K,) in float64."""
     rng = np.random.default_rng(seed)
-    shapes = ((SIZE, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
+    shapes = ((size, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
     return [rng.normal(size=shape) for shape in shapes]
+
+
+class Entry(Protocol):
+    """A tanh network of :func:`initial_weights` in one framework, trained and attacked by it.
+
+    Arrays in and out are NumPy's. Inputs are (N, C, H, W) in [0, 1] and labels integers (N,),
+    whatever the layout of the framework. Everything is computed in float64, unless inputs or
+    network are of a lower precision: results have to equal the oracle's to 1e-10.
+    """
+
+    module: Engine  # registered under the entry's name
+
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
+                 precision: str = "float64") -> None:  # fmt: skip
+        """Logits tanh(x w1 + b1) w2 + b2 of x flattened in the order C, H, W.
+
+        ``lr`` and ``momentum`` are those of SGD; ``precision`` is the network's,
+        ``"bfloat16"`` and ``"float16"`` too.
+        """
+
+    def weights(self) -> list[np.ndarray]:
+        """As they are now, in the shapes of :func:`initial_weights`."""
+
+    def train_step(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+    ) -> float:
+        """One update by the loss of the method, and that loss before it; random masks by seed."""
+
+    def shared_mask(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
+    ) -> np.ndarray:
+        """(N, H * W)."""
+
+    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
+                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        """x' in the shape and the dtype of x; mask (N, 1, H, W)."""
+
+    def stall_rate(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
+    ) -> float:
+        """Share of example-steps at which unguarded ascent would have pulled back."""
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
+                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
+                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+        """The metrics; ``seen`` takes all (N, C, H, W) that the network is shown, in order."""
+
+    @staticmethod
+    def gradients(
+        function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
+    ) -> np.ndarray:
+        """Of the scalar ``function(ops, label, *logits)``, one for each of the logits."""
+
+    @staticmethod
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
+        """The (offsets, probes) of the mask that a call with this seed uses; None for neither.
+
+        offsets: the other classes of ``mask_classes``, as distances from the label; probes:
+        signs (probes, count, CLASSES).
+        """
+
+    @staticmethod
+    def network(function: Callable[[Any], Any]) -> Any:
+        """A model of the framework without weights: logits = function(x) of its tensors."""
+
+    @staticmethod
+    def uniform_like(x: Any) -> Any:
+        """A tensor like x, in [0, 1), drawn from the framework's global generator."""
 
 
 class Cast(nn.Module):
@@ -44,14 +119,25 @@ class Cast(nn.Module):
         return x.to(self.dtype)
 
 
-class TorchEngine:
-    """float64 tanh MLP on (N, C, H, W), trained by spat_loss and torch.optim.SGD."""
+class TorchNetwork(nn.Module):
+    """What a function of tensors says, as a module."""
 
-    name = "torch"
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class TorchEngine(Entry):
+    """Trained by spat_loss and torch.optim.SGD."""
+
+    module = torch_engine
 
     def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
                  precision: str = "float64") -> None:  # fmt: skip
-        first, second = nn.Linear(SIZE, HIDDEN), nn.Linear(HIDDEN, CLASSES)
+        first, second = nn.Linear(len(weights[0]), HIDDEN), nn.Linear(HIDDEN, CLASSES)
         self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
         self.parameters = [first.weight, first.bias, second.weight, second.bias]
         with torch.no_grad():
@@ -67,7 +153,6 @@ class TorchEngine:
     def train_step(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
     ) -> float:
-        """x and start are (N, C, H, W)."""
         loss = spatlib_torch.spat_loss(
             self.model, torch.as_tensor(x), torch.as_tensor(y), config,
             start=torch.as_tensor(start), generator=torch.Generator().manual_seed(seed),
@@ -80,7 +165,6 @@ class TorchEngine:
     def shared_mask(
         self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
     ) -> np.ndarray:
-        """(N, P)."""
         mask = spatlib_torch.shared_mask(
             self.model, torch.as_tensor(x), torch.as_tensor(y), config,
             generator=torch.Generator().manual_seed(seed),
@@ -89,24 +173,35 @@ class TorchEngine:
 
     def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
                 mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-        """(N, C, H, W); mask (N, 1, H, W)."""
         return spatlib_torch.perturb(
             self.model, torch.as_tensor(x), torch.as_tensor(y), config,
             start=torch.as_tensor(start), mask=None if mask is None else torch.as_tensor(mask),
         ).numpy()  # fmt: skip
 
-    def evaluate(
-        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int
-    ) -> dict[str, float]:
-        """Under attacks of two steps."""
-        data = (torch.as_tensor(x), torch.as_tensor(y))
-        return torch_evaluate(self.model, data, config, steps=2, restarts=restarts).metrics
+    def stall_rate(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
+    ) -> float:
+        arrays = torch.as_tensor(x), torch.as_tensor(y), config, torch.as_tensor(start)
+        return float(spatlib_torch.attack.adversarial(self.model, *arrays).stall_rate)
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
+                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
+                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+        def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
+            if seen is not None and len(inputs[0]) == len(x):
+                seen.append(inputs[0].detach().numpy().copy())
+
+        with self.model.register_forward_pre_hook(look):
+            report = torch_engine.evaluate(
+                self.model, (torch.as_tensor(x), torch.as_tensor(y)), config, attacks=attacks,
+                steps=steps, restarts=restarts,
+            )  # fmt: skip
+        return report.metrics
 
     @staticmethod
     def gradients(
         function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
     ) -> np.ndarray:
-        """Of ``function(ops, label, *logits)``, one for each of the logits."""
         leaves = [torch.tensor(z, requires_grad=True) for z in logits]
         value = function(torch_ops, torch.as_tensor(label), *leaves)
         grads = torch.autograd.grad(value, leaves, materialize_grads=True)
@@ -114,7 +209,6 @@ class TorchEngine:
 
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
-        """The (offsets, probes) that a call with this seed uses."""
         source = mask_generator(torch.Generator().manual_seed(seed), torch.device("cpu"))
         if config.share == "rms":
             shape = torch.Size((count, CLASSES))
@@ -123,18 +217,34 @@ class TorchEngine:
             return torch_mask.draw_offsets(config, CLASSES, source), None
         return None, None
 
+    network = TorchNetwork
+    uniform_like = torch.rand_like
 
-class TFEngine:
-    """The same network on (N, H, W, C), trained by spat_loss and keras.optimizers.SGD."""
 
-    name = "tf"
+class TFNetwork(keras.Model):
+    """What a function of tensors says, as a Keras model, and how often it was asked to."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function, self.calls = function, 0
+
+    def call(self, x: Any) -> Any:
+        self.calls += 1
+        return self.function(x)
+
+
+class TFEngine(Entry):
+    """Trained by spat_loss and keras.optimizers.SGD, on (N, H, W, C)."""
+
+    module = tf_engine
 
     def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
                  precision: str = "float64") -> None:  # fmt: skip
         layers = keras.layers
-        policy = precision if precision == "float64" else f"mixed_{precision}"
+        policy = f"mixed_{precision}" if precision in ("bfloat16", "float16") else precision
+        side = math.isqrt(len(weights[0]) // CHANNELS)  # of a square image
         self.model = keras.Sequential([
-            layers.Input((HEIGHT, WIDTH, CHANNELS), dtype=policy.removeprefix("mixed_")),
+            layers.Input((side, side, CHANNELS), dtype=policy.removeprefix("mixed_")),
             layers.Permute((3, 1, 2), dtype=policy),
             layers.Flatten(dtype=policy),
             layers.Dense(HIDDEN, activation="tanh", dtype=policy),
@@ -183,15 +293,30 @@ class TFEngine:
         )  # fmt: skip
         return np.moveaxis(adversarial.numpy(), -1, 1)
 
-    def evaluate(
-        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int
-    ) -> dict[str, float]:
+    def stall_rate(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
+    ) -> float:
+        arrays = tf.constant(to_last(x)), tf.constant(y), config, tf.constant(to_last(start))
+        return float(spatlib_tf.attack.adversarial(self.model, *arrays).stall_rate)
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
+                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
+                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+        original = spatlib_tf.evaluation.logits_of  # Keras has no hooks
+
+        def look(model: Any, z: Any) -> Any:
+            if seen is not None and len(z) == len(x):
+                seen.append(np.moveaxis(z.numpy(), -1, 1))
+            return original(model, z)
+
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
-            data = (to_last(x), y)
-            return tf_evaluate(self.model, data, config, steps=2, restarts=restarts).metrics
+            with patch("spatlib_tf.evaluation.logits_of", look):
+                report = tf_engine.evaluate(self.model, (to_last(x), y), config, attacks=attacks,
+                                            steps=steps, restarts=restarts)  # fmt: skip
         finally:
             tf.config.run_functions_eagerly(False)
+        return report.metrics
 
     @staticmethod
     def gradients(
@@ -215,9 +340,15 @@ class TFEngine:
             return tf_random.draw_offsets(config, CLASSES, source).numpy().tolist(), None
         return None, None
 
+    network = TFNetwork
+
+    @staticmethod
+    def uniform_like(x: Any) -> Any:
+        return tf.random.uniform(tf.shape(x), dtype=x.dtype)
+
 
 def to_last(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, 1, -1)
 
 
-ENGINES = {"torch": TorchEngine, "tf": TFEngine}
+ENGINES: dict[str, type[Entry]] = {"torch": TorchEngine, "tf": TFEngine}  # by names of BACKENDS

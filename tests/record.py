@@ -52,6 +52,17 @@ def saw_dtypes(values: Iterable[Any]) -> None:
     }
 
 
+def saw(*names: str) -> None:
+    """Note the dtypes of what never becomes a NumPy array, by their names."""
+    _seen.dtypes |= set(names)
+
+
+def at_most(actual: Any, limit: Any, slack: Any = 0.0, *, like: Any = None, scale: Any = 0) -> None:
+    """Fail unless actual <= limit + slack everywhere; note the largest excess over limit."""
+    like = actual if like is None else like
+    agree(np.maximum(actual, limit), limit, atol=slack, like=like, scale=scale)
+
+
 def agree(
     actual: Any,
     expected: Any,

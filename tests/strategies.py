@@ -5,9 +5,11 @@ No value is subnormal and no non-zero one is below 1e-30: test_subnormals.py has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -33,6 +35,12 @@ class Problem:
     @property
     def axes(self) -> tuple[int, ...]:
         return tuple(range(1, self.x.ndim))
+
+
+def examples(quick: float = 1, deep: float = 1) -> settings:
+    """So many times the examples of the profile, another number of times in the deep one."""
+    count = settings.default.max_examples
+    return settings(max_examples=round(count * (deep if count >= 500 else quick)))
 
 
 def rows(x: np.ndarray) -> np.ndarray:
@@ -80,9 +88,16 @@ def box(
     return np.maximum(bounds[0] - x, -budget), np.minimum(bounds[1] - x, budget)
 
 
+def lone(dtype: str, pixels: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
+    """Masks of zeros but for one pixel of each example."""
+    size = math.prod(pixels[1:])
+    chosen = st.tuples(*[st.integers(0, size - 1)] * pixels[0])
+    return chosen.map(lambda places: np.eye(size, dtype=dtype)[list(places)].reshape(pixels))
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    """x often on the bounds (lower = 0 or upper = 0), masks of few pixels, d in, on or far out."""
+    """x often on the bounds (lower = 0 or upper = 0), masks of few pixels or one, any d."""
     dtype = draw(DTYPES)
     shape = draw(st.sampled_from(SHAPES))
     lo, hi = bounds = draw(st.sampled_from(BOUNDS))
@@ -92,7 +107,8 @@ def problems(draw: st.DrawFn) -> Problem:
     x = np.clip((lo + share * (hi - lo)).astype(dtype), lo_typed, hi_typed)
     pixels = shape if len(shape) == 2 else (shape[0], 1, *shape[2:])
     floor = draw(st.sampled_from((0.0, 0.25, 0.5, 1.0)))
-    mask = draw(npst.arrays(dtype, pixels, elements=st.sampled_from((floor, 1.0))))
+    few = npst.arrays(dtype, pixels, elements=st.sampled_from((floor, 1.0)))
+    mask = draw(few | few | few | lone(dtype, pixels))
     wide = draw(st.sampled_from((1.0, 1.0, 4.0)))  # a box may also reach beyond the ball
     lower, upper = box(x, mask, wide * eps, bounds)
     d = without_subnormals((eps * draw(values(dtype, shape))).astype(dtype))

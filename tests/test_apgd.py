@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
-import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import reference
@@ -20,9 +17,10 @@ from spatlib.core.target import attack_loss, targeted_ratio
 from spatlib.evaluate import Evaluation
 
 from .backends import Backend
-from .engines import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights, to_last
+from .engines import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights
 from .landscapes import ENGINES, measure, points, rugged
-from .record import agree
+from .record import agree, at_most
+from .strategies import examples
 
 AUTO = ("apgd-ce", "apgd-t", "apgd")
 ORDERS = {"Linf": np.inf, "L2": 2}
@@ -82,7 +80,7 @@ def test_path_and_best_point_equal_the_oracle(
         if clear == steps + 1:
             agree(best[n].ravel(), exact.best, atol=1e-7)
             assert stands[n] == all(value < 0.05 for value in exact.values)
-        assert np.all(np.linalg.norm(path, ORDERS[norm], axis=1) <= eps * (1 + 1e-14))
+        at_most(np.linalg.norm(path, ORDERS[norm], axis=1), eps, 1e-14 * eps)
         assert np.all((path >= lower[n].ravel()) & (path <= upper[n].ravel()))
 
 
@@ -108,7 +106,7 @@ class Script:
 
 
 @pytest.mark.verifies
-@settings(max_examples=settings.default.max_examples // 5)
+@examples(quick=0.2, deep=1)  # of sixty steps each
 @given(seed=st.integers(0, 2**32 - 1))
 def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: int) -> None:
     steps, shape = 60, (2, 3)
@@ -158,40 +156,17 @@ def test_targeted_ratio_equals_the_oracle(
         agree(backend.call(targeted_ratio, 3 * z + 7, label, goal), ratio, rtol=1e-9, atol=1e-13)
 
 
-def visited(
-    engine: Any, attack: str, norm: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], dict[str, float]]:
-    """x (N, C, H, W), y, everything of that size that the network is shown, and the metrics."""
-    rng, subject, seen = np.random.default_rng(7), engine(initial_weights()), []
-    x, y = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), rng.integers(CLASSES, size=5)
-    module = sys.modules[f"spatlib_{engine.name}.evaluation"]
-    original = module.logits_of
-
-    def recorded(model: Any, z: Any) -> Any:
-        if len(z) == len(x):
-            shown = z.detach().numpy().copy() if engine.name == "torch" else z.numpy()
-            seen.append(shown if engine.name == "torch" else np.moveaxis(shown, -1, 1))
-        return original(model, z)
-
-    monkeypatch.setattr(module, "logits_of", recorded)
-    native = (torch.as_tensor(x), torch.as_tensor(y)) if engine.name == "torch" else (to_last(x), y)
-    tf.config.run_functions_eagerly(True)
-    try:
-        report = module.evaluate(subject.model, native, SPATConfig(eps=0.2, norm=norm),
-                                 attacks=(attack,), steps=steps)  # fmt: skip
-    finally:
-        tf.config.run_functions_eagerly(False)
-    return x, y, seen, report.metrics
-
-
 @pytest.mark.verifies
 @pytest.mark.parametrize("attack", ["apgd-ce", "apgd-t"])
 @pytest.mark.parametrize("norm", ORDERS)
-def test_engines_go_where_the_oracle_goes(
-    engine: Any, norm: str, attack: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, model = 12, reference.TanhMLP(*initial_weights())
-    x, y, (clean, start, *rest), metrics = visited(engine, attack, norm, steps, monkeypatch)
+def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -> None:
+    steps, model, seen = 12, reference.TanhMLP(*initial_weights()), []
+    rng = np.random.default_rng(7)
+    x, y = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), rng.integers(CLASSES, size=5)
+    config = SPATConfig(eps=0.2, norm=norm)
+    metrics = engine(initial_weights()).evaluate(x, y, config, attacks=(attack,), steps=steps,
+                                                 seen=seen)  # fmt: skip
+    clean, start, *rest = seen
     np.testing.assert_array_equal(clean, x)
     runs = 1 if attack == "apgd-ce" else CLASSES - 1
     assert len(rest) == runs * (steps + 1)

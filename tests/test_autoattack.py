@@ -14,7 +14,7 @@ from spatlib import autoattack as art
 from spatlib.core.ops import Array, Ops
 from spatlib.evaluate import Evaluation
 
-from .landscapes import ENGINES, EPS, measure, model
+from .landscapes import EPS, measure, model
 
 FEW = {"steps": 5, "restarts": 1, "queries": 20}
 
@@ -32,7 +32,7 @@ def _shaped(plane: np.ndarray, x: Array) -> np.ndarray:
     return plane[None] if x.shape[1] == 1 else plane[..., None]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["torch", "tf"])  # ART gets its gradients from these two
 def test_it_finds_what_is_there_and_stays_inside(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Attacks of one's own in both engines: how they are called, counted, checked and cleaned up."""
+"""Attacks of one's own in all engines: how they are called, counted, checked and cleaned up."""
 
 from __future__ import annotations
 
@@ -156,6 +156,6 @@ def test_a_failing_callable_leaves_no_trace_in_torch() -> None:
 
 def test_attacks_and_steps_are_passed_on(name: str) -> None:
     x, y = points(name)
-    report = spatlib.evaluate(rugged(name), (x, y), backend=name, attacks=("targeted", noise),
+    report = spatlib.evaluate(rugged(name), (x, y), backend=name, attacks=("targeted", noise(name)),
                               steps=3, config=SPATConfig(eps=EPS))  # fmt: skip
     assert list(report.metrics) == ["clean", "targeted3", "noise"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import torch
 
 import spatlib_tf.ops
 import spatlib_torch.ops
+from spatlib import SPATConfig
 from spatlib.core import apgd, losses, mask, projection, start, target
 from spatlib.core import step as core_step
+from spatlib_torch import perturb
+from spatlib_torch.attack import Ascent, ascend
 
-from .record import agree
+from .record import agree, saw_dtypes
 
-pytestmark = pytest.mark.verifies("torch", "tf")
 SHARES = ("min", "mean", "rms", "neutral")
 NORMS = ("Linf", "L2", "L1")
 
@@ -80,25 +82,84 @@ def arrays(count: int) -> list[np.ndarray]:
     return [rng.uniform(size=shape), rng.normal(size=shape), rng.normal(size=(count, 5))]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_torch_compiles_it_to_one_graph_for_all_batch_sizes(name: str) -> None:
+def check_one_graph(
+    function: Callable[..., torch.Tensor],
+    batches: Iterable[Sequence[torch.Tensor]],
+    atol: float = 0.0,
+) -> None:
+    """It compiles without a break and once, and gives the same for batches of any size."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         graphs.append(graph)
         return graph.forward
 
-    def function(*inputs: torch.Tensor) -> torch.Tensor:
-        return FUNCTIONS[name](spatlib_torch.ops, *inputs)
-
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
-    for count in (3, 5, 8):
-        inputs = [torch.as_tensor(array) for array in arrays(count)]
-        torch.testing.assert_close(compiled(*inputs), function(*inputs), rtol=0, atol=0)
+    for inputs in batches:
+        result = compiled(*inputs)
+        torch.testing.assert_close(result, function(*inputs), rtol=0, atol=atol)
+        saw_dtypes((result.numpy(),))
     assert len(graphs) == 1
 
 
+@pytest.mark.verifies("torch")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_torch_compiles_it_to_one_graph_for_all_batch_sizes(name: str) -> None:
+    def function(*inputs: torch.Tensor) -> torch.Tensor:
+        return FUNCTIONS[name](spatlib_torch.ops, *inputs)
+
+    check_one_graph(function, [[*map(torch.as_tensor, arrays(count))] for count in (3, 5, 8)])
+
+
+def a_network() -> torch.nn.Module:
+    """Frozen, in inference mode, as the attack has it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3),
+                                    torch.nn.Tanh(), torch.nn.Flatten(),
+                                    torch.nn.Linear(12, 5))  # fmt: skip
+    return model.double().eval().requires_grad_(False)
+
+
+def problem(count: int) -> list[torch.Tensor]:
+    x, start, logits = map(torch.as_tensor, arrays(count))
+    return [x, 0.1 * start, logits.argmax(dim=1)]
+
+
+# All that an attack repeats. Of perturb itself dynamo can make no single graph: it will not trace
+# Tensor.is_inference(), which prepare asks, once per call. And autograd.grad only if told to.
+@pytest.mark.verifies("torch")
+def test_torch_compiles_the_steps_of_the_attack_with_their_gradients_to_one_graph() -> None:
+    config, model = SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3), a_network()
+
+    def attack(x: torch.Tensor, d: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        lower, upper = projection.feasible_box(spatlib_torch.ops, x, None, 0.1, (0.0, 1.0))
+        ascent = Ascent(y, config, model(x), validate=False)
+        return ascend(model, x, d, None, lower, upper, config, ascent)
+
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        check_one_graph(attack, map(problem, (3, 5, 8)), atol=1e-15)
+
+
+@pytest.mark.verifies("torch")
+def test_a_compiled_network_in_the_attack_keeps_one_graph_for_all_batch_sizes() -> None:
+    graphs, model = [], a_network()
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    config = SPATConfig(eps=0.1, steps=2, base="trades")
+    for x, first, y in map(problem, (3, 5, 8)):
+        ours, expected = (perturb(each, x, y, config, start=first) for each in (compiled, model))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)  # eager: no BatchNorm kernel
+    assert len(graphs) == 1
+
+
+@pytest.mark.verifies("tf")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str, jit_compile: bool) -> None:

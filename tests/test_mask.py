@@ -130,6 +130,15 @@ def test_mask_keeps_the_rounded_share_of_distinct_scores(
     np.testing.assert_array_equal(mask, exact)
 
 
+@pytest.mark.parametrize("share", ["min", "rms"])  # a smallest and a sum; 1000 folds take time
+def test_mask_of_a_thousand_classes_equals_the_oracle(backend: Backend, share: str) -> None:
+    grads = np.random.default_rng(0).normal(size=(1000, 1, 2, 3, 3))
+    mask = mask_of(backend, grads, share, 0.5, 0.25, 1)
+    exact = reference.shared_mask(rows(grads[:, 0]), 2, share, 0.5, 0.25)
+    np.testing.assert_array_equal(rows(mask), [exact])
+    assert (exact == 1).sum() == 5
+
+
 @pytest.mark.parametrize(
     ("share", "expected"),
     [

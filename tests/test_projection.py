@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 import reference
 from spatlib.core.projection import feasible_box, project
 
 from .backends import Backend
-from .record import agree, note
+from .record import agree, at_most, note
 from .strategies import Problem, box, problems, rows
 
 pytestmark = pytest.mark.verifies
@@ -91,7 +92,7 @@ def test_projection_lands_in_the_box_exactly_and_in_the_ball_to_a_few_ulp(
     assert (v.dtype, v.shape) == (p.d.dtype, p.d.shape)
     assert np.all(p.lower <= v)
     assert np.all(v <= p.upper)
-    assert np.all(length(v, norm) <= p.eps * (1 + ulps(v)))
+    at_most(length(v, norm), p.eps, p.eps * ulps(v), like=v)
     outside = length(np.clip(p.d, p.lower, p.upper), norm) > p.eps * (1 + ulps(v))
     agree(length(v, norm)[outside], p.eps, rtol=ulps(v), like=v)
 
@@ -137,6 +138,12 @@ def test_projection_meets_the_kkt_conditions(backend: Backend, norm: str, p: Pro
     least, most = multipliers(p, v, norm, tol * np.ones(len(v)))
     assert np.all(np.abs(v) <= np.abs(p.d))
     assert np.all(least <= most)
+    # What the table shows: how far v is from what the multiplier half way asks for.
+    t = np.where(np.isfinite(most), (least + most) / 2, least)[:, None]
+    a, wall = np.abs(rows(p.d)), np.where(rows(p.d) < 0, -rows(p.lower), rows(p.upper))
+    asked = np.minimum(a / (1 + t) if norm == "L2" else np.maximum(a - t, 0), wall)
+    largest = a.max() if norm == "L1" else 0  # from which t is taken off
+    note(np.abs(rows(v)), asked, like=v, scale=max(p.eps, largest))
     inside = length(v, norm) < p.eps * (1 - ulps(v))
     assert np.all(least[inside] == 0)  # complementary slackness
 
@@ -152,10 +159,11 @@ def test_projection_leaves_points_of_the_set_as_they_are(
     halved = v / 2
     np.testing.assert_array_equal(onto(backend, replace(p, d=halved), norm), halved)
     again = replace(p, d=v)
-    assert np.all(length(rows(onto(backend, again, norm)) - rows(v), "L2") <= room(again, norm))
+    moved = length(rows(onto(backend, again, norm)) - rows(v), "L2")
+    at_most(moved, 0, room(again, norm), like=v, scale=p.eps)
 
 
-@over_balls
+@over_norms
 @given(p=problems(), factor=st.sampled_from((-1, -0.5, 0, 0.5, 3)))
 def test_projection_brings_no_two_points_further_apart(
     backend: Backend, norm: str, p: Problem, factor: float
@@ -163,30 +171,47 @@ def test_projection_brings_no_two_points_further_apart(
     other = replace(p, d=(factor * np.flip(p.d, 0)).astype(p.d.dtype))
     moved = rows(onto(backend, p, norm)) - rows(onto(backend, other, norm))
     apart = length(rows(p.d) - rows(other.d), "L2")
-    assert np.all(length(moved, "L2") <= apart + room(p, norm) + room(other, norm))
+    slack = room(p, norm) + room(other, norm)
+    at_most(length(moved, "L2"), apart, slack, like=p.d, scale=p.eps)
 
 
-@over_balls
+@over_norms
 @given(p=problems(), factor=st.sampled_from((1 + 1e-6, 1.5, 100)))
 def test_a_larger_ball_pulls_no_coordinate_further_in(
     backend: Backend, norm: str, p: Problem, factor: float
 ) -> None:
     small, large = onto(backend, p, norm), onto(backend, p, norm, factor * p.eps)
     low, high = nearly(p, norm)
-    assert np.all(np.abs(small) <= np.abs(large) + (high - low))
+    at_most(np.abs(small), np.abs(large), high - low, like=p.d, scale=p.eps)
+
+
+@st.composite
+def turned(draw: st.DrawFn) -> tuple[Problem, list[int], list[int], np.ndarray]:
+    """A problem, an order of its examples, one of its coordinates, and a sign for each of them."""
+    p = draw(problems())
+    size = p.d[0].size
+    examples, places = (draw(st.permutations(range(n))) for n in (len(p.d), size))
+    signs = draw(npst.arrays(np.int8, size, elements=st.sampled_from((-1, 1))))
+    return p, examples, places, signs.reshape(p.d.shape[1:]).astype(p.d.dtype)
 
 
 @over_norms
-@given(p=problems())
+@given(case=turned())
 def test_projection_commutes_with_permutations_and_reflections(
-    backend: Backend, norm: str, p: Problem
+    backend: Backend, norm: str, case: tuple[Problem, list[int], list[int], np.ndarray]
 ) -> None:
+    p, examples, places, signs = case
     v = onto(backend, p, norm)
-    mirrored = replace(p, d=-p.d, lower=-p.upper, upper=-p.lower)
-    np.testing.assert_array_equal(onto(backend, mirrored, norm), -v)
-    lower, upper, d = (np.flip(a, p.axes).copy() for a in (p.lower, p.upper, p.d))
-    turned = np.flip(onto(backend, replace(p, lower=lower, upper=upper, d=d), norm), p.axes)
-    assert np.all(length(rows(turned) - rows(v), "L2") <= room(p, norm))
+    lower, upper = np.where(signs < 0, (-p.upper, -p.lower), (p.lower, p.upper))
+    mirrored = onto(backend, replace(p, d=signs * p.d, lower=lower, upper=upper), norm)
+    np.testing.assert_array_equal(mirrored, signs * v)
+
+    def permuted(a: np.ndarray) -> np.ndarray:
+        return a.reshape(len(a), -1)[np.ix_(examples, places)].reshape(a.shape)
+
+    moved = replace(p, lower=permuted(p.lower), upper=permuted(p.upper), d=permuted(p.d))
+    apart = length(rows(onto(backend, moved, norm)) - rows(permuted(v)), "L2")
+    at_most(apart, 0, room(p, norm)[examples], like=v, scale=p.eps)
 
 
 @given(p=problems())
@@ -198,8 +223,9 @@ def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem
     examples = zip(rows(p.x), rows(p.mask), strict=True)
     exact = [reference.feasible_box(x, mask, p.eps, p.bounds) for x, mask in examples]
     near = ulps(p.x, 2) * (1 + max(map(abs, p.bounds)))
-    agree(rows(lower), [low for low, _ in exact], rtol=ulps(p.x), atol=near, like=lower)
-    agree(rows(upper), [high for _, high in exact], rtol=ulps(p.x), atol=near, like=upper)
+    for k, side in enumerate((lower, upper)):  # differences of numbers as large as the bounds
+        agree(rows(side), [sides[k] for sides in exact], rtol=ulps(p.x), atol=near, like=side,
+              scale=max(map(abs, p.bounds)))  # fmt: skip
     full = backend.call(feasible_box, p.x, np.ones_like(p.mask), p.eps, p.bounds)
     none = backend.call(feasible_box, p.x, None, p.eps, p.bounds)
     np.testing.assert_array_equal(none, full)

@@ -12,7 +12,7 @@ import pytest
 from spatlib.core import numpy_ops
 from spatlib.core.projection import CHORD_ROUNDS, feasible_box, project
 
-from .record import agree
+from .record import agree, saw_dtypes
 from .test_projection import length
 
 pytestmark = pytest.mark.verifies("numpy")
@@ -63,6 +63,7 @@ def test_chords_alone_project_images(dtype: str, eps: float, outside: float, mos
 
 def test_what_clipping_brings_into_the_ball_takes_no_round() -> None:
     d, lower, upper = images("float32", 0.5, 0.9)
+    saw_dtypes((d,))
     assert rounds_of(d, lower, upper, 0.5)[1] == [0, 0]
 
 

@@ -40,6 +40,25 @@ def test_the_largest_deviation_is_kept_in_units_of_the_type() -> None:
     assert seen.dtypes == {"float32", "float64"}
 
 
+def test_what_exceeds_a_bound_is_kept_and_fails_beyond_the_slack() -> None:
+    seen = record.begin()
+    record.at_most(np.float32([1, 3]), np.float32([2, 3]))
+    record.at_most(-np.inf, np.inf)
+    assert (seen.deviation, seen.ulps) == (0.0, 0.0)
+    record.at_most(np.float32([1, 3]), [2.0, 2.75], 0.25, scale=4)
+    assert (seen.deviation, seen.ulps) == (0.25, 0.25 / 2**-21)
+    for actual, limit in ((3.0, 2.5), (np.nan, 1.0), (1.0, np.nan)):
+        with pytest.raises(AssertionError, match="entries differ"):
+            record.at_most(actual, limit, 0.25)
+
+
+def test_dtypes_are_kept_by_name_where_there_is_no_array() -> None:
+    seen = record.begin()
+    record.saw("bfloat16")
+    record.saw_dtypes((np.float32(1), np.zeros(1, np.float16), np.zeros(1, int)))
+    assert seen.as_json()["dtypes"] == ["bfloat16", "float16"]
+
+
 def test_examples_are_counted_where_they_finish() -> None:
     seen = record.begin()
 

@@ -149,12 +149,31 @@ def test_smoothing_and_mask_change_the_attack(settings: dict[str, Any]) -> None:
     assert not torch.equal(ours, by_hand(model, x, y, start))
 
 
-def test_strided_views_give_what_their_copies_give() -> None:
-    model, (x, y, start) = network(), batch()
-    wide, views = torch.zeros(2, 4, 3, 8, 16), []
-    for store, value in zip(wide, (x, start), strict=True):
+def strided(*tensors: Tensor) -> list[Tensor]:
+    wide, views = tensors[0].new_zeros(2, 4, 3, 8, 16), []
+    for store, value in zip(wide, tensors, strict=True):
         store[..., ::2] = value
         views.append(store[..., ::2])
     assert not any(view.is_contiguous() for view in views)
-    ours = perturb(model, views[0], y, config(), start=views[1])
+    return views
+
+
+def test_strided_views_give_what_their_copies_give() -> None:
+    model, (x, y, start) = network(), batch()
+    at, first = strided(x, start)
+    ours = perturb(model, at, y, config(), start=first)
     assert torch.equal(ours, perturb(model, x, y, config(), start=start))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 1.0), ("L1", 5.0)])
+def test_the_layout_of_an_input_is_of_no_matter_in_l2_and_l1(norm: str, eps: float) -> None:
+    """To the rounding of sums and convolutions in another order."""
+    model, (x, y, start) = network(torch.float64), batch(torch.float64)
+    settings = config(norm=norm, eps=eps, step_size=eps / 4)
+    expected = perturb(model, x, y, settings, start=start)
+    assert (expected - x).abs().max() > 0.05
+    last = (value.contiguous(memory_format=torch.channels_last) for value in (x, start))
+    for at, first in (strided(x, start), last):
+        assert not at.is_contiguous()
+        ours = perturb(model, at, y, settings, start=first)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib.metadata import entry_points
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import spatlib
-from spatlib import BackendError, SPATConfig, TrainConfig
-from spatlib.backends import load_engine
+from spatlib import BackendError, ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib.backends import BACKENDS, ENTRY_POINTS, Engine, load_engine
+from spatlib.trained import load_model
 
 CONFIG = SPATConfig(eps=0.1, steps=5)
 TRAINING = TrainConfig(epochs=20, lr=0.5, progress=False)
@@ -17,6 +22,20 @@ def test_an_entry_point_is_enough_to_be_found() -> None:
     assert load_engine("toy").__name__ == "spatlib_toy.engine"
     with pytest.raises(BackendError, match="'toy'"):
         load_engine("toyish")
+
+
+@pytest.mark.parametrize("name", [*BACKENDS, *entry_points(group=ENTRY_POINTS).names])
+def test_an_engine_has_all_of_the_protocol_with_its_arguments(name: str) -> None:
+    engine = load_engine(name)
+    assert isinstance(engine.CHANNELS_FIRST, bool)
+    functions = {part: f for part, f in vars(Engine).items() if not part.startswith("_")}
+    assert {"build_model", "fit", "load_weights", "evaluate"} < set(functions)
+    for part, function in functions.items():
+        _, *asked = inspect.signature(function).parameters.values()
+        ours = inspect.signature(getattr(engine, part)).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in ours] == [
+            (p.name, p.kind, p.default) for p in asked
+        ]
 
 
 def test_the_toy_trains_evaluates_and_gains_robustness() -> None:
@@ -32,3 +51,36 @@ def test_the_toy_trains_evaluates_and_gains_robustness() -> None:
     assert result.metrics["pgd20"] > standard["pgd20"] + 0.02
     again = spatlib.evaluate(result.model, backend="toy", config=CONFIG)
     np.testing.assert_equal(again.metrics, result.metrics)
+
+
+def test_autoattack_needs_one_of_the_two_frameworks_and_is_refused() -> None:
+    engine, digits = load_engine("toy"), spatlib.data.load("digits", channels_first=True)
+    model = engine.build_model("linear", 0, shape=(1, 8, 8), classes=10, mean=None, std=None)
+    with pytest.raises(ConfigError, match="'autoattack'"):
+        spatlib.evaluate(model, digits.test, backend="toy", config=CONFIG, attacks="autoattack")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_toys_runs_are_validated_written_loaded_and_audited(tmp_path: Path) -> None:
+    training = TrainConfig(epochs=3, lr=0.5, progress=False, validation=200, baseline=False)
+    result = spatlib.train(backend="toy", config=CONFIG, training=training, run_dir=tmp_path)
+    assert all("val_pgd10" in row for row in result.history)
+    assert {"best.safetensors", "last.safetensors", "sheet.png"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    model, _ = load_model(tmp_path)
+    np.testing.assert_array_equal(model.weights, result.model.weights)
+    engine, digits = load_engine("toy"), spatlib.data.load("digits", channels_first=True)
+    shown = engine.examples(model, digits.test, CONFIG, count=5)
+    assert {name: value.shape for name, value in shown.items()} == {
+        "x": (5, 8, 8, 1), "mask": (5, 8, 8, 1), "x_adv": (5, 8, 8, 1),
+        "y": (5,), "clean": (5,), "adversarial": (5,),
+    }  # fmt: skip
+    assert set(np.unique(shown["mask"])) == {CONFIG.floor, 1.0}
+    assert (abs(shown["x_adv"] - shown["x"]) <= CONFIG.eps * shown["mask"] + 1e-12).all()
+    x, x_adv = (np.moveaxis(shown[name], -1, 1) for name in ("x", "x_adv"))
+    report = spatlib.audit(model, x, x_adv, shown["y"], backend="toy")
+    assert report.count == 5
+    other = engine.build_model("linear", 0, shape=(1, 8, 8), classes=3, mean=None, std=None)
+    with pytest.raises(DataError, match=r"\(64, 3\).*\(64, 10\)"):
+        engine.load_weights(other, engine.weights(model))

@@ -1,4 +1,4 @@
-"""The named attacks in both engines: what they find, and that none changes another's figures."""
+"""The named attacks in all engines: what they find, and that none changes another's figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from spatlib import Report, SPATConfig
 from spatlib.core.ops import Array, Ops
 
-from .landscapes import ENGINES, EPS, Landscape, measure, model, noise, points, rugged
+from .landscapes import ENGINES, EPS, Landscape, measure, model, noise, points, ridges, rugged
 
 
 @pytest.fixture(params=ENGINES)
@@ -61,13 +61,14 @@ def rugged_report(name: str, attacks: tuple[Any, ...], restarts: int = 1) -> Rep
                    batch_size=32)  # fmt: skip
 
 
-FULL = ("pgd", "margin", "targeted", noise)
+def full(name: str) -> tuple[Any, ...]:
+    return ("pgd", "margin", "targeted", noise(name))
 
 
 @pytest.mark.parametrize("alone", ["pgd", "margin", "targeted"])
 def test_no_attack_changes_the_figures_of_another(name: str, alone: str) -> None:
     one, key = rugged_report(name, (alone,), 2), f"{alone}2"
-    for attacks in (FULL, FULL[::-1]):
+    for attacks in (full(name), full(name)[::-1]):
         more = rugged_report(name, attacks, 2)
         assert len(more.metrics) == 5
         assert more.metrics[key] == one.metrics[key]
@@ -75,7 +76,7 @@ def test_no_attack_changes_the_figures_of_another(name: str, alone: str) -> None
 
 
 def test_robust_accuracy_is_at_most_clean_and_falls_with_restarts_and_targets(name: str) -> None:
-    one, two = rugged_report(name, FULL), rugged_report(name, FULL, 2)
+    one, two = rugged_report(name, full(name)), rugged_report(name, full(name), 2)
     assert 0.85 < one.metrics["clean"] == two.metrics["clean"] < 0.92
     for key in ("pgd2", "margin2", "targeted2"):
         assert two.metrics[key] < one.metrics[key] < one.metrics["clean"]
@@ -84,7 +85,7 @@ def test_robust_accuracy_is_at_most_clean_and_falls_with_restarts_and_targets(na
 
 
 def test_classes_are_counted_by_label_and_add_up(name: str) -> None:
-    report, (x, y) = rugged_report(name, FULL), points(name)
+    report, (x, y) = rugged_report(name, full(name)), points(name)
     assert report.count == len(x)
     sizes = np.bincount(y, minlength=4)
     assert sizes[3] == 0
@@ -98,7 +99,7 @@ def test_steps_and_attacks_are_those_asked_for(name: str) -> None:
     x, y = points(name)
     report = measure(name, rugged(name), x, y, ("pgd",), steps=10)
     assert set(report.metrics) == {"clean", "pgd10"}
-    default = ENGINES[name].evaluate(rugged(name), (x[:4], y[:4]), SPATConfig())
+    default = ENGINES[name].module.evaluate(rugged(name), (x[:4], y[:4]), SPATConfig())
     assert set(default.metrics) == {"clean", "pgd20", "margin20"}
 
 
@@ -115,7 +116,7 @@ def test_keras_evaluation_is_traced_once() -> None:
     x, y = points("tf")
     counts = []
     for batches in (1, 3):
-        network = model("tf", rugged("tf").logits)
+        network = model("tf", ridges)
         measure("tf", network, x[:20 * batches], y[:20 * batches], ("pgd", "targeted"),
                 batch_size=20, steps=2)  # fmt: skip
         counts.append(network.calls)

@@ -92,6 +92,23 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "logits.shape[1], seed",
         ),
     },
+    ("spatlib_tf/ops.py", ("tests/test_mask.py", "--backends=tf")): {
+        "one pixel more kept": (
+            "tf.math.top_k(flat, k)",
+            "tf.math.top_k(flat, min(k + 1, flat.shape[1]))",
+        ),
+        "the largest for the k-th largest": (".values[:, -1]", ".values[:, 0]"),
+    },
+    ("spatlib_tf/ops.py", ("tests/test_ops.py", "tests/test_target.py", "--backends=tf")): {
+        "ties doubled": (
+            "tf.one_hot(tf.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype)",
+            "tf.cast(tf.reduce_max(x, axis=-1, keepdims=True) == x, x.dtype)",
+        ),
+        "one-hot in float32": ("x.shape[-1], dtype=x.dtype)", "x.shape[-1])"),
+    },
+    ("spatlib_tf/ops.py", ("tests/test_step.py", "--backends=tf")): {
+        "sign of 0 is 1": ("tf.sign(x)", "tf.where(x < 0, -tf.ones_like(x), tf.ones_like(x))"),
+    },
     ("spatlib_tf/losses.py", PGD): {
         "sum over the batch": ("tf.reduce_mean(losses)", "tf.reduce_sum(losses)"),
         "label smoothed in the outer loss": (

@@ -94,6 +94,27 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "order = torch.arange(classes - 1)",
         ),
     },
+    ("spatlib_torch/ops.py", ("tests/test_mask.py", "--backends=torch")): {
+        "one pixel more kept": (
+            "torch.topk(x.flatten(1), k, dim",
+            "torch.topk(x.flatten(1), min(k + 1, x[0].numel()), dim",
+        ),
+        "the largest for the k-th largest": (".values.amin(dim=1)", ".values.amax(dim=1)"),
+    },
+    ("spatlib_torch/ops.py", ("tests/test_ops.py", "tests/test_target.py", "--backends=torch")): {
+        "ties doubled": (
+            "(x.argmax(dim=-1, keepdim=True) == classes).to(x.dtype)",
+            "(x.amax(dim=-1, keepdim=True) == x).to(x.dtype)",
+        ),
+        "one-hot in float32": ("== classes).to(x.dtype)", "== classes).float()"),
+        "log-softmax overflows": (
+            "functional.log_softmax(x, dim=-1)",
+            "torch.log(torch.exp(x) / torch.exp(x).sum(dim=-1, keepdim=True))",
+        ),
+    },
+    ("spatlib_torch/ops.py", ("tests/test_step.py", "--backends=torch")): {
+        "sign of 0 is 1": ("torch.sign(x)", "torch.where(x < 0, -1.0, 1.0).to(x.dtype)"),
+    },
     ("spatlib_torch/losses.py", PGD): {
         "sum over the batch": ("losses.mean()", "losses.sum()"),
         "label smoothed in the outer loss": (

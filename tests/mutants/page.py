@@ -16,6 +16,7 @@ from .mutant import Mutant
 
 Outcome = tuple[Mutant, str]
 Listed = dict[tuple[str, str, str], str]
+LEAST = 0.95  # of the generated mutants of a whole run have to be killed
 
 
 def survivors() -> Listed:
@@ -29,7 +30,10 @@ def survivors() -> Listed:
 
 
 def report(outcomes: list[Outcome], minutes: float, workers: int, *, write: bool) -> int:
-    """Say what survived unexpectedly, write the page if told to; the exit status."""
+    """Say what survived unexpectedly, write the page if told to; the exit status.
+
+    It is 1 too if a whole run (``write``) killed too few of the generated mutants, listed or not.
+    """
     by_hand = [outcome for outcome in outcomes if outcome[0].what]
     made = [outcome for outcome in outcomes if not outcome[0].what]
     listed = survivors()
@@ -45,7 +49,11 @@ def report(outcomes: list[Outcome], minutes: float, workers: int, *, write: bool
             print(f"listed, but killed: {file}: {line}  ->  {mutated}")
         write_section("mutants", section(by_hand, made, listed, f"{minutes:.0f} minutes with "
                                          f"{workers} at a time"))  # fmt: skip
-    return 1 if unexpected else 0
+    few = write and killed(made) < LEAST * len(made)
+    if few:
+        print(f"TOO FEW: {killed(made) / len(made):.1%} of the generated mutants were killed, "
+              f"{LEAST:.0%} are due")  # fmt: skip
+    return 1 if unexpected or few else 0
 
 
 def section(by_hand: list[Outcome], made: list[Outcome], listed: Listed, took: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
+from safetensors.numpy import load, save
 
 from spatlib import ConfigError, DataError, Report, SPATConfig, TrainConfig
 from spatlib.core import losses, mask, projection, start, step, target
 from spatlib.evaluate import Evaluation
+from spatlib.monitor import Monitor
 
 from . import ops
 
@@ -46,12 +48,17 @@ def fit(
     config: SPATConfig,
     training: TrainConfig,
     label: str,
-    monitor: Any = None,
+    monitor: Monitor | None = None,
     *,
     ordinary: bool = False,
 ) -> list[dict[str, float]]:
-    """Gradient descent on the outer loss of PGD-AT, by batches."""
-    rng, rows = np.random.default_rng(training.seed), []
+    """Gradient descent on the outer loss of PGD-AT, by batches.
+
+    It saves no checkpoints, so a resumed run begins anew.
+    """
+    monitor = monitor or Monitor(training)
+    monitor.checkpoint()
+    rng, rows = np.random.default_rng(training.seed), list[dict[str, float]]()
     for epoch in range(1, training.epochs + 1):
         total = 0.0
         for chosen in np.array_split(rng.permutation(len(data[0])), 20):
@@ -64,18 +71,62 @@ def fit(
             model.weights = model.weights - training.lr * xp.reshape(x, (len(x), -1)).T @ slope
             total += float(xp.sum(losses.outer_loss(ops, "pgd", 0.0, one_hot, None, logits)))
         rows.append({"epoch": epoch, "loss": total / len(data[0])})
+        monitor.epoch(rows, model, lambda: weights(model))
+        monitor.save(None)  # leaves, if a signal came
+        if monitor.stopped(rows):
+            break
     return rows
+
+
+def weights(model: Linear) -> bytes:
+    """All weights, as the content of a safetensors file."""
+    return save({"weights": np.ascontiguousarray(model.weights)})
+
+
+def load_weights(model: Linear, content: bytes, source: str = "weights") -> None:
+    """Put back what :func:`weights` gave; DataError if it is that of another shape."""
+    found = load(content).get("weights")
+    if found is None or found.shape != model.weights.shape:
+        raise DataError(source, expected=f"weights {model.weights.shape}",
+                        received=None if found is None else found.shape,
+                        fix="Load them into the network that they are of.")  # fmt: skip
+    model.weights = xp.asarray(found)
+
+
+def logits(model: Linear, x: Any, batch_size: int = 256) -> Any:
+    """(N, K), in one batch."""
+    return model(np.asarray(x, np.float64))
+
+
+def examples(
+    model: Linear, data: Any, config: SPATConfig, *, count: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """The first ``count`` images, attacked; those of shape (N, H, W, C) for the pictures."""
+    x, y = data[0][:count].astype(np.float64), data[1][:count]
+    moved = attack(model, x, xp.eye(10)[y], config, np.random.default_rng(seed))
+    budget = budget_of(model, x, config)
+    shown = {"x": x, "x_adv": moved, "mask": xp.ones_like(x[:, :1]) if budget is None else budget}
+    read = {"clean": x, "adversarial": moved}
+    return {"y": y, **{name: xp.moveaxis(value, 1, -1) for name, value in shown.items()},
+            **{name: xp.argmax(model(value), axis=1) for name, value in read.items()}}  # fmt: skip
+
+
+def budget_of(model: Linear, x: Any, config: SPATConfig) -> Any:
+    """The shared mask (N, 1, H, W); None for all ones."""
+    if not config.masked:
+        return None
+    state = mask.begin(ops, x, config.share, 1)
+    for column in (model.weights - xp.mean(model.weights, axis=1, keepdims=True)).T:
+        grad = xp.broadcast_to(xp.reshape(column, (1, *x.shape[1:])), x.shape)
+        state = mask.fold(ops, state, grad, config.share, 1)
+    return mask.finish(ops, state, config.keep, config.floor)
 
 
 def attack(
     model: Linear, x: Any, one_hot: Any, config: SPATConfig, rng: Any, name: str = "pgd"
 ) -> Any:
     """x', as an engine computes it: mask, start, guarded steps."""
-    state = mask.begin(ops, x, config.share, 1)
-    for column in (model.weights - xp.mean(model.weights, axis=1, keepdims=True)).T:
-        grad = xp.broadcast_to(xp.reshape(column, (1, *x.shape[1:])), x.shape)
-        state = mask.fold(ops, state, grad, config.share, 1)
-    budget = mask.finish(ops, state, config.keep, config.floor) if config.masked else None
+    budget = budget_of(model, x, config)
     lower, upper = projection.feasible_box(ops, x, budget, config.eps, config.bounds)
     noise = start.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
     d = step.initial(ops, noise, budget, lower, upper, config.eps, "Linf")
