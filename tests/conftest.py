@@ -9,6 +9,7 @@ for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREA
     os.environ.setdefault(_name, "1")
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from .backends import BACKENDS, Backend
 from .table import property_table, write_section
 
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=25, derandomize="CI" in os.environ, **_common)
+settings.register_profile("quick", max_examples=20, derandomize="CI" in os.environ, **_common)
 settings.register_profile("deep", max_examples=500, **_common)
 settings.register_profile("mutants", max_examples=15, derandomize=True, database=None,
                           phases=(Phase.explicit, Phase.generate), **_common)  # fmt: skip
@@ -68,6 +69,14 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write empty pictures: drawn ones take a second each, and test_cli looks at them."""
     for name in ("curves", "sheet"):
         monkeypatch.setattr(f"spatlib.plots.{name}", lambda *_: b"")
+
+
+@pytest.fixture
+def one_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras networks are measured under one attack after training: each takes seconds to trace."""
+    from spatlib_tf import engine
+
+    monkeypatch.setattr(engine, "evaluate", partial(engine.evaluate, attacks=("pgd",)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
 from spatlib.monitor import Monitor
 from spatlib.run import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 CONFIG = SPATConfig(eps=0.1, steps=1, share="rms")
 TRAINING = TrainConfig(epochs=3, batch_size=16, ema=0.9, progress=False, augment="crop",
                        validation=20, checkpoint_minutes=0, momentum=0.8)  # fmt: skip

@@ -22,7 +22,10 @@ from spatlib_tf import batches
 from spatlib_tf.models import MODELS
 
 from .test_tf_model import BATCH, COUNT, Batches, arrays, fit, network, same, spat
-from .test_training import HISTORY, METRICS
+from .test_training import HISTORY
+
+pytestmark = pytest.mark.usefixtures("one_attack")
+METRICS = {"clean", "pgd20"}
 
 
 def training(**settings: Any) -> TrainConfig:
