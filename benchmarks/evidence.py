@@ -48,7 +48,7 @@ class Setting(NamedTuple):
     config: SPATConfig
     training: TrainConfig
     seeds: int
-    apgd_steps: int = 50
+    apgd_steps: int = 30
     apgd_examples: int = 1000
 
 
