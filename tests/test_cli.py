@@ -89,7 +89,7 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     often = (*QUICK, "--epochs", "4", "--checkpoint-minutes", "0")
     code, expected, error = run("train", "--run-dir", whole, *often)
     assert code == 0, error
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGINT):
         resume = ("--resume",) if killed.exists() else often
         process = start("train", "--run-dir", killed, *resume)
         before = time.time()
@@ -98,7 +98,7 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
             time.sleep(0.01)
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode == {2: 130, 15: 143, 9: -9}[number]
+        assert process.returncode == {2: 130, 9: -9}[number]
     code, out, error = run("train", "--run-dir", killed, "--resume")
     assert code == 0, error
     assert lines(out)[-1] == lines(expected)[-1]
