@@ -15,7 +15,7 @@ test: lint
 
 # 500 examples per property, parameter and backend; writes the table of docs/verification.md.
 verify: $(VENV)/.all
-	HYPOTHESIS_PROFILE=deep $(BIN)/pytest --numprocesses 2 -m verifies --verification
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest --numprocesses 2 --dist worksteal -m verifies --verification
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -103,8 +103,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not config.getoption("--verification"):
-        return
+    if not config.getoption("--verification") or hasattr(config, "workerinput"):
+        return  # a worker knows its own tests only
     reports = [
         report
         for outcome in ("passed", "failed")

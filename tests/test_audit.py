@@ -138,3 +138,8 @@ def test_the_command_compares_the_training_attack_with_pgd(
     assert (target / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert main(["audit", str(target), "--judge", str(target)]) == 2
     assert "another network" in capsys.readouterr().err
+    settings = judge / "config.json"
+    settings.write_text(settings.read_text(encoding="utf-8").replace('"digits"', '"mnist"'),
+                        encoding="utf-8")  # fmt: skip
+    assert main(["audit", str(target), "--judge", str(judge)]) == 2
+    assert "Train one on the same data" in capsys.readouterr().err

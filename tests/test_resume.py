@@ -149,6 +149,8 @@ def test_a_checkpoint_of_another_network_is_refused(straight: Any, tmp_path: Pat
     wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 9), nn.Linear(9, 3))
     with pytest.raises(DataError, match="this architecture"):
         spatlib.train(wide, images("torch"), run_dir=tmp_path, resume=True)
+    with pytest.raises(DataError, match="the weights of the best epoch"):
+        train("torch", tmp_path, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(DataError, match="written by spatlib"):
         train("torch", tmp_path, resume=True)
