@@ -6,8 +6,8 @@
     python -m benchmarks.evidence tables                        # docs/evidence.md from the rows
 
 Appends to benchmarks/results/evidence_<data set>.csv and leaves out what is there, so it can be
-stopped at any time and started again (in several processes: give each seeds of its own). Networks
-and checkpoints are kept under runs/evidence.
+stopped at any time and started again. Several processes take seeds of their own, and begin when
+the first has trained the judge. Networks and checkpoints are kept under runs/evidence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import csv
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +101,10 @@ class Experiment:
         dataset = load(data, channels_first=True, data_dir=data_dir)
         self.train, self.test = dataset.train, dataset.measured
 
+    @cached_property
+    def judge(self) -> spatlib.Result:
+        return self.trained("pgd", JUDGE_SEED)
+
     def trained(self, name: str, seed: int) -> spatlib.Result:
         """The network of an arm; taken up or read from its run directory if it is there."""
         arm, setting = ARMS[name], self.setting
@@ -120,7 +124,7 @@ class Experiment:
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         """Train one arm and measure it."""
-        result, judge = self.trained(name, seed), self.trained("pgd", JUDGE_SEED)
+        result, judge = self.trained(name, seed), self.judge
         arm, (x, y) = ARMS[name], self.test
         measure = partial(spatlib.evaluate, result.model, config=self.setting.config, seed=1)
         pgd = measure((x, y), attacks=("pgd", "margin"), steps=STEPS, restarts=RESTARTS)

@@ -9,7 +9,7 @@ written by hand, and everything handles one example at a time.
 from .apgd import auto_ascend, auto_attack, checkpoints, targeted_ratio
 from .arrays import Array
 from .attack import attack, mask_at
-from .evaluation import margin_gradient, robust
+from .evaluation import robust
 from .losses import outer_loss
 from .mask import centred, class_cohort, shared_mask, shared_score
 from .models import Classifier, SoftmaxLinear, TanhMLP
@@ -42,7 +42,6 @@ __all__ = [
     "feasible_box",
     "initial",
     "log_softmax",
-    "margin_gradient",
     "mask_at",
     "objective",
     "objective_gradient",

@@ -17,7 +17,7 @@ from spatlib.core.target import attack_loss, targeted_ratio
 from spatlib.evaluate import Evaluation
 
 from .backends import Backend
-from .engines import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights
+from .entry import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights
 from .landscapes import ENGINES, measure, points, rugged
 from .record import agree, at_most
 from .strategies import examples

@@ -14,7 +14,7 @@ import reference
 from spatlib import SPATConfig
 from spatlib.core import losses, numpy_ops, target
 
-from .engines import CHANNELS, CLASSES, initial_weights
+from .entry import CHANNELS, CLASSES, initial_weights
 from .record import agree, at_most, saw, saw_dtypes
 from .strategies import examples
 

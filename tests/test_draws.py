@@ -17,7 +17,7 @@ from spatlib import SPATConfig
 from spatlib_tf import random as tf_random
 
 from . import test_tf_model, test_torch_state
-from .engines import CLASSES
+from .entry import CLASSES
 from .test_torch_contexts import distance_from_uniform
 
 

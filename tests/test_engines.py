@@ -8,7 +8,8 @@ import pytest
 
 from . import conftest
 from .backends import BACKENDS
-from .engines import ENGINES, Entry
+from .engines import ENGINES
+from .entry import Entry
 
 
 class Asked:

@@ -20,7 +20,7 @@ from spatlib_tf import models as tf_models
 from spatlib_torch import engine as torch_engine
 from spatlib_torch import models as torch_models
 
-from .engines import to_last
+from .entry import to_last
 from .test_errors import check
 
 MEAN, STD = (0.2, 0.5, 0.8), (0.1, 0.2, 0.3)

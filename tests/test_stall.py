@@ -10,7 +10,7 @@ import pytest
 import reference
 from spatlib import SPATConfig
 
-from .engines import CHANNELS, HEIGHT, WIDTH, initial_weights
+from .entry import CHANNELS, HEIGHT, WIDTH, initial_weights
 from .test_trajectories import COUNT, batch
 
 

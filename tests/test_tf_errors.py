@@ -17,7 +17,7 @@ from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
 from spatlib_tf import SPATModel, perturb, shared_mask, spat_loss
 
 from . import test_data
-from .engines import to_last
+from .entry import to_last
 from .test_data import ARRAYS, BAD_CALLS, BAD_DATA, QUICK, Endless
 from .test_errors import BAD_BATCHES, BAD_BUDGETS, CLASSES, SHAPE, N, X, Y, check
 

@@ -20,7 +20,8 @@ from spatlib import SPATConfig
 from spatlib_tf import SPATModel
 from spatlib_tf import random as tf_random
 
-from .engines import TFEngine, initial_weights, to_last
+from .entry import initial_weights, to_last
+from .entry_tf import TFEngine
 from .test_tf_model import BATCH, Subclassed, arrays, fit, network, spat
 
 ROOT = Path(__file__).parent.parent

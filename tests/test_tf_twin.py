@@ -19,7 +19,7 @@ import spatlib_torch
 from spatlib import SPATConfig
 from spatlib.data import load
 
-from .engines import to_last
+from .entry import to_last
 from .test_evaluation import IGNORED
 from .test_imports import CAUGHT, run
 

@@ -10,7 +10,7 @@ import pytest
 import reference
 from spatlib import SPATConfig
 
-from .engines import CHANNELS, CLASSES, HEIGHT, SIZE, WIDTH, initial_weights
+from .entry import CHANNELS, CLASSES, HEIGHT, SIZE, WIDTH, initial_weights
 from .record import agree, at_most, saw_dtypes
 
 pytestmark = pytest.mark.verifies

@@ -1,0 +1,147 @@
+"""Keras' entry of ENGINES."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import spatlib_tf.attack
+import spatlib_tf.evaluation
+from spatlib import SPATConfig
+from spatlib_tf import engine as tf_engine
+from spatlib_tf import ops as tf_ops
+from spatlib_tf import random as tf_random
+
+from .entry import CHANNELS, CLASSES, HIDDEN, Entry, to_last
+
+
+class TFNetwork(keras.Model):
+    """What a function of tensors says, as a Keras model, and how often it was asked to."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function, self.calls = function, 0
+
+    def call(self, x: Any) -> Any:
+        self.calls += 1
+        return self.function(x)
+
+
+class TFEngine(Entry):
+    """Trained by spat_loss and keras.optimizers.SGD, on (N, H, W, C)."""
+
+    module = tf_engine
+
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
+                 precision: str = "float64") -> None:  # fmt: skip
+        layers = keras.layers
+        policy = f"mixed_{precision}" if precision in ("bfloat16", "float16") else precision
+        side = math.isqrt(len(weights[0]) // CHANNELS)  # of a square image
+        self.model = keras.Sequential([
+            layers.Input((side, side, CHANNELS), dtype=policy.removeprefix("mixed_")),
+            layers.Permute((3, 1, 2), dtype=policy),
+            layers.Flatten(dtype=policy),
+            layers.Dense(HIDDEN, activation="tanh", dtype=policy),
+            layers.Dense(CLASSES, dtype=policy),
+        ], )  # fmt: skip
+        self.model.set_weights(weights)
+        self.optimizer = keras.optimizers.SGD(lr, momentum=momentum)
+        self.optimizer.build(self.model.trainable_weights)
+        self.generator = keras.random.SeedGenerator(0)
+
+    def weights(self) -> list[np.ndarray]:
+        return self.model.get_weights()
+
+    def train_step(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+    ) -> float:
+        self.generator.state.assign([seed, 0])
+        return float(
+            self.graph_step(
+                tf.constant(to_last(x)), tf.constant(y), tf.constant(to_last(start)), config
+            )
+        )
+
+    @tf.function  # one trace per configuration: eager L1 projections are slow
+    def graph_step(self, x: Any, y: Any, start: Any, config: SPATConfig) -> Any:
+        with tf.GradientTape() as tape:
+            loss = spatlib_tf.spat_loss(
+                self.model, x, y, config, start=start, generator=self.generator
+            )
+        weights = self.model.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return loss
+
+    def shared_mask(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
+    ) -> np.ndarray:
+        generator = keras.random.SeedGenerator(seed)
+        mask = spatlib_tf.shared_mask(self.model, to_last(x), y, config, generator=generator)
+        return mask.numpy().reshape(len(x), -1)
+
+    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
+                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        adversarial = spatlib_tf.perturb(
+            self.model, to_last(x), y, config, start=to_last(start),
+            mask=None if mask is None else to_last(mask),
+        )  # fmt: skip
+        return np.moveaxis(adversarial.numpy(), -1, 1)
+
+    def stall_rate(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
+    ) -> float:
+        arrays = tf.constant(to_last(x)), tf.constant(y), config, tf.constant(to_last(start))
+        return float(spatlib_tf.attack.adversarial(self.model, *arrays).stall_rate)
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
+                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
+                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+        original = spatlib_tf.evaluation.logits_of  # Keras has no hooks
+
+        def look(model: Any, z: Any) -> Any:
+            if seen is not None and len(z) == len(x):
+                seen.append(np.moveaxis(z.numpy(), -1, 1))
+            return original(model, z)
+
+        tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
+        try:
+            with patch("spatlib_tf.evaluation.logits_of", look):
+                report = tf_engine.evaluate(self.model, (to_last(x), y), config, attacks=attacks,
+                                            steps=steps, restarts=restarts)  # fmt: skip
+        finally:
+            tf.config.run_functions_eagerly(False)
+        return report.metrics
+
+    @staticmethod
+    def gradients(
+        function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
+    ) -> np.ndarray:
+        leaves = [tf.constant(z) for z in logits]
+        with tf.GradientTape() as tape:
+            tape.watch(leaves)
+            value = function(tf_ops, tf.constant(label), *leaves)
+        zero = tf.UnconnectedGradients.ZERO
+        return tf.stack(tape.gradient(value, leaves, unconnected_gradients=zero)).numpy()
+
+    @staticmethod
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
+        source = tf_random.next_seed(keras.random.SeedGenerator(seed))
+        source = tf_random.split(source, tf_random.MASK)
+        if config.share == "rms":
+            logits = tf.zeros((count, CLASSES), tf.float64)
+            return None, tf_random.draw_probes(config, logits, source).numpy()
+        if config.mask_classes is not None:
+            return tf_random.draw_offsets(config, CLASSES, source).numpy().tolist(), None
+        return None, None
+
+    network = TFNetwork
+
+    @staticmethod
+    def uniform_like(x: Any) -> Any:
+        return tf.random.uniform(tf.shape(x), dtype=x.dtype)

@@ -1,0 +1,132 @@
+"""PyTorch's entry of ENGINES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import spatlib_torch.attack
+from spatlib import SPATConfig
+from spatlib_torch import engine as torch_engine
+from spatlib_torch import mask as torch_mask
+from spatlib_torch import ops as torch_ops
+from spatlib_torch.state import mask_generator
+
+from .entry import CLASSES, HIDDEN, Entry
+
+
+class Cast(nn.Module):
+    """Inputs in the precision of the network that follows."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self.dtype = getattr(torch, precision)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
+class TorchNetwork(nn.Module):
+    """What a function of tensors says, as a module."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class TorchEngine(Entry):
+    """Trained by spat_loss and torch.optim.SGD."""
+
+    module = torch_engine
+
+    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
+                 precision: str = "float64") -> None:  # fmt: skip
+        first, second = nn.Linear(len(weights[0]), HIDDEN), nn.Linear(HIDDEN, CLASSES)
+        self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
+        self.parameters = [first.weight, first.bias, second.weight, second.bias]
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, weights, strict=True):
+                parameter.copy_(torch.as_tensor(value.T))
+        self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=momentum)
+        if precision != "float64":
+            self.model = nn.Sequential(Cast(precision), self.model.to(getattr(torch, precision)))
+
+    def weights(self) -> list[np.ndarray]:
+        return [p.detach().numpy().T.copy() for p in self.parameters]
+
+    def train_step(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+    ) -> float:
+        loss = spatlib_torch.spat_loss(
+            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
+            start=torch.as_tensor(start), generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def shared_mask(
+        self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
+    ) -> np.ndarray:
+        mask = spatlib_torch.shared_mask(
+            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return mask.flatten(1).numpy()
+
+    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
+                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        return spatlib_torch.perturb(
+            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
+            start=torch.as_tensor(start), mask=None if mask is None else torch.as_tensor(mask),
+        ).numpy()  # fmt: skip
+
+    def stall_rate(
+        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
+    ) -> float:
+        arrays = torch.as_tensor(x), torch.as_tensor(y), config, torch.as_tensor(start)
+        return float(spatlib_torch.attack.adversarial(self.model, *arrays).stall_rate)
+
+    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
+                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
+                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+        def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
+            if seen is not None and len(inputs[0]) == len(x):
+                seen.append(inputs[0].detach().numpy().copy())
+
+        with self.model.register_forward_pre_hook(look):
+            report = torch_engine.evaluate(
+                self.model, (torch.as_tensor(x), torch.as_tensor(y)), config, attacks=attacks,
+                steps=steps, restarts=restarts,
+            )  # fmt: skip
+        return report.metrics
+
+    @staticmethod
+    def gradients(
+        function: Callable[..., Any], label: np.ndarray, *logits: np.ndarray
+    ) -> np.ndarray:
+        leaves = [torch.tensor(z, requires_grad=True) for z in logits]
+        value = function(torch_ops, torch.as_tensor(label), *leaves)
+        grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+        return torch.stack(grads).numpy()
+
+    @staticmethod
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
+        source = mask_generator(torch.Generator().manual_seed(seed), torch.device("cpu"))
+        if config.share == "rms":
+            shape = torch.Size((count, CLASSES))
+            return None, torch_mask.draw_probes(config, shape, source).double().numpy()
+        if config.mask_classes is not None:
+            return torch_mask.draw_offsets(config, CLASSES, source), None
+        return None, None
+
+    network = TorchNetwork
+    uniform_like = torch.rand_like
