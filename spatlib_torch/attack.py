@@ -121,15 +121,17 @@ class Ascent:
 
     def __init__(self, y: Tensor, config: SPATConfig, clean: Tensor | None, validate: bool) -> None:
         self.y, self.config, self.validate = y, config, validate
+        self.label: Tensor | None = None
         trades = config.base == "trades" and clean is not None
         self.base_target = clean.softmax(dim=1) if trades else None  # type: ignore[union-attr]
         self.stalls: list[Tensor] = []
 
     def __call__(self, logits: Tensor) -> Tensor:
-        if self.validate:
-            check_label_values(self.y, logits.shape[1])
-            self.validate = False  # the labels stay the same from step to step
-        label, log_p = one_hot(self.y, logits), ops.log_softmax(logits)
+        if self.label is None:  # the labels stay the same from step to step
+            if self.validate:
+                check_label_values(self.y, logits.shape[1])
+            self.label = one_hot(self.y, logits)
+        label, log_p = self.label, ops.log_softmax(logits)
         b = label if self.base_target is None else self.base_target
         smoothing = self.config.smoothing
         if smoothing:
@@ -155,13 +157,13 @@ def ascend(
 ) -> Tensor:
     """``config.steps`` of projected ascent from the perturbation d, inside attack_state."""
     for _ in range(config.steps):
-        iterate = ops.clip(x + d, *config.bounds).requires_grad_()
+        iterate = (x + d).clamp_(*config.bounds).requires_grad_()
         logits = logits_of(model, iterate)
         check_graph(logits)
         (grad,) = torch.autograd.grad(objective(logits), iterate)
         d = step(ops, d, grad, mask, lower, upper, eps=config.eps,
                  step_size=config.step_size, norm=config.norm)  # fmt: skip
-    return ops.clip(x + d, *config.bounds)
+    return (x + d).clamp_(*config.bounds)
 
 
 def draw_start(x: Tensor, config: SPATConfig, generator: torch.Generator | None) -> Tensor:
@@ -179,4 +181,4 @@ def draw_start(x: Tensor, config: SPATConfig, generator: torch.Generator | None)
         one_each = (len(x), *(1,) * (x.ndim - 1))
         radius = draws if config.norm == "Linf" else draw(torch.rand, one_each)
         noise = uniform_in_ball(ops, draws, radius, config.eps, config.norm)
-    return torch.empty_like(x).copy_(noise)
+    return noise if noise.stride() == x.stride() else torch.empty_like(x).copy_(noise)

@@ -36,6 +36,13 @@ class Problem:
     def axes(self) -> tuple[int, ...]:
         return tuple(range(1, self.x.ndim))
 
+    def box(self, norm: str, eps: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The box that the projection takes: for Linf cut to the ball, which is a box too."""
+        if norm != "Linf":
+            return self.lower, self.upper
+        radius = self.d.dtype.type(eps or self.eps)
+        return np.maximum(self.lower, -radius), np.minimum(self.upper, radius)
+
 
 def examples(quick: float = 1, deep: float = 1) -> settings:
     """So many times the examples of the profile, another number of times in the deep one."""

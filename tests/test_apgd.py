@@ -50,7 +50,8 @@ def test_path_and_best_point_equal_the_oracle(
     rng, eps, count = np.random.default_rng(seed), 0.5, 3
     steps *= 1 + 3 * (folds > 0)  # where many hills keep it busy
     shape = (count, 2, 3)
-    lower, upper = (rng.uniform(0.1, 0.6, shape) * sign for sign in (-1, 1))
+    widest = eps if norm == "Linf" else 0.6
+    lower, upper = (rng.uniform(0.1, widest, shape) * sign for sign in (-1, 1))
     start, slope = np.clip(rng.uniform(-0.2, 0.2, shape), lower, upper), rng.normal(size=shape)
     bend = rng.choice((0.1, 3.0, 30.0), size=(count, 1, 1)) * rng.uniform(0.5, 1, shape)
     seen: list[np.ndarray] = []

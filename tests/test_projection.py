@@ -35,7 +35,7 @@ def ulps(v: np.ndarray, count: float = ULPS) -> float:
 
 
 def onto(backend: Backend, p: Problem, norm: str, eps: float | None = None) -> np.ndarray:
-    return backend.call(project, p.d, p.lower, p.upper, eps or p.eps, norm)
+    return backend.call(project, p.d, *p.box(norm, eps), eps or p.eps, norm)
 
 
 def oracle(p: Problem, norm: str, eps: float) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_l2_projection_is_exact_for_points_up_to_2_to_the_60_times_as_far(
     agree(backend.call(project, d, -walls, walls, 1.0, "L2"), [[0.6, 0.8]], rtol=ulps(d), like=d)
 
 
-@over_norms
+@over_balls
 @pytest.mark.parametrize(("dtype", "excess"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_projection_brings_back_what_is_barely_outside(
     backend: Backend, norm: str, dtype: str, excess: float

@@ -54,9 +54,7 @@ def within(p: Problem, norm: str) -> Problem:
 def stepped(
     backend: Backend, p: Problem, grad: np.ndarray, mask: np.ndarray | None, size: float, norm: str
 ) -> np.ndarray:
-    return backend.call(
-        step, p.d, grad, mask, p.lower, p.upper, eps=p.eps, step_size=size, norm=norm
-    )
+    return backend.call(step, p.d, grad, mask, *p.box(norm), eps=p.eps, step_size=size, norm=norm)
 
 
 @over_norms
@@ -189,14 +187,14 @@ def test_l1_direction_moves_all_coordinates_that_tie_for_the_last_place(
 def test_initial_is_the_noise_off_the_mask_brought_into_the_set(
     backend: Backend, norm: str, p: Problem
 ) -> None:
-    start = backend.call(initial, p.d, p.mask, p.lower, p.upper, p.eps, norm)
+    start = backend.call(initial, p.d, p.mask, *p.box(norm), p.eps, norm)
     off = np.broadcast_to(p.mask == 0, p.d.shape)
     assert start.dtype == p.d.dtype
     assert np.all(start[off] == 0)
     assert np.all((p.lower <= start) & (start <= p.upper))
     at_most(length(start, norm), p.eps, p.eps * ulps(start), like=start)
     feasible = within(p, norm).d
-    kept = backend.call(initial, feasible, p.mask, p.lower, p.upper, p.eps, norm)
+    kept = backend.call(initial, feasible, p.mask, *p.box(norm), p.eps, norm)
     np.testing.assert_array_equal(kept, feasible)
 
 
@@ -209,7 +207,8 @@ def test_initial_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(6, 2, 3, 3))
     mask = rng.choice([0.0, 0.5, 1.0], size=(6, 1, 3, 3)) if masked else None
-    lower, upper = -np.ones_like(noise), np.ones_like(noise)
+    radius = 0.5 if norm == "Linf" else 1.0
+    lower, upper = -radius * np.ones_like(noise), radius * np.ones_like(noise)
     pixels = np.ones((6, 1, 3, 3)) if mask is None else mask
     examples = zip(*map(rows, (noise, pixels, lower, upper)), strict=True)
     exact = np.reshape([reference.initial(*e, 0.5, norm) for e in examples], noise.shape)

@@ -30,7 +30,8 @@ def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: st
 
     Args:
         d: Perturbations (N, ...), each example projected by itself.
-        lower, upper: The box, shaped like d, with lower <= 0 <= upper.
+        lower, upper: The box, shaped like d, with lower <= 0 <= upper; for Linf inside the ball,
+            as :func:`feasible_box` makes it.
         eps: Radius of the ball, in the units of d.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
 
@@ -39,7 +40,7 @@ def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: st
         clipping d to the box already lands in the ball, that is the answer, to the bit.
     """
     if norm == "Linf":
-        return ops.clip(ops.clip(d, -eps, eps), lower, upper)
+        return ops.clip(d, lower, upper)
     onto = _onto_l2_ball if norm == "L2" else _onto_l1_ball
     return onto(ops, d, lower, upper, eps)
 

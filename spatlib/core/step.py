@@ -56,8 +56,10 @@ def step(
         eps, step_size: In the units of the input.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
     """
-    masked = grad if mask is None else mask * grad
-    return project(ops, d + step_size * direction(ops, masked, norm), lower, upper, eps, norm)
+    move = direction(ops, grad if mask is None else mask * grad, norm)
+    move *= step_size  # in place in NumPy and PyTorch: new memory costs more than the arithmetic
+    move += d
+    return project(ops, move, lower, upper, eps, norm)
 
 
 def initial(

@@ -81,11 +81,7 @@ PROJECTION: Faults = {
         "ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)",
         "0 * x - budget, 0 * x + budget",
     ),
-    "Linf ball forgotten": ("ops.clip(ops.clip(d, -eps, eps), lower", "ops.clip(d, lower"),
-    "box forgotten in Linf": (
-        "ops.clip(ops.clip(d, -eps, eps), lower, upper)",
-        "ops.clip(d, -eps, eps)",
-    ),
+    "box forgotten in Linf": ("return ops.clip(d, lower, upper)", "return ops.clip(d, -eps, eps)"),
     "the upper wall on both sides in L1": (
         "side = ops.maximum(sign * lower, sign * upper)",
         "side = upper",
@@ -139,15 +135,13 @@ START: Faults = {
 }
 
 STEP: Faults = {
-    "descent": ("d + step_size * direction(ops", "d - step_size * direction(ops"),
-    "gradient not masked": ("masked = grad if mask is None else mask * grad", "masked = grad"),
-    "step not projected": (
-        "project(ops, d + step_size * direction(ops, masked, norm), lower, upper, eps, norm)",
-        "d + step_size * direction(ops, masked, norm)",
-    ),
+    "descent": ("move *= step_size", "move *= -step_size"),
+    "gradient not masked": ("grad if mask is None else mask * grad", "grad"),
+    "step from the input": ("    move += d\n", ""),
+    "step not projected": ("project(ops, move, lower, upper, eps, norm)", "move"),
     "clipped to the box before the projection": (
-        "project(ops, d + step_size * direction(ops, masked, norm), lower",
-        "project(ops, ops.clip(d + step_size * direction(ops, masked, norm), lower, upper), lower",
+        "project(ops, move, lower",
+        "project(ops, ops.clip(move, lower, upper), lower",
     ),
     "L2 direction not normalised": (
         "return ray / divisor(ops, length)",
