@@ -150,14 +150,12 @@ class Experiment:
         }  # fmt: skip
 
 
-def path_of(name: str) -> Path:
-    return RESULTS / f"evidence_{name}.csv"
-
-
 def rows_of(name: str) -> list[dict[str, str]]:
-    if not path_of(name).exists():
+    """Of ``benchmarks/results/<name>.csv``, if there is one."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
         return []
-    with path_of(name).open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -165,8 +163,9 @@ def append(name: str, row: dict[str, Any]) -> None:
     """One write, so that several processes can append."""
     values = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
     RESULTS.mkdir(exist_ok=True)
-    new = not path_of(name).exists()
-    with path_of(name).open("a", encoding="utf-8", newline="") as file:
+    path = RESULTS / f"{name}.csv"
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, values, lineterminator="\n")
         if new:
             writer.writeheader()
@@ -191,12 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evidence_tables.write()
         return
     experiment = Experiment(chosen.dataset, chosen.data, chosen.data_dir, chosen.device)
+    file = f"evidence_{chosen.dataset}"
     for seed in chosen.seeds or range(experiment.setting.seeds):
         for arm in chosen.arms:
-            done = {(row["arm"], row["seed"]) for row in rows_of(chosen.dataset)}
+            done = {(row["arm"], row["seed"]) for row in rows_of(file)}
             if (arm, str(seed)) not in done:
                 row = experiment.row(arm, seed)
-                append(chosen.dataset, row)
+                append(file, row)
                 shown = ("clean", "worst", "apgd", "drift", "seconds_per_epoch")
                 print(seed, arm, *(f"{key} {row[key]:.3f}" for key in shown), flush=True)
 

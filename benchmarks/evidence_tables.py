@@ -57,7 +57,7 @@ def mean(shares: list[float], sign: str = "") -> str:
 
 def _numbers(name: str) -> Rows:
     found: Rows = {}
-    for row in rows_of(name):
+    for row in rows_of(f"evidence_{name}"):
         values = {key: float(row[key]) for key in (*SHOWN, "seconds_per_epoch")}
         found.setdefault(row["arm"], {})[int(row["seed"])] = values
     return found

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     differs = ["compiled" if value is True else str(value)
                for key, value in setting._asdict().items()
                if key not in ("device", "mask") and value != getattr(Setting(), key)]  # fmt: skip
-    save("_".join(["step_torch", setting.device, *differs]),
+    save("_".join(["step_torch", setting.device, *differs, *["selected"] * (only != [""])]),
          {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts,
           "arms": rows})  # fmt: skip
 
