@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from spatlib.errors import ConfigError
 
+from .inputs import check_model
+from .norm import in_one_pass
+
 
 @contextmanager
 def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
@@ -19,8 +22,10 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
     (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
     after an exception. In ``"eval"`` mode no variable is touched.
     """
+    check_model(model)
     if mode == "eval":
-        yield False
+        with in_one_pass(model):
+            yield False
         return
     if not model.built:
         raise ConfigError("attack_mode", expected="'eval' for a model that is not built yet",
