@@ -17,9 +17,9 @@ def in_one_pass(model: keras.Model) -> Iterator[None]:
     """Let BatchNorm layers in inference mode call TensorFlow's kernel until the end of the block.
 
     Keras multiplies and adds in two passes, whose gradients are summed back to what was
-    broadcast: together a tenth of a training step of a small network (docs/performance.md). The kernel's own
-    gradient would be slower still. Layers with a ``call`` of their own stay as they are, and all
-    of them in a distributed model, whose replicas share the layers but not the variables.
+    broadcast: with this a step of a small network takes a tenth less (docs/performance.md). The
+    kernel's own gradient would be slower still. Layers with a ``call`` of their own stay as they
+    are, and all of them in a distributed model, whose replicas share layers, not variables.
     """
     alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
     # Keras offers no public way to the layers inside layers.
