@@ -48,6 +48,7 @@ class Setting(NamedTuple):
     config: SPATConfig
     training: TrainConfig
     seeds: int
+    measured: int | None = None  # test examples; None: all
     apgd_steps: int = 30
     apgd_examples: int = 1000
 
@@ -78,7 +79,7 @@ SETTINGS = {
     "mnist": Setting(
         "mnist", _named("mnist", (1, 28, 28)), SPATConfig(eps=0.3, steps=10),
         replace(_MNIST.training, epochs=15, schedule="onecycle", lr=0.05, examples=10_000,
-                **_QUIET), seeds=3,
+                **_QUIET), seeds=3, measured=1000,
     ),
     "cifar10": Setting(
         "cifar10-onecycle", _named("cifar10", (3, 32, 32)), _CIFAR.config,
@@ -86,7 +87,7 @@ SETTINGS = {
     ),
     "cifar10-narrow": Setting(
         "cifar10-onecycle", _narrow, _CIFAR.config,
-        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET), seeds=1, apgd_steps=30,
+        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET), seeds=1, measured=1000,
         apgd_examples=500,
     ),
 }  # fmt: skip
@@ -98,7 +99,8 @@ class Experiment:
     def __init__(self, name: str, data: Any, data_dir: str | None, device: str | None) -> None:
         self.name, self.setting, self.device = name, SETTINGS[name], device
         data = data or RECIPES[self.setting.recipe].data
-        dataset = load(data, channels_first=True, data_dir=data_dir)
+        dataset = load(data, channels_first=True, data_dir=data_dir,
+                       test_examples=self.setting.measured)  # fmt: skip
         self.train, self.test = dataset.train, dataset.measured
 
     @cached_property
