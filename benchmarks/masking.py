@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import spatlib
@@ -23,33 +24,33 @@ from .evidence import RESTARTS, STEPS, Experiment, append, rows_of
 from .evidence_arms import ARMS
 
 COUNT = 200  # test examples
-LARGER = (2, 4, 1e9)  # eps in units of the evaluation's, at most the whole range
 
 
-def check(digits: Experiment, name: str, seed: int) -> dict[str, Any]:
+def check(experiment: Experiment, name: str, seed: int) -> dict[str, Any]:
     """White-box, black-box and unbounded attacks on one network, accuracies of each.
 
     White-box PGD must not leave much more than AutoAttack does, which ends with a search that
-    takes no gradient; examples made for the PGD-AT network of the same seed must not fool more
+    takes no gradient; examples made for another PGD-AT network, the judge, must not fool more
     than the network's own; and an attack that may do anything must leave nothing.
     """
-    model, other = (digits.trained(arm, seed).model.eval() for arm in (name, "pgd"))
-    config, data = digits.setting.config, tuple(part[:COUNT] for part in digits.test)
+    model, other = experiment.trained(name, seed).model, experiment.judge.model
+    config, data = experiment.setting.config, tuple(part[:COUNT] for part in experiment.test)
     low, high = config.bounds
+    starts = torch.Generator().manual_seed(seed)
 
     def transfer(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return perturb(other, x, y, config.evaluation(STEPS))
+        return perturb(other, x, y, config.evaluation(STEPS), generator=starts)
 
     measure = partial(spatlib.evaluate, model, data, steps=STEPS)
     attacks = ("pgd", "margin", transfer, "autoattack")
     found = measure(config=config, attacks=attacks, restarts=RESTARTS).metrics
-    row = {"dataset": digits.name, "arm": name, "seed": seed, "clean": found["clean"],
+    row = {"dataset": experiment.name, "arm": name, "seed": seed, "clean": found["clean"],
            "worst": min(found[f"{attack}{STEPS}"] for attack in ("pgd", "margin")),
            **{key: found[key] for key in ("autoattack", "transfer")}}  # fmt: skip
-    for times in LARGER:
-        larger = replace(config, eps=min(times * config.eps, high - low), step_size=None)
-        row[f"eps x {times}" if times < 1e9 else "whole range"] = measure(
-            config=larger, attacks=("pgd",)).metrics[f"pgd{STEPS}"]  # fmt: skip
+    for column, eps in {"eps x 2": 2 * config.eps, "eps x 4": 4 * config.eps,
+                        "whole range": high - low}.items():  # fmt: skip
+        larger = replace(config, eps=min(eps, high - low))
+        row[column] = measure(config=larger, attacks=("pgd",)).metrics[f"pgd{STEPS}"]
     return row
 
 

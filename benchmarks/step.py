@@ -5,7 +5,8 @@
     python -m benchmarks.step --base trades --mask off min
     python -m benchmarks.step --device cuda --model preact_resnet18 --batch 512 --precision bfloat16
 
-Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json.
+Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json, with
+``_selected`` at the end where ``--only`` chose the arms.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ from .inputs import (
     one_hot,
     prepare,
 )
-from .norm import in_one_pass
 from .random import draw_start, next_seed
 
 Tensor = Any
@@ -133,8 +132,6 @@ def _survivors(
             values = loss(logits)
         return values, check_gradient(tape.gradient(values, z), x), logits
 
-    with in_one_pass(model):
-        clean = logits_of(model, x)
-        return survivors(ops, threat, named, (x, clean, one_hot(y, clean)),
-                         partial(logits_of, model), slope,
-                         (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip
+    clean = logits_of(model, x)
+    return survivors(ops, threat, named, (x, clean, one_hot(y, clean)), partial(logits_of, model),
+                     slope, (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip

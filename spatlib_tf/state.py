@@ -20,7 +20,8 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
 
     In ``"train"`` mode batch statistics are used and dropout is on; the non-trainable variables
     (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
-    after an exception. In ``"eval"`` mode no variable is touched.
+    after an exception. In ``"eval"`` mode no variable is touched, and BatchNorm is computed
+    otherwise until the end of the block (:mod:`spatlib_tf.norm`).
     """
     check_model(model)
     if mode == "eval":

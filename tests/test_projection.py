@@ -228,7 +228,9 @@ def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem
               scale=max(map(abs, p.bounds)))  # fmt: skip
     full = backend.call(feasible_box, p.x, np.ones_like(p.mask), p.eps, p.bounds)
     none = backend.call(feasible_box, p.x, None, p.eps, p.bounds)
+    above = backend.call(feasible_box, p.x, 1.3 + p.mask, p.eps, p.bounds)
     np.testing.assert_array_equal(none, full)
+    np.testing.assert_array_equal(above, full)
 
 
 @over_norms

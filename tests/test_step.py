@@ -112,6 +112,26 @@ def test_step_equals_the_oracle(
 
 
 @over_norms
+@pytest.mark.parametrize("masked", [True, False])
+def test_step_and_start_write_to_none_of_their_arguments(
+    backend: Backend, norm: str, masked: bool
+) -> None:
+    """The step itself is in place, on what the direction made for it."""
+    rng = np.random.default_rng(0)
+    d, grad = rng.uniform(-0.5, 0.5, size=(2, 3, 2, 4, 4))
+    lower, upper = -np.ones_like(d), np.ones_like(d)
+    mask = rng.choice([0.0, 0.5, 1.0], size=(3, 1, 4, 4)) if masked else None
+    given_arrays = [d, grad, lower, upper, *([mask] if mask is not None else [])]
+    before = [part.copy() for part in given_arrays]
+    moved = backend.call(step, d, grad, mask, lower, upper, eps=1.0, step_size=0.5, norm=norm)
+    start = backend.call(initial, d, mask, lower, upper, 1.0, norm)
+    assert np.abs(moved - d).max() > 0.01
+    assert start.shape == d.shape
+    for now, then in zip(given_arrays, before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@over_norms
 @given(case=steps(), flat=st.booleans())
 def test_step_without_a_masked_gradient_stays_where_it_is(
     backend: Backend, norm: str, case: tuple[Problem, np.ndarray, float], flat: bool
@@ -207,11 +227,11 @@ def test_initial_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(6, 2, 3, 3))
     mask = rng.choice([0.0, 0.5, 1.0], size=(6, 1, 3, 3)) if masked else None
-    radius = 0.5 if norm == "Linf" else 1.0
-    lower, upper = -radius * np.ones_like(noise), radius * np.ones_like(noise)
+    lower, upper = -np.ones_like(noise), np.ones_like(noise)
+    cut = 0.5 if norm == "Linf" else 1.0  # to the ball, as feasible_box does
     pixels = np.ones((6, 1, 3, 3)) if mask is None else mask
     examples = zip(*map(rows, (noise, pixels, lower, upper)), strict=True)
     exact = np.reshape([reference.initial(*e, 0.5, norm) for e in examples], noise.shape)
-    start = backend.call(initial, noise, mask, lower, upper, 0.5, norm)
+    start = backend.call(initial, noise, mask, cut * lower, cut * upper, 0.5, norm)
     agree(start, exact, rtol=0, atol=1e-12)
     assert np.all((start == 0) == np.broadcast_to(pixels == 0, noise.shape)) or norm == "L1"

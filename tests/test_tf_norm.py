@@ -11,14 +11,16 @@ import tensorflow as tf
 from keras import layers
 
 from spatlib import SPATConfig
-from spatlib_tf import perturb
+from spatlib_tf import SPATModel, perturb, state
 from spatlib_tf.norm import in_one_pass
 from spatlib_tf.state import attack_state
 
 SHAPE = (5, 4, 3)
+CONFIG = SPATConfig(eps=0.1, steps=2, norm="L2", random_start="none")
+LABELS = tf.range(7) % 3
 
 
-def settled(**settings: Any) -> layers.BatchNormalization:
+def settled(**settings: Any) -> Any:
     """With statistics and weights like those of a trained network."""
     layer = layers.BatchNormalization(**settings)
     layer.build((None, *SHAPE))
@@ -28,8 +30,8 @@ def settled(**settings: Any) -> layers.BatchNormalization:
     return layer
 
 
-def batch(*shape: int) -> Any:
-    return tf.constant(np.random.default_rng(2).normal(size=shape or (7, *SHAPE)), tf.float32)
+def batch() -> Any:
+    return tf.constant(np.random.default_rng(2).uniform(size=(7, *SHAPE)), tf.float32)
 
 
 def model_of(*parts: Any) -> keras.Sequential:
@@ -41,7 +43,7 @@ def value_and_slope(layer: Any, x: Any) -> tuple[Any, Any]:
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x)
-    return y, tape.gradient(y, x, tf.cos(x))
+    return y, tape.gradient(y, x, tf.cos(9 * x))
 
 
 class AskedError(Exception):
@@ -50,10 +52,13 @@ class AskedError(Exception):
 
 @pytest.fixture
 def no_keras(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever calls Keras' own computation fails."""
+    """Whoever calls Keras' own computation in inference mode fails."""
+    call = layers.BatchNormalization.call
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AskedError
+    def refuse(layer: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if not training:
+            raise AskedError
+        return call(layer, inputs, training=training, mask=mask)
 
     monkeypatch.setattr(layers.BatchNormalization, "call", refuse)
 
@@ -64,29 +69,70 @@ def test_values_and_gradients_are_those_of_keras(
 ) -> None:
     layer, x = settled(center=weights, scale=weights), batch()
     expected, slope = value_and_slope(layer, x)
+    model = model_of(layer)
     request.getfixturevalue("no_keras")
-    with in_one_pass(model_of(layer)):
+    with in_one_pass(model):
         found, moved = value_and_slope(layer, x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
     np.testing.assert_allclose(moved, slope, rtol=2e-6)
     assert np.abs(slope).max() > 0.5
 
 
-def test_an_attack_does_without_keras_and_puts_the_layer_back(
-    request: pytest.FixtureRequest,
+def test_attacks_are_those_without_it_and_do_without_keras(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = settled()
+    """As one calls them, and in a graph that does not know the size of the batch."""
+    layer, x = settled(), batch()
     model = model_of(keras.Sequential([layers.Input(SHAPE), layer]))
+    signature = [tf.TensorSpec((None, *SHAPE)), tf.TensorSpec((None,), tf.int32)]
+    graph = tf.function(lambda x, y: perturb(model, x, y, CONFIG), input_signature=signature)
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "in_one_pass", attack_free)
+        expected = perturb(model, x, LABELS, CONFIG)
     request.getfixturevalue("no_keras")
-    x = tf.sigmoid(batch())
-    moved = perturb(model, x, tf.range(7) % 3, SPATConfig(eps=0.1, steps=2))
-    assert np.any(moved != x)
+    for found in (perturb(model, x, LABELS, CONFIG), graph(x, LABELS)):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.abs(found - x).max() > 0.02
     assert "call" not in vars(layer)
     with pytest.raises(AskedError):
         model(x)
     with pytest.raises(KeyError), attack_state(model, "eval"):
         raise KeyError
     assert "call" not in vars(layer)
+
+
+def test_a_step_of_fit_does_without_keras(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SPATModel(model_of(settled()), CONFIG, seed=0)
+    model.compile("sgd")
+    monkeypatch.setattr(model, "_check_first", lambda *_: None)  # a clean pass
+    request.getfixturevalue("no_keras")
+    assert np.isfinite(model.fit(batch(), LABELS, verbose=0).history["loss"][0])
+
+
+def attack_free(model: Any) -> Any:
+    """Instead of ``in_one_pass``: nothing."""
+    return tf.name_scope("nothing")
+
+
+class Traced(keras.Model):
+    """Keeps what was traced first, as networks with a tf.function of their own do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = model_of(settled())
+        self.traced = tf.function(lambda x: self.inner(x, training=False))
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.traced(x)
+
+
+def test_what_the_model_has_traced_inside_follows_its_statistics() -> None:
+    model, x = Traced(), batch()
+    perturb(model, x, LABELS, CONFIG)
+    model.inner.layers[0].moving_mean.assign([3.0, -2.0, 1.0])
+    np.testing.assert_allclose(model(x), model.inner(x, training=False), atol=1e-5)
 
 
 class Own(layers.BatchNormalization):
@@ -129,3 +175,10 @@ def test_layers_that_replicas_share_stay_as_they_are() -> None:
             assert "call" not in vars(layer)
     with in_one_pass(model):
         assert "call" in vars(layer)
+
+
+def test_layers_stay_as_they_are_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = settled()
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
+    with in_one_pass(model_of(layer)):
+        assert "call" not in vars(layer)

@@ -21,7 +21,7 @@ def feasible_box(
         eps: Radius, in the units of x.
         bounds: The input range (lo, hi).
     """
-    budget = eps if mask is None else eps * mask
+    budget = eps if mask is None else eps * ops.minimum(mask, 1.0)  # above 1: as 1
     return ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)
 
 

@@ -76,7 +76,12 @@ MASK: Faults = {
 }
 
 PROJECTION: Faults = {
-    "eps not scaled by the mask": ("budget = eps if mask is None else eps * mask", "budget = eps"),
+    "eps not scaled by the mask": ("eps if mask is None else eps * ops.minimum(mask, 1.0)", "eps"),
+    "budgets above 1": ("ops.minimum(mask, 1.0)", "mask"),
+    "budget forgotten": (
+        "ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)",
+        "bounds[0] - x + 0 * budget, bounds[1] - x + 0 * budget",
+    ),
     "box without the bounds": (
         "ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)",
         "0 * x - budget, 0 * x + budget",
@@ -138,6 +143,7 @@ STEP: Faults = {
     "descent": ("move *= step_size", "move *= -step_size"),
     "gradient not masked": ("grad if mask is None else mask * grad", "grad"),
     "step from the input": ("    move += d\n", ""),
+    "step written over its start": ("    move += d\n", "    d += move\n    move = d\n"),
     "step not projected": ("project(ops, move, lower, upper, eps, norm)", "move"),
     "clipped to the box before the projection": (
         "project(ops, move, lower",
