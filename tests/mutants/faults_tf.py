@@ -27,6 +27,17 @@ MOVED = "    logits = logits_of(model, x_adv, training=True)\n"
 LOOP = ("tests/test_loops.py::test_training_is_the_loop_by_hand[tf-onecycle]",)
 
 FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
+    ("spatlib_tf/norm.py", ("tests/test_tf_norm.py",)): {
+        "mean forgotten": ("shift = -layer.moving_mean * factor", "shift = 0 * factor"),
+        "statistics of the batch ignored": ("if training or not image", "if not image"),
+        "channels first taken for last": (" and layer.axis in (-1, 3)", ""),
+        "other precisions": (" and inputs.dtype == tf.float32", ""),
+        "layers left as they were made": ('vars(layer).pop("call", None)', "pass"),
+        "layers that replicas share": ("num_replicas_in_sync == 1", "num_replicas_in_sync > 0"),
+    },
+    ("spatlib_tf/state.py", ("tests/test_tf_norm.py",)): {
+        "two passes": ("with in_one_pass(model):\n            yield False", "yield False"),
+    },
     ("spatlib_tf/attack.py", PGD): {
         "gradient through the target": (
             """        constant = tf.stop_gradient(log_p)

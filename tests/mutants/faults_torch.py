@@ -24,6 +24,12 @@ MOVED = "    logits = logits_of(model, attacked.x)\n"
 THAW = "            for p in trainable:\n                p.requires_grad_(True)"
 
 FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
+    ("spatlib_torch/norm.py", ("tests/test_torch_norm.py",)): {
+        "mean forgotten": ("shift = -mean * scale if", "shift = 0 * scale if"),
+        "statistics of the batch ignored": (" or layer.training or", " or"),
+        "layers left as they were made": ('del vars(layer)["forward"]', "pass"),
+        "compiled networks too": ("if found and is_compiled(model):", "if False:"),
+    },
     ("spatlib_torch/attack.py", PGD): {
         "gradient through the target": ("b, label, log_p.detach(),", "b, label, log_p,"),
         "guard at the first iterate": (
