@@ -49,7 +49,7 @@ def _call(
 ) -> Tensor:
     # The variables are read here: who traces this call may keep the trace.
     image = len(inputs.shape) == 4 and layer.axis in (-1, 3) and inputs.dtype == tf.float32
-    if training or not image or layer.variable_dtype != "float32":
+    if training or not image:
         return type(layer).call(layer, inputs, training=training, mask=mask)
     factor = tf.math.rsqrt(layer.moving_variance + layer.epsilon)
     factor = factor if layer.gamma is None else factor * layer.gamma

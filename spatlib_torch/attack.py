@@ -175,10 +175,9 @@ def draw_start(x: Tensor, config: SPATConfig, generator: torch.Generator | None)
     if config.random_start == "none":
         return torch.zeros_like(x)
     if config.random_start == "gaussian":
-        noise = GAUSSIAN_START * draw(torch.randn, x.shape)
-    else:
-        draws = draw(torch.randn if config.norm == "L2" else torch.rand, x.shape)
-        one_each = (len(x), *(1,) * (x.ndim - 1))
-        radius = draws if config.norm == "Linf" else draw(torch.rand, one_each)
-        noise = uniform_in_ball(ops, draws, radius, config.eps, config.norm)
-    return noise if noise.stride() == x.stride() else torch.empty_like(x).copy_(noise)
+        return GAUSSIAN_START * draw(torch.randn, x.shape)
+    draws = draw(torch.randn if config.norm == "L2" else torch.rand, x.shape)
+    one_each = (len(x), *(1,) * (x.ndim - 1))
+    radius = draws if config.norm == "Linf" else draw(torch.rand, one_each)
+    noise: Tensor = uniform_in_ball(ops, draws, radius, config.eps, config.norm)
+    return noise

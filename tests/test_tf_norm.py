@@ -143,8 +143,9 @@ class Own(layers.BatchNormalization):
 @pytest.mark.parametrize(
     ("layer", "x"),
     [(Own(), batch()), (layers.BatchNormalization(axis=1), batch()),
+     (layers.BatchNormalization(dtype="mixed_float16"), batch()),
      (layers.BatchNormalization(dtype="float64"), tf.cast(batch(), tf.float64))],
-    ids=["own call", "channels first", "float64"],
+    ids=["own call", "channels first", "mixed precision", "float64"],
 )  # fmt: skip
 def test_others_stay_as_they_are(layer: Any, x: Any) -> None:
     model = model_of(layer)
@@ -152,7 +153,7 @@ def test_others_stay_as_they_are(layer: Any, x: Any) -> None:
     with in_one_pass(model):
         found = layer(x)
     np.testing.assert_array_equal(found, expected)
-    assert found.dtype == x.dtype
+    assert found.dtype == expected.dtype
 
 
 def test_statistics_of_the_batch_are_taken_where_they_are_asked_for() -> None:
