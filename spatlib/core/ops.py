@@ -4,8 +4,7 @@ One plain module per framework implements :class:`Ops` (``spatlib.core.numpy_ops
 ``spatlib_torch.ops``, ``spatlib_tf.ops``). Arithmetic and comparisons are operators. The first
 axis is the batch; its size need not be known. What ``sign``, ``where`` and the arithmetic return
 is new memory. Functions never update an argument in place, never read a value back to the host,
-and never branch on one. Gradients and random numbers are not here: they
-belong to the engines.
+and never branch on one. Gradients and random numbers are not here: they belong to the engines.
 """
 
 from __future__ import annotations
