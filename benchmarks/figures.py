@@ -1,10 +1,15 @@
-"""The figures and numbers of docs/method.md, on digits: python -m benchmarks.figures
+"""The figures and numbers of docs/method.md.
 
-Takes the networks of ``python -m benchmarks.evidence digits`` or trains them. Needs Matplotlib.
+    python -m benchmarks.figures digits
+    python -m benchmarks.figures cifar10-narrow --data-dir DIR
+
+Takes the networks of ``python -m benchmarks.evidence`` or trains them. Needs Matplotlib.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,74 +21,99 @@ from torch import Tensor, nn
 
 from spatlib import SPATConfig
 from spatlib.audit import compare_attacks
-from spatlib_torch import perturb, shared_mask
+from spatlib_torch import engine, perturb, shared_mask
 
-from .evidence import JUDGE_SEED, Experiment
+from .evidence import SETTINGS, Experiment
 from .evidence_arms import PLAIN, control, mask
 from .harness import table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
-SHOWN, AUDITED = 4, 450
-SIZES = np.linspace(0.05, 0.5, 10)  # eps
+SHOWN, AUDITED, STEPS = 4, 450, 10
+SIZES = np.linspace(1 / 3, 10 / 3, 10)  # in units of the threat model's eps
+COMPARED = 0.4  # the success at which drifts are compared
 ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
-    "PGD": (PLAIN, ""), "mask min": (mask(), ""), "mask mean": (mask("mean"), ""),
+    "PGD": (PLAIN, ""), "smooth 0.3 guarded": ({**PLAIN, "smoothing": 0.3}, ""),
+    "mask min": (mask(), ""), "mask mean": (mask("mean"), ""),
     "mask neutral": (mask("neutral"), ""), "mask random": (mask(), "random"),
     "mask min inverted": (mask(), "inverted"),
 }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.figures", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("dataset", choices=SETTINGS)
+    parser.add_argument("--data", help="a file that holds the data, instead of the official ones")
+    parser.add_argument("--data-dir")
+    chosen = parser.parse_args(arguments)
+    experiment = Experiment(chosen.dataset, chosen.data, chosen.data_dir, None)
+    target = experiment.trained("pgd", 0).model.eval()
     FOLDER.mkdir(exist_ok=True)
-    digits = Experiment("digits", None, None, None)
-    target, judge = (digits.trained("pgd", seed).model.eval() for seed in (0, JUDGE_SEED))
-    x, y = (torch.as_tensor(part) for part in digits.test)
-    sheet(target, x[:SHOWN], y[:SHOWN], digits.setting.config)
-    drift(target, judge, digits)
-    print(common_gradient(target, x))
+    images, labels = inputs(target, experiment, AUDITED)
+    sheet(target, images[:SHOWN], labels[:SHOWN], experiment)
+    print(common_gradient(target, images))
+    drift(target, experiment)
 
 
-def sheet(model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig) -> None:
+def inputs(model: nn.Module, experiment: Experiment, count: int) -> tuple[Tensor, Tensor]:
+    """The first test images in their own units, (N, C, H, W), and their labels."""
+    config = experiment.setting.config
+    found = engine.examples(model, experiment.test, config, count=count, seed=0)
+    return torch.as_tensor(found["x"]).movedim(-1, 1), torch.as_tensor(found["y"])
+
+
+def sheet(model: nn.Module, x: Tensor, y: Tensor, experiment: Experiment) -> None:
     """A row per example: image, saliency for each class, shared mask, two perturbations."""
+    config: SPATConfig = experiment.setting.config
     masked, plain = (replace(config, **settings) for settings in (mask(), PLAIN))
     moved = [perturb(model, x, y, c, start=torch.zeros_like(x)) - x for c in (plain, masked)]
-    saliency = [grad.abs().sum(dim=1) for grad in centred_gradients(model, x)]
-    columns = {"image": x[:, 0], **{f"class {k}": s for k, s in enumerate(saliency)},
-               "mask": shared_mask(model, x, y, masked)[:, 0],
-               "PGD": moved[0][:, 0], "masked": moved[1][:, 0]}  # fmt: skip
+    saliency = [grad.abs().sum(dim=1, keepdim=True) for grad in centred_gradients(model, x)]
+    columns = {"image": x, **{f"class {k}": s for k, s in enumerate(saliency)},
+               "mask": shared_mask(model, x, y, masked), "PGD": moved[0],
+               "masked": moved[1]}  # fmt: skip
     figure = Figure(figsize=(len(columns), len(x) * 1.1))
     for number, axes in enumerate(figure.subplots(len(x), len(columns)).flat):
         row, column = divmod(number, len(columns))
         name, images = list(columns.items())[column]
-        signed = {"cmap": "RdBu", "vmin": -config.eps, "vmax": config.eps}
-        axes.imshow(images[row], **(signed if name in ("PGD", "masked") else {"cmap": "gray_r"}))
+        image = images[row].movedim(0, -1)
+        if name in ("PGD", "masked"):
+            axes.imshow(image.mean(dim=-1), cmap="RdBu", vmin=-config.eps, vmax=config.eps)
+        else:
+            axes.imshow(image, cmap="gray_r")
         axes.set_axis_off()
         if row == 0:
             axes.set_title(name, fontsize=8)
-    figure.savefig(FOLDER / "saliency.png", dpi=100, bbox_inches="tight")
+    figure.savefig(FOLDER / f"saliency_{experiment.name}.png", dpi=100, bbox_inches="tight")
 
 
-def drift(target: nn.Module, judge: nn.Module, digits: Experiment) -> None:
+def drift(target: nn.Module, experiment: Experiment) -> None:
     """How often the judge reads another class, against eps and against the attack's success."""
-    figure = Figure(figsize=(9, 3.5))
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    rows = []
+    networks, threat, rows = (target, experiment.judge.model), experiment.setting.config, []
+    high = threat.bounds[1] - threat.bounds[0]
     for name, (settings, kind) in ATTACKS.items():
         found = []
-        for eps in SIZES:
-            config = replace(digits.setting.config, eps=eps, step_size=None, steps=10, **settings)
+        for eps in np.minimum(threat.eps * SIZES, high):
+            config = replace(threat, eps=eps, step_size=None, steps=STEPS, **settings)
             with control(kind, seed=0):
-                facts, _ = compare_attacks((target, "torch"), (judge, "torch"), digits.test, config,
-                                           count=AUDITED, shown=0, seed=0, ssim=False)  # fmt: skip
+                facts, _ = compare_attacks(
+                    (networks[0], "torch"), (networks[1], "torch"), experiment.test, config,
+                    count=AUDITED, shown=0, seed=0, ssim=False,
+                )  # fmt: skip
             found.append((eps, facts["training"]["success"], facts["training"]["drift"]))
-        rows += [{"attack": name, "eps": f"{eps:.2f}", "success": f"{success:.1%}",
-                  "drift": f"{moved:.1%}"} for eps, success, moved in found]  # fmt: skip
-        for axes, column in zip(panels, (0, 1), strict=True):
-            values = [row[column] for row in found]
-            axes.plot(values, [row[2] for row in found], marker=".", label=name)
-    panels[0].set(xlabel="eps", ylabel="drift: read as another class by the judge")
-    panels[1].set(xlabel="share of the target's correct examples that are fooled")
+        sizes, successes, drifts = np.array(found).T
+        needed = np.interp(COMPARED, successes, sizes)
+        rows.append({"attack": name, f"eps that fools {COMPARED:.0%}": f"{needed:.3f}",
+                     "drift there": f"{np.interp(needed, sizes, drifts):.1%}"})  # fmt: skip
+        for axes, along in zip(panels, (sizes, successes), strict=True):
+            axes.plot(along, drifts, marker=".", label=name)
+    panels[0].set(xlabel="eps", ylabel="drift: the judge reads another class")
+    panels[1].set(xlabel="success: share of the target's correct examples that are fooled")
     panels[1].legend()
-    figure.savefig(FOLDER / "drift.png", dpi=100, bbox_inches="tight")
+    figure.savefig(FOLDER / f"drift_{experiment.name}.png", dpi=100)
     print(table(rows))
 
 
