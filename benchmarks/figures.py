@@ -69,7 +69,7 @@ def sheet(model: nn.Module, x: Tensor, y: Tensor, experiment: Experiment) -> Non
     config: SPATConfig = experiment.setting.config
     masked, plain = (replace(config, **settings) for settings in (mask(), PLAIN))
     moved = [perturb(model, x, y, c, start=torch.zeros_like(x)) - x for c in (plain, masked)]
-    saliency = [grad.abs().sum(dim=1, keepdim=True) for grad in centred_gradients(model, x)]
+    saliency = gradients(model, x, centred=True).abs().sum(dim=2, keepdim=True)
     columns = {"image": x, **{f"class {k}": s for k, s in enumerate(saliency)},
                "mask": shared_mask(model, x, y, masked), "PGD": moved[0],
                "masked": moved[1]}  # fmt: skip
@@ -117,22 +117,23 @@ def drift(target: nn.Module, experiment: Experiment) -> None:
     print(table(rows))
 
 
-def centred_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of z_k - mean_j z_j for each class k, shaped like x."""
+def gradients(model: nn.Module, x: Tensor, *, centred: bool) -> Tensor:
+    """Of z_k, or z_k - mean_j z_j, for each class k: (K, N, C, H, W)."""
     leaf = x.clone().requires_grad_()
     z = model(leaf)
-    return [torch.autograd.grad((z[:, k] - z.mean(dim=1)).sum(), leaf, retain_graph=True)[0]
-            for k in range(z.shape[1])]  # fmt: skip
+    z = z - z.mean(dim=1, keepdim=True) if centred else z
+    return torch.stack([torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0]
+                        for column in z.unbind(dim=1)])  # fmt: skip
 
 
 def common_gradient(model: nn.Module, x: Tensor) -> str:
     """What a mask by the sign of the mean logit would have to go by."""
-    leaf = x.clone().requires_grad_()
-    (common,) = torch.autograd.grad(model(leaf).mean(dim=1).sum(), leaf)
-    lengths = [grad.flatten(1).norm(dim=1) for grad in centred_gradients(model, x)]
-    share = common.flatten(1).norm(dim=1) / torch.stack(lengths).mean(dim=0)
+    own, centred = (gradients(model, x, centred=chosen) for chosen in (False, True))
+    share = own.mean(dim=0).flatten(1).norm(dim=1) / centred.flatten(2).norm(dim=2).mean(dim=0)
+    agree = (own > 0).all(dim=0) | (own < 0).all(dim=0)
     return (f"gradient of the mean logit: {share.median():.1%} of the mean length of the centred "
-            f"class gradients (median over {len(x)} examples)")  # fmt: skip
+            f"class gradients (median over {len(x)} examples); all logits agree in sign at "
+            f"{agree.float().mean():.2%} of the inputs' numbers")  # fmt: skip
 
 
 if __name__ == "__main__":
