@@ -210,30 +210,39 @@ def append(name: str, row: dict[str, Any]) -> None:
         writer.writerow(values)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evidence", description=__doc__,
+def parser(module: str, doc: str | None, *more: str) -> argparse.ArgumentParser:
+    """What every script takes: a data set (or one of ``more``) and where its files are."""
+    options = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}", description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("dataset", choices=(*SETTINGS, "tables"))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--data", help="a file that holds the data, instead of the official ones")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--device")
-    chosen = parser.parse_args(arguments)
+    options.add_argument("dataset", choices=(*SETTINGS, *more))
+    options.add_argument("--data", help="a file that holds the data, instead of the official ones")
+    options.add_argument("--data-dir", help="where the official files are")
+    options.add_argument("--device")
+    return options
+
+
+def experiment(chosen: argparse.Namespace) -> Experiment:
+    return Experiment(chosen.dataset, chosen.data, chosen.data_dir, chosen.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser("evidence", __doc__, "tables")
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    options.add_argument("--seeds", nargs="+", type=int)
+    chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
         from . import evidence_tables
 
         evidence_tables.write()
         return
-    experiment = Experiment(chosen.dataset, chosen.data, chosen.data_dir, chosen.device)
-    file = f"evidence_{chosen.dataset}"
-    for seed in chosen.seeds or range(experiment.setting.seeds):
+    runs, file = experiment(chosen), f"evidence_{chosen.dataset}"
+    for seed in chosen.seeds or range(runs.setting.seeds):
         for arm in chosen.arms:
             done = {(row["arm"], row["seed"]) for row in rows_of(file)}
             if (arm, str(seed)) not in done:
-                row = experiment.row(arm, seed)
+                row = runs.row(arm, seed)
                 append(file, row)
                 shown = ("clean", "worst", "apgd", "drift", "seconds_per_epoch")
                 print(seed, arm, *(f"{key} {row[key]:.3f}" for key in shown), flush=True)

@@ -8,7 +8,6 @@ Takes the networks of ``python -m benchmarks.evidence`` or trains them. Needs Ma
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from spatlib import SPATConfig
 from spatlib.audit import compare_attacks
 from spatlib_torch import engine, perturb, shared_mask
 
-from .evidence import SETTINGS, Experiment
+from .evidence import Experiment, experiment, parser
 from .evidence_arms import PLAIN, control, mask
 from .harness import table
 
@@ -40,33 +39,25 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.figures", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("dataset", choices=SETTINGS)
-    parser.add_argument("--data", help="a file that holds the data, instead of the official ones")
-    parser.add_argument("--data-dir")
-    chosen = parser.parse_args(arguments)
-    experiment = Experiment(chosen.dataset, chosen.data, chosen.data_dir, None)
-    target = experiment.trained("pgd", 0).model.eval()
+    runs = experiment(parser("figures", __doc__).parse_args(arguments))
+    target = runs.trained("pgd", 0).model.eval()
     FOLDER.mkdir(exist_ok=True)
-    images, labels = inputs(target, experiment, AUDITED)
-    sheet(target, images[:SHOWN], labels[:SHOWN], experiment)
+    images, labels = inputs(target, runs, AUDITED)
+    sheet(target, images[:SHOWN], labels[:SHOWN], runs)
     print(common_gradient(target, images))
-    drift(target, experiment)
+    drift(target, runs)
 
 
-def inputs(model: nn.Module, experiment: Experiment, count: int) -> tuple[Tensor, Tensor]:
+def inputs(model: nn.Module, runs: Experiment, count: int) -> tuple[Tensor, Tensor]:
     """The first test images in their own units, (N, C, H, W), and their labels."""
-    config = experiment.setting.config
-    found = engine.examples(model, experiment.test, config, count=count, seed=0)
+    config = runs.setting.config
+    found = engine.examples(model, runs.test, config, count=count, seed=0)
     return torch.as_tensor(found["x"]).movedim(-1, 1), torch.as_tensor(found["y"])
 
 
-def sheet(model: nn.Module, x: Tensor, y: Tensor, experiment: Experiment) -> None:
+def sheet(model: nn.Module, x: Tensor, y: Tensor, runs: Experiment) -> None:
     """A row per example: image, saliency for each class, shared mask, two perturbations."""
-    config: SPATConfig = experiment.setting.config
+    config: SPATConfig = runs.setting.config
     masked, plain = (replace(config, **settings) for settings in (mask(), PLAIN))
     moved = [perturb(model, x, y, c, start=torch.zeros_like(x)) - x for c in (plain, masked)]
     saliency = gradients(model, x, centred=True).abs().sum(dim=2, keepdim=True)
@@ -85,14 +76,14 @@ def sheet(model: nn.Module, x: Tensor, y: Tensor, experiment: Experiment) -> Non
         axes.set_axis_off()
         if row == 0:
             axes.set_title(name, fontsize=8)
-    figure.savefig(FOLDER / f"saliency_{experiment.name}.png", dpi=100, bbox_inches="tight")
+    figure.savefig(FOLDER / f"saliency_{runs.name}.png", dpi=100, bbox_inches="tight")
 
 
-def drift(target: nn.Module, experiment: Experiment) -> None:
+def drift(target: nn.Module, runs: Experiment) -> None:
     """How often the judge reads another class, against eps and against the attack's success."""
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    networks, threat, rows = (target, experiment.judge.model), experiment.setting.config, []
+    networks, threat, rows = (target, runs.judge.model), runs.setting.config, []
     high = threat.bounds[1] - threat.bounds[0]
     for name, (settings, kind) in ATTACKS.items():
         found = []
@@ -100,7 +91,7 @@ def drift(target: nn.Module, experiment: Experiment) -> None:
             config = replace(threat, eps=eps, step_size=None, steps=STEPS, **settings)
             with control(kind, seed=0):
                 facts, _ = compare_attacks(
-                    (networks[0], "torch"), (networks[1], "torch"), experiment.test, config,
+                    (networks[0], "torch"), (networks[1], "torch"), runs.test, config,
                     count=AUDITED, shown=0, seed=0, ssim=False,
                 )  # fmt: skip
             found.append((eps, facts["training"]["success"], facts["training"]["drift"]))
@@ -113,7 +104,7 @@ def drift(target: nn.Module, experiment: Experiment) -> None:
     panels[0].set(xlabel="eps", ylabel="drift: the judge reads another class")
     panels[1].set(xlabel="success: share of the target's correct examples that are fooled")
     panels[1].legend()
-    figure.savefig(FOLDER / f"drift_{experiment.name}.png", dpi=100)
+    figure.savefig(FOLDER / f"drift_{runs.name}.png", dpi=100)
     print(table(rows))
 
 
