@@ -21,7 +21,7 @@ from .harness import RESULTS, hardware, interleaved, peak_resident, ratios, save
 PLAIN = SPATConfig(smoothing=0, keep=1)
 METHODS = {
     "PGD-AT": PLAIN,
-    "SPAT": SPATConfig(),
+    "SPAT": SPATConfig(share="min"),
     "SPAT mask_classes=4": SPATConfig(mask_classes=4),
     "SPAT rms": SPATConfig(share="rms"),
 }

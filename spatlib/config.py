@@ -31,12 +31,23 @@ class _Derived(float):
     """A default computed from other settings; ``dataclasses.replace`` computes it anew."""
 
 
+class _DerivedName(str):
+    """Likewise."""
+
+
+def _open(value: Any) -> bool:
+    """Whether a setting was left out."""
+    return value is None or isinstance(value, _Derived | _DerivedName)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SPATConfig:
     """The threat model and the training-time attack.
 
-    ``eps``, ``step_size`` and the perturbation are in the units of the inputs. The default is a
-    SPAT variant; ``smoothing=0, keep=1`` is the plain base method (Madry's PGD-AT, TRADES, MART).
+    ``eps``, ``step_size`` and the perturbation are in the units of the inputs. The default is the
+    SPAT variant that docs/evidence.md has found best, guarded smoothing without a mask;
+    ``share="min"`` adds the mask, ``smoothing=0, keep=1`` is the plain base method (Madry's PGD-AT,
+    TRADES, MART).
 
     Args:
         eps: Radius of the perturbation. Default by norm: Linf 8/255, L2 0.5, L1 12.
@@ -52,9 +63,12 @@ class SPATConfig:
             arXiv:2009.10978, see docs/method.md).
         guard: Shrink ``smoothing`` per example where it would pull the example back.
         share: Score of a pixel's being shared among the classes: ``"min"``, ``"mean"``,
-            ``"rms"`` (random probes) or ``"neutral"`` (our readings of the same sentence).
-        keep: Share of the pixels with the full budget, in (0, 1]; 1 switches the mask off.
+            ``"rms"`` (random probes) or ``"neutral"`` (our readings of the same sentence). Default
+            ``"min"``.
+        keep: Share of the pixels with the full budget, in (0, 1]; 1 switches the mask off. Default
+            0.5 if ``share``, ``floor`` or ``mask_classes`` is given, else 1.
         floor: Budget of the other pixels as a share of eps, in [0, 1]; 1 switches the mask off.
+            Default 0.5.
         mask_classes: Compare the label's class and others, this many in all (2..K); default all
             K. Not for ``rms``.
         probes: Number of random-sign backward passes of ``share="rms"``.
@@ -67,8 +81,9 @@ class SPATConfig:
             no smoothing or with the guard, where the gradient is rounding noise).
     """
 
-    eps: float = None  # type: ignore[assignment]  # resolved below: never None after __init__
-    step_size: float = None  # type: ignore[assignment]  # likewise
+    # What is None here is resolved below, and never None after __init__.
+    eps: float = None  # type: ignore[assignment]
+    step_size: float = None  # type: ignore[assignment]
     steps: int = 10
     norm: str = "Linf"
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -76,15 +91,19 @@ class SPATConfig:
     beta: float = 6.0
     smoothing: float = 0.1
     guard: bool = True
-    share: str = "min"
-    keep: float = 0.5
-    floor: float = 0.5
+    share: str = None  # type: ignore[assignment]
+    keep: float = None  # type: ignore[assignment]
+    floor: float = None  # type: ignore[assignment]
     mask_classes: int | None = None
     probes: int = 2
     random_start: str = "uniform"
     attack_mode: str = "eval"
 
     def __post_init__(self) -> None:
+        masked = self.mask_classes is not None or not (_open(self.share) and _open(self.floor))
+        self._default("share", _DerivedName("min"))
+        self._default("keep", _Derived(0.5 if masked else 1.0))
+        self._default("floor", _Derived(0.5))
         for name, choices in (("norm", NORMS), ("base", BASES), ("share", SHARES),
                               ("random_start", STARTS), ("attack_mode", MODES)):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
@@ -94,24 +113,24 @@ class SPATConfig:
             check_integer("mask_classes", self.mask_classes, 2)
         check_flag("guard", self.guard)
         self._check_bounds()
-        if self.eps is None or isinstance(self.eps, _Derived):
-            object.__setattr__(self, "eps", _Derived(DEFAULT_EPS[self.norm]))
+        self._default("eps", _Derived(DEFAULT_EPS[self.norm]))
         check_number("eps", self.eps, above=0.0)
-        if self.step_size is None or isinstance(self.step_size, _Derived):
-            object.__setattr__(self, "step_size", _Derived(2.5 * self.eps / self.steps))
+        self._default("step_size", _Derived(2.5 * self.eps / self.steps))
         check_number("step_size", self.step_size, above=0.0)
         check_number("beta", self.beta, least=0.0)
         check_number("smoothing", self.smoothing, least=0.0, below=1.0)
         check_number("keep", self.keep, above=0.0, most=1.0)
         check_number("floor", self.floor, least=0.0, most=1.0)
-        for name in ("beta", "smoothing", "keep", "floor"):
-            _plain(self, name, float)
+        for name in ("eps", "step_size", "beta", "smoothing", "keep", "floor"):
+            if not _open(getattr(self, name)):
+                _plain(self, name, float)
         for name in ("steps", "probes", "mask_classes"):
             _plain(self, name, int)
-        for name in ("eps", "step_size"):
-            if not isinstance(getattr(self, name), _Derived):
-                object.__setattr__(self, name, float(getattr(self, name)))
         self._check_combinations()
+
+    def _default(self, name: str, value: Any) -> None:
+        if _open(getattr(self, name)):
+            object.__setattr__(self, name, value)
 
     def _check_bounds(self) -> None:
         pair = self.bounds

@@ -116,7 +116,7 @@ def test_the_command_compares_the_training_attack_with_pgd(
     target, judge = tmp_path / "target", tmp_path / "judge"
     for directory, framework, seed in ((target, "torch", 0), (judge, "tf", 1)):
         code = main(["train", "--backend", framework, "--run-dir", str(directory), "--seed",
-                     str(seed), "--epochs", "2", "--steps", "1", "--no-baseline",
+                     str(seed), "--epochs", "2", "--steps", "1", "--share", "min", "--no-baseline",
                      "--test-examples", "120"])  # fmt: skip
         assert code == 0, capsys.readouterr().err
     capsys.readouterr()

@@ -47,7 +47,9 @@ def test_similarity_is_measured_if_asked_for() -> None:
 
 def test_a_network_of_ones_own_has_no_baseline() -> None:
     training = TrainConfig(epochs=1, baseline=True, progress=False)
-    result = spatlib.train(linear(), digits(), config=SPATConfig(steps=1), training=training)
+    result = spatlib.train(
+        linear(), digits(), config=SPATConfig(steps=1, share="min"), training=training
+    )
     assert result.baseline is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -132,6 +133,23 @@ def test_defaults_follow_norm_and_steps_and_explicit_values_stay(norm: str, eps:
         assert (replaced.eps, replaced.step_size) == (0.2, 0.3)
 
 
+@pytest.mark.parametrize(
+    ("given", "share", "keep", "floor"),
+    [({}, "min", 1.0, 0.5), ({"share": "min"}, "min", 0.5, 0.5), ({"floor": 0}, "min", 0.5, 0.0),
+     ({"mask_classes": 4}, "min", 0.5, 0.5), ({"keep": 0.25}, "min", 0.25, 0.5),
+     ({"share": "rms", "keep": 1}, "rms", 1.0, 0.5)],
+)  # fmt: skip
+def test_a_mask_is_there_when_one_of_its_settings_is(
+    given: dict[str, Any], share: str, keep: float, floor: float
+) -> None:
+    config = SPATConfig(**given)
+    assert (config.share, config.keep, config.floor) == (share, keep, floor)
+    assert SPATConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    for changed in (config, dataclasses.replace(config, eps=0.1)):
+        assert changed.masked == (keep < 1)
+    assert dataclasses.replace(config, share="mean").keep == given.get("keep", 0.5)
+
+
 class Wrong(nn.Module):
     """A network whose output is not what is asked for."""
 
@@ -182,7 +200,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD_BATCHES)
 def test_bad_batches_are_refused(case: str, function: Callable[..., Any]) -> None:
     wrong, word = BAD_BATCHES[case]
-    arguments = {"model": network(), "x": X, "y": Y, "config": SPATConfig()} | wrong
+    arguments = {"model": network(), "x": X, "y": Y, "config": SPATConfig(share="min")} | wrong
     error = DataError if arguments["config"] else ConfigError
     found = check(error, "", lambda: function(**arguments))
     assert word in str(found).replace(f"({N}, K)", "(N, K)")

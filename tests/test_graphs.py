@@ -131,7 +131,10 @@ def problem(count: int) -> list[torch.Tensor]:
 # Tensor.is_inference(), which prepare asks, once per call. And autograd.grad only if told to.
 @pytest.mark.verifies("torch")
 def test_torch_compiles_the_steps_of_the_attack_with_their_gradients_to_one_graph() -> None:
-    config, model = SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3), a_network()
+    config, model = (
+        SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3, share="min"),
+        a_network(),
+    )
 
     def attack(x: torch.Tensor, d: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         lower, upper = projection.feasible_box(spatlib_torch.ops, x, None, 0.1, (0.0, 1.0))
@@ -152,7 +155,7 @@ def test_a_compiled_network_in_the_attack_keeps_one_graph_for_all_batch_sizes() 
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
-    config = SPATConfig(eps=0.1, steps=2, base="trades")
+    config = SPATConfig(eps=0.1, steps=2, base="trades", share="min")
     for x, first, y in map(problem, (3, 5, 8)):
         ours, expected = (perturb(each, x, y, config, start=first) for each in (compiled, model))
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)  # eager: no BatchNorm kernel

@@ -83,7 +83,7 @@ def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
 
 
 def test_metrics_of_a_keras_step_are_those_of_the_clean_inputs_before_it() -> None:
-    (x, y), config = test_tf_model.arrays(), SPATConfig(eps=0.5, steps=3)
+    (x, y), config = test_tf_model.arrays(), SPATConfig(eps=0.5, steps=3, share="min")
     for base in ("pgd", "trades"):
         model = test_tf_model.spat(
             config=dataclasses.replace(config, base=base), metrics=["accuracy"]

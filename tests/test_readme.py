@@ -26,7 +26,7 @@ def namespace() -> dict[str, Any]:
     """
     names: dict[str, Any] = {}
     digits = RECIPES["digits"]
-    short = replace(digits, training=replace(digits.training, epochs=8))
+    short = replace(digits, training=replace(digits.training, epochs=12))
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     for number, block in enumerate(blocks):
         with patch.dict(RECIPES, {"digits": short}):

@@ -19,7 +19,7 @@ from spatlib.evaluate import Evaluation
 from spatlib.result import wilson
 
 getcontext().prec = 40
-CONFIG = SPATConfig(eps=0.15)
+CONFIG = SPATConfig(eps=0.15, share="min")
 
 
 def score_bound(hits: int, count: int, sign: int) -> float:

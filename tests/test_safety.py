@@ -18,7 +18,7 @@ from .test_resume import images, network, values
 
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 over_frameworks = pytest.mark.parametrize("framework", ["torch", "tf"])
-CONFIG = SPATConfig(eps=0.1, steps=1)
+CONFIG = SPATConfig(eps=0.1, steps=1, share="min")
 ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progress": False}
 
 

@@ -79,7 +79,7 @@ TABLE = OWN_BATCHES | {
 @pytest.mark.parametrize("case", TABLE)
 def test_bad_batches_are_refused(case: str, function: Callable[..., Any]) -> None:
     wrong, word = TABLE[case]
-    arguments = {"model": network(), "config": SPATConfig(), **BATCH} | wrong
+    arguments = {"model": network(), "config": SPATConfig(share="min"), **BATCH} | wrong
     error = DataError if arguments["config"] else ConfigError
     found = check(error, "", lambda: function(**arguments))
     assert word in str(found).replace(f"({N}, K)", "(N, K)")
@@ -91,7 +91,10 @@ def test_no_case_of_the_table_is_left_out() -> None:
     assert models - {"detached"} < set(OWN_BATCHES)  # "no gradient" here
     for name in WELCOME:
         wrong = {key: translated(value) for key, value in BAD_BATCHES[name][0].items()}
-        assert perturb(network(), config=SPATConfig(), **BATCH | wrong).shape == (N, *IMAGE)
+        assert perturb(network(), config=SPATConfig(share="min"), **BATCH | wrong).shape == (
+            N,
+            *IMAGE,
+        )
 
 
 @pytest.mark.parametrize("function", [perturb, spat_loss])
@@ -99,13 +102,21 @@ def test_no_case_of_the_table_is_left_out() -> None:
 def test_bad_start_or_mask_is_refused(case: str, function: Callable[..., Any]) -> None:
     ((name, value),) = BAD_BUDGETS[case].items()
     given = {name: translated(value)}
-    check(DataError, name, lambda: function(network(), *BATCH.values(), SPATConfig(), **given))
+    check(
+        DataError,
+        name,
+        lambda: function(network(), *BATCH.values(), SPATConfig(share="min"), **given),
+    )
 
 
 @pytest.mark.parametrize("model", ["resnet", None, Wrong, layers.Dense])
 @pytest.mark.parametrize("function", [perturb, spat_loss, shared_mask])
 def test_what_is_no_keras_model_is_refused(function: Callable[..., Any], model: Any) -> None:
-    check(ConfigError, "keras.Model", lambda: function(model, *BATCH.values(), SPATConfig()))
+    check(
+        ConfigError,
+        "keras.Model",
+        lambda: function(model, *BATCH.values(), SPATConfig(share="min")),
+    )
     check(ConfigError, "keras.Model", lambda: SPATModel(model))
 
 
@@ -115,7 +126,7 @@ def test_errors_keep_their_class_in_a_graph(case: str) -> None:
 
     @tf.function(autograph=False)  # which would wrap every error in one of its own
     def attack() -> Any:
-        return perturb(wrong["model"], *BATCH.values(), SPATConfig())
+        return perturb(wrong["model"], *BATCH.values(), SPATConfig(share="min"))
 
     check(DataError, word, attack)
 

@@ -56,7 +56,10 @@ def equal(first: list[np.ndarray], second: list[np.ndarray], rtol: float = 0.0) 
 @over_modes
 @pytest.mark.parametrize(("base", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
 def test_statistics_move_as_in_the_outer_passes_alone(base: str, passes: int, mode: str) -> None:
-    (x, y), config = arrays(), SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode)
+    (x, y), config = (
+        arrays(),
+        SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode, share="min"),
+    )
     model, expected = spat(normed(), config), normed()
     x_adv = spatlib_tf.perturb(expected, x, y, config, generator=keras.random.SeedGenerator(0))
     assert np.abs(x_adv - x).max() > 0.05
@@ -83,7 +86,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
 @over_bases
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attacks_leave_every_variable_as_it_was(attack: str, base: str, mode: str) -> None:
-    model, config = normed(), SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode)
+    model, config = normed(), SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode, share="min")
     before = state(model)
     ATTACKS[attack](model, *arrays(), config)
     assert equal(state(model), before)
@@ -105,7 +108,7 @@ def test_validation_changes_no_training() -> None:
 
 
 def test_validation_loss_counts_the_penalties_of_clean_inputs() -> None:
-    (x, y), config = arrays(), SPATConfig(eps=0.5, steps=2)
+    (x, y), config = arrays(), SPATConfig(eps=0.5, steps=2, share="min")
     ours, expected = spat(network(activity_regularizer="l2"), config), network(
         activity_regularizer="l2")  # fmt: skip
     expected.compile(loss=CROSS_ENTROPY)
@@ -130,7 +133,7 @@ class Failing(layers.Layer):
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_variables_come_back_after_an_exception_in_train_mode(call: int) -> None:
     failing = Failing(math.inf)
-    model, config = normed(failing), SPATConfig(eps=0.1, steps=3, attack_mode="train")
+    model, config = normed(failing), SPATConfig(eps=0.1, steps=3, attack_mode="train", share="min")
     before = state(model)
     failing.at = failing.calls + call  # behind a BatchNorm layer that has run by then
     with pytest.raises(KeyError, match="boom"):

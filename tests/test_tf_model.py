@@ -15,7 +15,7 @@ from spatlib import SPATConfig
 from spatlib_tf import SPATModel
 
 COUNT, BATCH, CLASSES, SHAPE = 20, 8, 3, (4, 4, 1)  # the last batch is smaller than the others
-CONFIG = SPATConfig(eps=0.1, steps=2)
+CONFIG = SPATConfig(eps=0.1, steps=2, share="min")
 NO_BUDGET = SPATConfig(eps=1e-12, steps=1, keep=1)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 TRAIN_LOGS = {"loss", "adv_accuracy", "stall_rate"}
@@ -192,7 +192,7 @@ def test_without_a_budget_loss_and_updates_are_those_of_keras(weights: str, pena
 
 @pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
 def test_examples_of_weight_zero_change_nothing(base: str) -> None:
-    (x, y), config = arrays(), SPATConfig(base=base, eps=0.1, steps=1)
+    (x, y), config = arrays(), SPATConfig(base=base, eps=0.1, steps=1, share="min")
     model = spat(config=config)
     assert model.train_on_batch(x, y, np.zeros(COUNT), return_dict=True)["loss"] == 0
     assert same(model.base, network())
@@ -201,7 +201,7 @@ def test_examples_of_weight_zero_change_nothing(base: str) -> None:
 
 
 def test_logs_report_training_and_validation_clean_and_under_attack() -> None:
-    (x, y), model = arrays(), spat(config=SPATConfig(eps=0.15), metrics=["accuracy"])
+    (x, y), model = arrays(), spat(config=SPATConfig(eps=0.15, share="min"), metrics=["accuracy"])
     y = np.where(np.arange(COUNT) % 7 == 0, (y + 1) % CLASSES, y)  # never all correct
     accuracies = []
     history = fit(model, (x, y), epochs=8, validation_data=(x, y), callbacks=[

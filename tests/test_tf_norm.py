@@ -17,7 +17,7 @@ from spatlib_tf.norm import in_one_pass
 from spatlib_tf.state import attack_state
 
 SHAPE = (5, 4, 3)
-CONFIG = SPATConfig(eps=0.1, steps=2, norm="L2", random_start="none")
+CONFIG = SPATConfig(eps=0.1, steps=2, norm="L2", random_start="none", share="min")
 LABELS = tf.range(7) % 3
 
 

@@ -18,7 +18,7 @@ from .test_tf_train import training
 
 HOST = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2", "StringFormat", "Assert"}
 CONFIGS = {
-    "every class": SPATConfig(eps=0.1, steps=2),
+    "every class": SPATConfig(eps=0.1, steps=2, share="min"),
     "some classes, L2": SPATConfig(eps=0.1, steps=2, norm="L2", mask_classes=2),
     "probes, TRADES": SPATConfig(eps=0.1, steps=2, share="rms", base="trades"),
 }

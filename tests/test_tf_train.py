@@ -194,7 +194,8 @@ def policy(request: pytest.FixtureRequest) -> Iterator[str]:
 )
 def test_mixed_precision_trains(policy: str, base: str) -> None:
     model = spat(
-        config=SPATConfig(base=base, eps=0.1, steps=2), optimizer=keras.optimizers.SGD(0.5)
+        config=SPATConfig(base=base, eps=0.1, steps=2, share="min"),
+        optimizer=keras.optimizers.SGD(0.5),
     )
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
@@ -215,7 +216,7 @@ def test_without_a_seed_two_models_draw_different_starts() -> None:
 
 @pytest.mark.parametrize("function", [spatlib_tf.perturb, spatlib_tf.spat_loss])
 def test_a_generator_decides_the_draws_and_moves_on(function: Callable[..., Any]) -> None:
-    (x, y), config = arrays(), SPATConfig(eps=0.1, steps=2)
+    (x, y), config = arrays(), SPATConfig(eps=0.1, steps=2, share="min")
     first, second = keras.random.SeedGenerator(3), keras.random.SeedGenerator(3)
     draws = [
         function(network(), x, y, config, generator=source).numpy()

@@ -76,7 +76,7 @@ def test_masks_are_equal(share: str, keep: float) -> None:
 @pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
 def test_perturbations_and_losses_are_equal(base: str, norm: str) -> None:
     (theirs, ours), (x, y, start) = twins(), batch()
-    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=3, smoothing=0.3)
+    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=3, smoothing=0.3, share="min")
     arguments = (theirs, torch.as_tensor(x), torch.as_tensor(y), config)
     expected = spatlib_torch.perturb(*arguments, start=torch.as_tensor(start)).numpy()
     loss = spatlib_torch.spat_loss(*arguments, start=torch.as_tensor(start)).item()

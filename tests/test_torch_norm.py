@@ -13,7 +13,7 @@ from spatlib_torch import perturb
 from spatlib_torch.norm import as_affine, is_compiled
 from spatlib_torch.state import attack_state
 
-CONFIG = SPATConfig(eps=0.1, steps=2, norm="L2")
+CONFIG = SPATConfig(eps=0.1, steps=2, norm="L2", share="min")
 KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

@@ -22,7 +22,7 @@ from spatlib_torch.loop import Loop
 
 SHAPE, CLASSES, SIZE = (3, 8, 8), 3, 4
 CONFIGS = {
-    "every class": SPATConfig(eps=0.1, steps=2),
+    "every class": SPATConfig(eps=0.1, steps=2, share="min"),
     "some classes, L2": SPATConfig(eps=0.1, steps=2, norm="L2", mask_classes=2),
     "probes, TRADES": SPATConfig(eps=0.1, steps=2, share="rms", base="trades"),
     "L1, MART": SPATConfig(eps=0.5, steps=2, norm="L1", base="mart", attack_mode="train"),

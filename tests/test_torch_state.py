@@ -56,7 +56,7 @@ def seeded(seed: int = 2) -> torch.Generator:
 
 
 def config(**settings: Any) -> SPATConfig:
-    return SPATConfig(**{"eps": EPS, "steps": 3} | settings)
+    return SPATConfig(**{"eps": EPS, "steps": 3, "share": "min"} | settings)
 
 
 def state(model: nn.Module) -> dict[str, Any]:

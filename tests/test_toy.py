@@ -14,7 +14,7 @@ from spatlib import BackendError, ConfigError, DataError, SPATConfig, TrainConfi
 from spatlib.backends import BACKENDS, ENTRY_POINTS, Engine, load_engine
 from spatlib.trained import load_model
 
-CONFIG = SPATConfig(eps=0.1, steps=5)
+CONFIG = SPATConfig(eps=0.1, steps=5, share="min")
 TRAINING = TrainConfig(epochs=20, lr=0.5, progress=False)
 
 

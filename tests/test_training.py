@@ -18,7 +18,7 @@ from spatlib.schedule import lr_factor
 from spatlib_torch import engine
 
 COUNT, CLASSES, BATCH = 24, 3, 8
-CONFIG = SPATConfig(eps=0.1, steps=2)
+CONFIG = SPATConfig(eps=0.1, steps=2, share="min")
 METRICS = {"clean", "pgd20", "margin20"}
 HISTORY = {"epoch", "loss", "adv_accuracy", "stall_rate", "lr", "seconds"}
 
