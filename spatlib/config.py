@@ -32,7 +32,7 @@ class _Derived(float):
 
 
 class _DerivedName(str):
-    """Likewise."""
+    """The same for a name."""
 
 
 def _open(value: Any) -> bool:
@@ -45,7 +45,7 @@ class SPATConfig:
     """The threat model and the training-time attack.
 
     ``eps``, ``step_size`` and the perturbation are in the units of the inputs. The default is the
-    SPAT variant that docs/evidence.md has found best, guarded smoothing without a mask;
+    SPAT variant that did best on held-out digits (docs/evidence.md), guarded smoothing, no mask;
     ``share="min"`` adds the mask, ``smoothing=0, keep=1`` is the plain base method (Madry's PGD-AT,
     TRADES, MART).
 
@@ -67,6 +67,7 @@ class SPATConfig:
             ``"min"``.
         keep: Share of the pixels with the full budget, in (0, 1]; 1 switches the mask off. Default
             0.5 if ``share``, ``floor`` or ``mask_classes`` is given, else 1.
+            Settings read from a file count as given: there pass ``keep`` too.
         floor: Budget of the other pixels as a share of eps, in [0, 1]; 1 switches the mask off.
             Default 0.5.
         mask_classes: Compare the label's class and others, this many in all (2..K); default all

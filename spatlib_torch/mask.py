@@ -28,7 +28,8 @@ def shared_mask(
     """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
 
     Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Costs K - 1
-    backward passes to the input, ``mask_classes`` of them, or ``probes`` with ``share="rms"``.
+    backward passes to the input, ``mask_classes`` of them, or ``probes`` with ``share="rms"``. All
+    ones, without a pass, unless ``config.masked``.
 
     Args:
         model: Gives logits (N, K) for inputs (N, ...); its state comes back as it was.

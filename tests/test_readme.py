@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def namespace() -> dict[str, Any]:
     """All python blocks of the README, in order, in one namespace; ``digits`` is its first.
 
-    A third of the recipe's epochs is enough for what the test of the digits demands.
+    Twelve of the recipe's thirty epochs are enough for what the test of the digits demands.
     """
     names: dict[str, Any] = {}
     digits = RECIPES["digits"]

@@ -207,6 +207,8 @@ def test_network_of_a_recipe_fits_its_data_in_both_frameworks(name: str) -> None
 
 def test_recipes_hold_the_published_settings() -> None:
     assert RECIPES["digits"].config == SPATConfig(eps=0.15)
+    assert {name for name, recipe in RECIPES.items() if recipe.config.masked} == {"mnist"}
+    assert RECIPES["mnist"].config.smoothing == 0
     assert RECIPES["digits"].training == TrainConfig(epochs=30, batch_size=64, lr=0.05,
                                                      baseline=True)  # fmt: skip
     mnist = RECIPES["mnist"].config

@@ -89,7 +89,8 @@ def test_the_graph_does_not_grow_with_the_steps(base: str) -> None:
 def test_the_graph_does_not_grow_with_the_classes() -> None:
     def operations(classes: int) -> int:
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(classes)])
-        function = tf.function(lambda x, y: spatlib_tf.shared_mask(model, x, y, SPATConfig()))
+        config = SPATConfig(share="min")
+        function = tf.function(lambda x, y: spatlib_tf.shared_mask(model, x, y, config))
         graph = function.get_concrete_function(
             tf.TensorSpec((None, 5)), tf.TensorSpec((None,), tf.int64)
         ).graph
