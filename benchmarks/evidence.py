@@ -1,7 +1,7 @@
 """Does it make networks more robust, and do the perturbations keep the meaning? One row per run.
 
     python -m benchmarks.evidence digits                        # all arms, seeds 0 to 4
-    python -m benchmarks.evidence mnist --data-dir DIR --arms pgd trades "mask min"
+    python -m benchmarks.evidence mnist --data-dir DIR --arms pgd "mask min"
     python -m benchmarks.evidence cifar10 --data FILE --device cuda --seeds 0
     python -m benchmarks.evidence tables                        # docs/evidence.md from the rows
 

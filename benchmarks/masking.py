@@ -41,10 +41,11 @@ def check(runs: Experiment, name: str, seed: int) -> dict[str, Any]:
         return perturb(other, x, y, config.evaluation(STEPS), generator=starts)
 
     measure = partial(spatlib.evaluate, model, data, steps=STEPS)
-    attacks = ("pgd", "margin", transfer, "autoattack")
+    attacks = ("pgd", "margin", "apgd", transfer, "autoattack")
     found = measure(config=config, attacks=attacks, restarts=RESTARTS).metrics
     row = {"dataset": runs.name, "arm": name, "seed": seed, "clean": found["clean"],
            "worst": min(found[f"{attack}{STEPS}"] for attack in ("pgd", "margin")),
+           "apgd": found[f"apgd{STEPS}"],
            **{key: found[key] for key in ("autoattack", "transfer")}}  # fmt: skip
     for column, eps in {"eps x 2": 2 * config.eps, "eps x 4": 4 * config.eps,
                         "whole range": high - low}.items():  # fmt: skip

@@ -32,7 +32,7 @@ def curves(history: list[dict[str, float]]) -> bytes:
 
 
 def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
-    """Clean image, shared mask, perturbation and perturbed image of each example, as PNG.
+    """Clean image, mask, perturbation and perturbed image of each example, as PNG.
 
     Args:
         examples: ``x``, ``mask`` and ``x_adv`` (N, H, W, C) and the labels ``y``, ``clean`` and
@@ -49,7 +49,7 @@ def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
         y, clean, adversarial = (int(examples[name][row]) for name in ("y", "clean", "adversarial"))
         pictures = (
             (f"label {y}, predicted {clean}", (x - lower) / (upper - lower)),
-            ("shared mask", mask),
+            ("budget per pixel, in eps", mask),
             (f"perturbation / {largest:.2g}", 0.5 + d / (2 * largest)),
             (f"perturbed, predicted {adversarial}", (x_adv - lower) / (upper - lower)),
         )

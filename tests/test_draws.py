@@ -52,7 +52,7 @@ def test_torchs_generator_moves_on_where_something_is_drawn_and_only_there(
 
 def test_tensorflows_own_generator_gives_the_starts_unless_one_is_given() -> None:
     (x, y), model = test_tf_model.arrays(), test_tf_model.network()
-    config = SPATConfig(eps=0.1, steps=1)
+    config = SPATConfig(eps=0.1, steps=1, share="min")
 
     def next_number(*starts: np.ndarray) -> float:
         tf.random.set_seed(0)

@@ -131,10 +131,8 @@ def problem(count: int) -> list[torch.Tensor]:
 # Tensor.is_inference(), which prepare asks, once per call. And autograd.grad only if told to.
 @pytest.mark.verifies("torch")
 def test_torch_compiles_the_steps_of_the_attack_with_their_gradients_to_one_graph() -> None:
-    config, model = (
-        SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3, share="min"),
-        a_network(),
-    )
+    config = SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3, share="min")
+    model = a_network()
 
     def attack(x: torch.Tensor, d: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         lower, upper = projection.feasible_box(spatlib_torch.ops, x, None, 0.1, (0.0, 1.0))

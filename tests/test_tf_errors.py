@@ -54,6 +54,7 @@ class Wrong(keras.Model):
         return self.change(self.inner(x))
 
 
+CONFIG = SPATConfig(share="min")
 OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "one-hot of another width": ({"y": np.eye(4)[Y]}, "3 classes"),
     "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "(3,)"),
@@ -79,7 +80,7 @@ TABLE = OWN_BATCHES | {
 @pytest.mark.parametrize("case", TABLE)
 def test_bad_batches_are_refused(case: str, function: Callable[..., Any]) -> None:
     wrong, word = TABLE[case]
-    arguments = {"model": network(), "config": SPATConfig(share="min"), **BATCH} | wrong
+    arguments = {"model": network(), "config": CONFIG, **BATCH} | wrong
     error = DataError if arguments["config"] else ConfigError
     found = check(error, "", lambda: function(**arguments))
     assert word in str(found).replace(f"({N}, K)", "(N, K)")
@@ -91,10 +92,7 @@ def test_no_case_of_the_table_is_left_out() -> None:
     assert models - {"detached"} < set(OWN_BATCHES)  # "no gradient" here
     for name in WELCOME:
         wrong = {key: translated(value) for key, value in BAD_BATCHES[name][0].items()}
-        assert perturb(network(), config=SPATConfig(share="min"), **BATCH | wrong).shape == (
-            N,
-            *IMAGE,
-        )
+        assert perturb(network(), config=CONFIG, **BATCH | wrong).shape == (N, *IMAGE)
 
 
 @pytest.mark.parametrize("function", [perturb, spat_loss])
@@ -102,21 +100,13 @@ def test_no_case_of_the_table_is_left_out() -> None:
 def test_bad_start_or_mask_is_refused(case: str, function: Callable[..., Any]) -> None:
     ((name, value),) = BAD_BUDGETS[case].items()
     given = {name: translated(value)}
-    check(
-        DataError,
-        name,
-        lambda: function(network(), *BATCH.values(), SPATConfig(share="min"), **given),
-    )
+    check(DataError, name, lambda: function(network(), *BATCH.values(), CONFIG, **given))
 
 
 @pytest.mark.parametrize("model", ["resnet", None, Wrong, layers.Dense])
 @pytest.mark.parametrize("function", [perturb, spat_loss, shared_mask])
 def test_what_is_no_keras_model_is_refused(function: Callable[..., Any], model: Any) -> None:
-    check(
-        ConfigError,
-        "keras.Model",
-        lambda: function(model, *BATCH.values(), SPATConfig(share="min")),
-    )
+    check(ConfigError, "keras.Model", lambda: function(model, *BATCH.values(), CONFIG))
     check(ConfigError, "keras.Model", lambda: SPATModel(model))
 
 
@@ -126,7 +116,7 @@ def test_errors_keep_their_class_in_a_graph(case: str) -> None:
 
     @tf.function(autograph=False)  # which would wrap every error in one of its own
     def attack() -> Any:
-        return perturb(wrong["model"], *BATCH.values(), SPATConfig(share="min"))
+        return perturb(wrong["model"], *BATCH.values(), CONFIG)
 
     check(DataError, word, attack)
 

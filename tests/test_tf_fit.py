@@ -56,10 +56,8 @@ def equal(first: list[np.ndarray], second: list[np.ndarray], rtol: float = 0.0) 
 @over_modes
 @pytest.mark.parametrize(("base", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
 def test_statistics_move_as_in_the_outer_passes_alone(base: str, passes: int, mode: str) -> None:
-    (x, y), config = (
-        arrays(),
-        SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode, share="min"),
-    )
+    config = SPATConfig(base=base, eps=0.1, steps=2, attack_mode=mode, share="min")
+    x, y = arrays()
     model, expected = spat(normed(), config), normed()
     x_adv = spatlib_tf.perturb(expected, x, y, config, generator=keras.random.SeedGenerator(0))
     assert np.abs(x_adv - x).max() > 0.05

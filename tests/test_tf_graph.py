@@ -135,7 +135,7 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
 
 
 @pytest.mark.parametrize(("base", "norm", "mask", "function"), [
-    ("pgd", "Linf", {}, spatlib_tf.perturb),
+    ("pgd", "Linf", {"share": "min"}, spatlib_tf.perturb),
     ("trades", "L2", {"share": "rms"}, spatlib_tf.spat_loss),
     ("mart", "Linf", {"mask_classes": 3}, spatlib_tf.spat_loss),
     ("pgd", "L1", {"keep": 1}, spatlib_tf.perturb),
@@ -163,7 +163,7 @@ def test_float64_results_are_the_same_eagerly_and_under_xla(
 
 @cache
 def losses(**way: bool) -> list[float]:
-    return fit(spat(config=SPATConfig(eps=0.1, steps=2), **way), epochs=1)["loss"]
+    return fit(spat(config=SPATConfig(eps=0.1, steps=2, share="min"), **way), epochs=1)["loss"]
 
 
 @pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
@@ -185,7 +185,7 @@ x, y = arrays(count=3 * {BATCH})
 
 def run(base):
     model = spat(config=SPATConfig(base=base, eps=0.1, steps=2, guard=False, smoothing=0.2,
-                                   random_start="none"),
+                                   random_start="none", share="min"),
                  optimizer=keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
     losses = []
     model.fit(x, y, batch_size={BATCH}, epochs=2, shuffle=False, verbose=0,

@@ -25,7 +25,9 @@ CONFIGS = {
     "every class": SPATConfig(eps=0.1, steps=2, share="min"),
     "some classes, L2": SPATConfig(eps=0.1, steps=2, norm="L2", mask_classes=2),
     "probes, TRADES": SPATConfig(eps=0.1, steps=2, share="rms", base="trades"),
-    "L1, MART": SPATConfig(eps=0.5, steps=2, norm="L1", base="mart", attack_mode="train"),
+    "L1, MART": SPATConfig(
+        eps=0.5, steps=2, norm="L1", base="mart", share="min", attack_mode="train"
+    ),
 }
 over_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 CONFIG = CONFIGS["every class"]
