@@ -63,3 +63,10 @@ def check_type(name: str, value: Any, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigError(name, expected=f"a {kind.__name__}", received=type(value).__name__,
                           fix=f"Pass spatlib.{kind.__name__}(...).")  # fmt: skip
+
+
+def make_plain(settings: object, name: str, kind: type) -> None:
+    """Make a checked number one of Python's own."""
+    value = getattr(settings, name)
+    if value is not None:
+        object.__setattr__(settings, name, kind(value))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
 from .errors import BackendError
 from .monitor import Monitor
 from .result import Report
+from .train_config import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 INSTALL = {"torch": "pip install torch", "tf": "pip install tensorflow keras"}

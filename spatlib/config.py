@@ -1,11 +1,11 @@
-"""The settings: frozen, keyword-only, checked once, every default a working value."""
+"""Threat model and method: frozen, keyword-only, checked once, every default a working value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .arguments import check_choice, check_flag, check_integer, check_number
+from .arguments import check_choice, check_flag, check_integer, check_number, make_plain
 from .errors import ConfigError
 
 NORMS = ("Linf", "L2", "L1")
@@ -13,10 +13,6 @@ BASES = ("pgd", "trades", "mart")
 SHARES = ("min", "mean", "rms", "neutral")
 STARTS = ("uniform", "gaussian", "none")
 MODES = ("eval", "train")
-SCHEDULES = ("constant", "onecycle", "piecewise")
-PRECISIONS = ("float32", "bfloat16")
-AUGMENTS = ("none", "crop", "crop-flip")
-PADDING = 4  # pixels by which "crop" can shift
 DEFAULT_EPS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 
 
@@ -124,9 +120,9 @@ class SPATConfig:
         check_number("floor", self.floor, least=0.0, most=1.0)
         for name in ("eps", "step_size", "beta", "smoothing", "keep", "floor"):
             if not _open(getattr(self, name)):
-                _plain(self, name, float)
+                make_plain(self, name, float)
         for name in ("steps", "probes", "mask_classes"):
-            _plain(self, name, int)
+            make_plain(self, name, int)
         self._check_combinations()
 
     def _default(self, name: str, value: Any) -> None:
@@ -172,104 +168,3 @@ class SPATConfig:
     def masked(self) -> bool:
         """Whether the shared-pixel mask differs from all ones."""
         return self.keep < 1 and self.floor < 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The schedule: SGD with (Nesterov-free) momentum over shuffled batches.
-
-    Args:
-        epochs: Passes over the training data.
-        batch_size: Examples per step (ignored for data that comes in batches).
-        lr: Learning rate (the peak of ``onecycle``).
-        momentum: In [0, 1).
-        weight_decay: L2 penalty added to the gradient.
-        schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to
-            0) or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
-        seed: Fixes the initial weights, the order of the data, the starts, the mask's draws
-            and the augmentation (and dropout in torch; Keras' dropout layers take seeds of
-            their own).
-        augment: What is done to training images anew in every epoch: ``"crop"`` (out of the image
-            padded by 4 pixels of ``bounds[0]``), ``"crop-flip"`` (and mirrored with probability
-            1/2) or ``"none"``.
-        validation: Training examples held out of training (for data in arrays): after each epoch
-            they measure the network, clean, under PGD-10 and under one step.
-        examples, test_examples: Use the first so many only, for a quick look; default all.
-        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf a device of its list such
-            as ``"GPU:0"``; default: where the model's parameters are.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
-        compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
-        ema: Decay of the moving average of the weights, e.g. 0.999; 0 switches it off. With it the
-            average is what is validated, returned and measured.
-        clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
-        patience: Stop after so many epochs without a better robust validation accuracy.
-        checkpoint_minutes: Save in a run directory at least so often, and after each epoch (Keras:
-            only then).
-        baseline: Also train an ordinary network (same architecture, schedule and seed) and
-            report both; for a model given by name only.
-        progress: Show a progress bar (in a terminal only) and print the final table.
-
-    Raises:
-        ConfigError: A value out of its range.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "onecycle"
-    seed: int = 0
-    augment: str = "none"
-    validation: int = 0
-    examples: int | None = None
-    test_examples: int | None = None
-    device: str | None = None
-    precision: str = "float32"
-    compile: bool = False
-    ema: float = 0.0
-    clip_grad_norm: float | None = None
-    patience: int | None = None
-    checkpoint_minutes: float = 10.0
-    baseline: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, 1)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("seed", self.seed, 0)
-        check_number("lr", self.lr, above=0.0)
-        check_number("momentum", self.momentum, least=0.0, below=1.0)
-        check_number("weight_decay", self.weight_decay, least=0.0)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_number("ema", self.ema, least=0.0, below=1.0)
-        check_number("checkpoint_minutes", self.checkpoint_minutes, least=0.0)
-        if self.clip_grad_norm is not None:
-            check_number("clip_grad_norm", self.clip_grad_norm, above=0.0)
-        for name in ("patience", "examples", "test_examples"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
-        check_choice("augment", self.augment, AUGMENTS)
-        check_integer("validation", self.validation, 0)
-        if self.patience is not None and self.validation == 0:
-            raise ConfigError("patience", expected="None without validation",
-                              received=self.patience, fix="Set validation: how many examples "
-                              "to hold out.")  # fmt: skip
-        # Plain numbers: NumPy's have no place in JSON.
-        for name in ("epochs", "batch_size", "seed", "validation", "examples", "test_examples",
-                     "patience"):  # fmt: skip
-            _plain(self, name, int)
-        for name in ("lr", "momentum", "weight_decay", "ema", "clip_grad_norm",
-                     "checkpoint_minutes"):  # fmt: skip
-            _plain(self, name, float)
-        check_flag("compile", self.compile)
-        check_flag("baseline", self.baseline)
-        check_flag("progress", self.progress)
-
-
-def _plain(settings: Any, name: str, kind: type) -> None:
-    """Make a checked number one of Python's own."""
-    value = getattr(settings, name)
-    if value is not None:
-        object.__setattr__(settings, name, kind(value))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
 from .errors import DataError
 from .run import BEST, CHECKPOINT, EMA, LAST, Run
+from .train_config import TrainConfig
 
 VALIDATION_STEPS = 10
 CLEAN, ROBUST, SINGLE = "val_clean", f"val_pgd{VALIDATION_STEPS}", "val_pgd1"
@@ -91,7 +92,7 @@ class Monitor:
         """
         if self.validate is not None:
             history[-1].update(self.validate(model))
-            _warn_of_collapse(history)
+            _warn_of_collapse(history[self.training.eps_warmup :])
         best = best_epoch(history, self.measure)
         if best == history[-1]["epoch"]:
             self.best_weights = (averaged or weights)()
@@ -108,7 +109,10 @@ class Monitor:
     def stopped(self, history: list[dict[str, float]]) -> bool:
         """Whether training is over: all epochs done, or no better one for ``patience`` epochs."""
         patience, best = self.training.patience, best_epoch(history, self.measure)
-        early = patience is not None and best is not None and len(history) - best >= patience
+        if patience is None or best is None:
+            early = False
+        else:
+            early = len(history) - max(best, self.training.eps_warmup) >= patience
         return len(history) >= self.training.epochs or early
 
     @contextmanager
@@ -159,10 +163,11 @@ def validation(engine: Any, data: Any, config: SPATConfig) -> Callable[[Any], di
 
 def _warn_of_collapse(history: list[dict[str, float]]) -> None:
     """Catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994): robust to one step only."""
+    if len(history) < 2:
+        return
     *earlier, last = history
-    if earlier and (
-        last[ROBUST] < COLLAPSE * max(row[ROBUST] for row in earlier)
-        and last[SINGLE] >= max(row[SINGLE] for row in earlier)
+    if last[ROBUST] < COLLAPSE * max(row[ROBUST] for row in earlier) and last[SINGLE] >= max(
+        row[SINGLE] for row in earlier
     ):
         warnings.warn(
             f"catastrophic overfitting in epoch {last['epoch']:g}: accuracy under PGD fell to "

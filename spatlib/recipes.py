@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .arguments import check_choice
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
+from .train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ _MNIST = Recipe(
     # mask instead of the smoothing by docs/evidence.md.
     config=SPATConfig(eps=0.3, step_size=0.01, steps=40, smoothing=0.0, share="min"),
     training=TrainConfig(
-        epochs=100, lr=0.01, weight_decay=0, schedule="piecewise", validation=1000
+        epochs=100, lr=0.01, weight_decay=0, schedule="piecewise", eps_warmup=5, validation=1000
     ),
     source="arXiv:1706.06083, 1901.08573",
 )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
+from .train_config import TrainConfig
 
 Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
 

@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
 from .errors import ConfigError
+from .train_config import TrainConfig
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 EVALUATION = "evaluation.json"

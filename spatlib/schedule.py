@@ -1,7 +1,10 @@
-"""Learning rate schedules, as factors of the peak."""
+"""What changes in the course of a training: the learning rate, and eps at its beginning."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from .config import SPATConfig
 from .errors import ConfigError
 
 WARM_UP = 0.3  # share of the steps over which onecycle rises
@@ -16,6 +19,14 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "piecewise":
         return 0.1 ** sum(step >= drop * steps for drop in DROPS)
     return 1.0
+
+
+def warmed_up(config: SPATConfig, warmup: int, epoch: int) -> SPATConfig:
+    """The attack of ``epoch`` (from 0): smaller during the first ``warmup`` epochs."""
+    if epoch >= warmup:
+        return config
+    part = (epoch + 1) / (warmup + 1)
+    return replace(config, eps=part * config.eps, step_size=part * config.step_size)
 
 
 def check_length(schedule: str, steps: int) -> None:

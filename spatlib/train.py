@@ -15,13 +15,14 @@ import numpy as np
 from . import plots
 from .arguments import check_type
 from .backends import Engine, load_engine
-from .config import SPATConfig, TrainConfig
+from .config import SPATConfig
 from .data import NAMES, Dataset, is_pair, load
 from .errors import BackendError, ConfigError, NonFiniteError
 from .monitor import CLEAN, ROBUST, Monitor, validation
 from .recipes import Recipe, find
 from .result import Result
 from .run import Run
+from .train_config import TrainConfig
 
 FREE = ("progress", "device", "checkpoint_minutes")  # of TrainConfig: may differ in a resumed run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from spatlib.config import PADDING
+from spatlib.train_config import PADDING
 
 Tensor = Any
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spatlib.config import TrainConfig
 from spatlib.data import is_pair, length
 from spatlib.errors import DataError
+from spatlib.train_config import TrainConfig
 
 from .augment import augment
 

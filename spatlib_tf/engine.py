@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from spatlib.arguments import check_choice
 from spatlib.checks import check_images
-from spatlib.config import SPATConfig, TrainConfig
+from spatlib.config import SPATConfig
 from spatlib.data import is_pair
 from spatlib.errors import ConfigError
 from spatlib.monitor import Monitor
 from spatlib.schedule import check_length
+from spatlib.train_config import TrainConfig
 
 from .batches import as_dataset, batches
 from .checkpoint import load_weights, weights
@@ -99,7 +100,7 @@ def fit(
         tqdm(total=total or None, desc=label, unit="step", leave=False,
              disable=None if training.progress else True) as bar,
     ):  # fmt: skip
-        loop = Loop(trainer, training, total, bar, monitor or Monitor(training))
+        loop = Loop(trainer, config, training, total, bar, monitor or Monitor(training))
         if loop.monitor.stopped(loop.history):
             optimizer.finalize_variable_values(trainer.trainable_variables)  # as fit does
         else:

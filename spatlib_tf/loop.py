@@ -10,13 +10,15 @@ import keras
 import safetensors.numpy
 
 from spatlib import tensors
-from spatlib.config import TrainConfig
+from spatlib.config import SPATConfig
 from spatlib.errors import NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.run import CHECKPOINT
-from spatlib.schedule import lr_factor
+from spatlib.schedule import lr_factor, warmed_up
+from spatlib.train_config import TrainConfig
 
 from .checkpoint import base_of, named, put, weights
+from .model import SPATModel
 
 
 class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
@@ -26,10 +28,16 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
     """
 
     def __init__(
-        self, trainer: keras.Model, training: TrainConfig, total: int, bar: Any, monitor: Monitor
+        self,
+        trainer: keras.Model,
+        config: SPATConfig,
+        training: TrainConfig,
+        total: int,
+        bar: Any,
+        monitor: Monitor,
     ) -> None:
         super().__init__()
-        self.trainer, self.training, self.total = trainer, training, total
+        self.trainer, self.config, self.training, self.total = trainer, config, training, total
         self.bar, self.monitor = bar, monitor
         self.step, self.began = 0, 0.0
         self.history: list[dict[str, float]] = []
@@ -39,6 +47,11 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
+        if isinstance(self.trainer, SPATModel):
+            attack = warmed_up(self.config, self.training.eps_warmup, epoch)
+            if attack != self.trainer.config:
+                self.trainer.config = attack
+                self.trainer.make_train_function(force=True)  # eps is a constant of the graph
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         factor = lr_factor(self.training.schedule, self.step, self.total)

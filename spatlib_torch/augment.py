@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spatlib.checks import check_images
-from spatlib.config import PADDING
+from spatlib.train_config import PADDING
 
 
 def augment(x: Tensor, kind: str, lower: float, generator: torch.Generator) -> Tensor:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from spatlib.arguments import check_choice
 from spatlib.checks import check_images
-from spatlib.config import SPATConfig, TrainConfig
+from spatlib.config import SPATConfig
 from spatlib.monitor import Monitor
 from spatlib.schedule import check_length
+from spatlib.train_config import TrainConfig
 
 from .batches import Batches, device_of
 from .checkpoint import load_weights, weights

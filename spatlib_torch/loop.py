@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib import tensors
-from spatlib.config import SPATConfig, TrainConfig
+from spatlib.config import SPATConfig
 from spatlib.errors import ConfigError, DataError, NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.run import CHECKPOINT
-from spatlib.schedule import lr_factor
+from spatlib.schedule import lr_factor, warmed_up
+from spatlib.train_config import TrainConfig
 
 from . import ops
 from .augment import augment
@@ -85,6 +86,7 @@ class Loop:
         """Take up the epoch where it is, or begin one."""
         clock = time.perf_counter() - self.seconds
         first = not self.history and self.batches.arrays is None
+        config = warmed_up(self.config, self.training.eps_warmup, len(self.history))
         now = self._generators()
         if self.done:  # the same order again, up to the batch that comes next
             self._set_generators({**now, **self.began})
@@ -97,7 +99,7 @@ class Loop:
             self._set_generators(now)
         for x, y in passing:
             x = augment(x, self.training.augment, self.batches.bounds[0], self.crops)
-            self.sums += self._train_on(x, y, validate=first) * len(y)
+            self.sums += self._train_on(x, y, config, validate=first) * len(y)
             self.done, self.count = self.done + 1, self.count + len(y)
             if self.step % READ_EVERY == 0:
                 self._look()
@@ -124,13 +126,13 @@ class Loop:
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
-    def _train_on(self, x: Tensor, y: Tensor, *, validate: bool) -> Tensor:
+    def _train_on(self, x: Tensor, y: Tensor, config: SPATConfig, *, validate: bool) -> Tensor:
         """One step; returns loss, accuracy on the training inputs and stall rate, unread."""
         self._set_lr()
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         low = self.training.precision == "bfloat16"
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=low):
-            outcome = self.loss(self.model, x, y, self.config, generator=self.starts,
+            outcome = self.loss(self.model, x, y, config, generator=self.starts,
                                 validate=validate)  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outcome.loss)

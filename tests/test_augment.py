@@ -12,7 +12,7 @@ import torch
 
 import spatlib_tf.augment
 import spatlib_torch.augment
-from spatlib.config import AUGMENTS
+from spatlib.train_config import AUGMENTS
 
 HEIGHT, WIDTH, CHANNELS, LOWER = 6, 5, 2, -0.5
 Augmented = Callable[[np.ndarray, str, int], np.ndarray]

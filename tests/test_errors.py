@@ -79,7 +79,8 @@ BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
     *((TrainConfig, {"lr": value}, "lr") for value in NOT_POSITIVE),
     *((TrainConfig, {"momentum": value}, "momentum") for value in (1, *NOT_SHARES)),
     *((TrainConfig, {"weight_decay": value}, "weight_decay") for value in (-1, math.nan, "0")),
-    *((TrainConfig, {"seed": value}, "seed") for value in (-1, 0.5, None, True)),
+    *((TrainConfig, {name: value}, name)
+      for name in ("seed", "eps_warmup") for value in (-1, 0.5, None, True)),
     *((TrainConfig, {name: value}, name)
       for name in ("baseline", "progress") for value in (1, None, "no")),
     (TrainConfig, {"schedule": "cosine"}, "'onecycle'"),

@@ -31,12 +31,17 @@ def values(model: Any) -> list[np.ndarray]:
     return [value.numpy() for value in model.state_dict().values()]
 
 
-def by_torch(data: list[Any], rates: list[float]) -> tuple[list[np.ndarray], list[float]]:
+Attacks = list[SPATConfig]
+
+
+def by_torch(
+    data: list[Any], rates: list[float], attacks: Attacks
+) -> tuple[list[np.ndarray], list[float]]:
     model, losses = test_training.network().train(), []
     optimizer = torch.optim.SGD(model.parameters(), **SETTINGS)
-    for (x, y), rate in zip(data, rates, strict=True):
+    for (x, y), rate, config in zip(data, rates, attacks, strict=True):
         optimizer.param_groups[0]["lr"] = rate
-        loss = spatlib_torch.spat_loss(model, torch.as_tensor(x), torch.as_tensor(y), CONFIG)
+        loss = spatlib_torch.spat_loss(model, torch.as_tensor(x), torch.as_tensor(y), config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,14 +49,16 @@ def by_torch(data: list[Any], rates: list[float]) -> tuple[list[np.ndarray], lis
     return values(model), losses
 
 
-def by_keras(data: list[Any], rates: list[float]) -> tuple[list[np.ndarray], list[float]]:
+def by_keras(
+    data: list[Any], rates: list[float], attacks: Attacks
+) -> tuple[list[np.ndarray], list[float]]:
     model, losses = test_tf_model.network(), []
     settings = {name: value for name, value in SETTINGS.items() if name != "lr"}
     optimizer = keras.optimizers.SGD(SETTINGS["lr"], **settings)
-    for (x, y), rate in zip(data, rates, strict=True):
+    for (x, y), rate, config in zip(data, rates, attacks, strict=True):
         optimizer.learning_rate = rate
         with tf.GradientTape() as tape:
-            loss = spatlib_tf.spat_loss(model, x, y, CONFIG)
+            loss = spatlib_tf.spat_loss(model, x, y, config)
         weights = model.trainable_weights
         optimizer.apply(tape.gradient(loss, weights), weights)
         losses.append(float(loss))
@@ -64,16 +71,25 @@ LOOPS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["constant", "onecycle"])
+# What eps and step_size of the two epochs are multiplied by: without and with warm-up.
+PARTS = {"constant": (1.0, 1.0), "onecycle": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("schedule", PARTS)
 @pytest.mark.parametrize("framework", LOOPS)
 def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
     tests, fit, by_hand = LOOPS[framework]
     arrays = (np.split(a, np.cumsum(SIZES)[:-1]) for a in tests.arrays(count=sum(SIZES)))
     data, model = list(zip(*arrays, strict=True)), tests.network()
     rates = [SETTINGS["lr"] * lr_factor(schedule, step, 6) for step in range(6)]
-    training = TrainConfig(epochs=2, schedule=schedule, progress=False, **SETTINGS)
+    attacks = [dataclasses.replace(CONFIG, eps=part * CONFIG.eps,
+                                   step_size=part * CONFIG.step_size)
+               for part in np.repeat(PARTS[schedule], 3).tolist()]  # fmt: skip
+    warmup = int(PARTS[schedule][0] < 1)
+    training = TrainConfig(epochs=2, schedule=schedule, eps_warmup=warmup, progress=False,
+                           **SETTINGS)  # fmt: skip
     rows = fit(model, data, CONFIG, training, "")
-    expected, losses = by_hand(data * 2, rates)
+    expected, losses = by_hand(data * 2, rates, attacks)
     for ours, theirs in zip(values(model), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     assert [row["epoch"] for row in rows] == [1, 2]

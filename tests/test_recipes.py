@@ -213,6 +213,8 @@ def test_recipes_hold_the_published_settings() -> None:
                                                      baseline=True)  # fmt: skip
     mnist = RECIPES["mnist"].config
     assert (mnist.eps, mnist.step_size, mnist.steps) == (0.3, 0.01, 40)
+    assert {name: recipe.training.eps_warmup for name, recipe in RECIPES.items()
+            if recipe.training.eps_warmup} == {"mnist": 5}  # fmt: skip
     for name, recipe in RECIPES.items():
         assert name.partition("-")[0] == recipe.data
         if recipe.data.startswith("cifar"):

@@ -23,7 +23,7 @@ from spatlib.run import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 CONFIG = SPATConfig(eps=0.1, steps=1, share="rms")
 TRAINING = TrainConfig(epochs=3, batch_size=16, ema=0.9, progress=False, augment="crop",
-                       validation=20, checkpoint_minutes=0, momentum=0.8)  # fmt: skip
+                       validation=20, checkpoint_minutes=0, momentum=0.8, eps_warmup=2)  # fmt: skip
 STEPS = 4  # per epoch, of 60 examples, the last of 12
 
 

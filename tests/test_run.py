@@ -173,6 +173,8 @@ def test_training_stops_after_the_patience_and_the_best_weights_are_kept(tmp_pat
     assert run.read(LAST) == b"6"
     assert run.history() == history
     assert epochs(Monitor(TrainConfig(epochs=6)), history) == [False] * 5 + [True]
+    warm = Monitor(TrainConfig(patience=3, validation=1, eps_warmup=3))
+    assert epochs(warm, history) == [False] * 5 + [True]
 
 
 def test_catastrophic_overfitting_is_warned_about() -> None:
@@ -184,6 +186,9 @@ def test_catastrophic_overfitting_is_warned_about() -> None:
         warnings.simplefilter("error")
         for quiet in (rows(0.4, 0.3), rows(0.4), [*rows(0.4), rows(0.4, 0.1, single=0.5)[1]]):
             Monitor(TrainConfig(), lambda model: {}).epoch(quiet, None, bytes)
+        # At a small eps a network may well be robust to one step first.
+        for warmup in (1, 2, 3):
+            Monitor(TrainConfig(eps_warmup=warmup), lambda model: {}).epoch(history, None, bytes)
 
 
 def test_a_checkpoint_is_due_by_the_clock_or_by_a_signal(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spatlib
-from spatlib import NonFiniteError, Result, SPATConfig, TrainConfig
-from spatlib.schedule import lr_factor
+from spatlib import ConfigError, NonFiniteError, Result, SPATConfig, TrainConfig
+from spatlib.schedule import lr_factor, warmed_up
 from spatlib_torch import engine
 
 COUNT, CLASSES, BATCH = 24, 3, 8
@@ -227,3 +227,19 @@ def test_schedules_have_their_shapes() -> None:
         assert rates["piecewise"][at] == pytest.approx(rate)
     assert all(0 < lr_factor("onecycle", step, count) <= 1
                for count in (1, 2, 3) for step in range(count))  # fmt: skip
+
+
+def test_eps_and_steps_rise_together_to_the_settings() -> None:
+    config = SPATConfig(eps=0.3, step_size=0.01, share="mean")
+    rising = [warmed_up(config, 3, epoch) for epoch in range(5)]
+    assert [attack.eps for attack in rising] == pytest.approx([0.075, 0.15, 0.225, 0.3, 0.3])
+    for attack in rising:
+        assert attack.step_size == pytest.approx(attack.eps / 30)
+        assert dataclasses.replace(attack, eps=0.3, step_size=0.01) == config
+    assert rising[3] is rising[4] is warmed_up(config, 0, 0) is config
+
+
+def test_a_run_that_would_end_before_full_eps_is_refused() -> None:
+    assert training(epochs=4, eps_warmup=3).eps_warmup == 3
+    with pytest.raises(ConfigError, match=r"eps_warmup: expected less than epochs \(3\)"):
+        training(epochs=3, eps_warmup=3)

@@ -235,6 +235,11 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
             "lr_factor(self.training.schedule, self.step, self.total)",
             "lr_factor(self.training.schedule, self.step + 1, self.total)",
         ),
+        "no warm-up": ("if attack != self.trainer.config", "if False"),
+        "a graph of the first eps": (
+            "self.trainer.make_train_function(force=True)",
+            "pass",
+        ),
         "the first epoch again and again": ('"epoch": epoch + 1', '"epoch": epoch'),
     },
     ("spatlib_tf/engine.py", ("tests/test_tf_step.py", "-k", "compiles")): {

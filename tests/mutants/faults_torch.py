@@ -227,6 +227,10 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_torch/loop.py", LOOP): {
         "rate of the next step": ("= self._lr(self.step)", "= self._lr(self.step + 1)"),
+        "no warm-up": (
+            "warmed_up(self.config, self.training.eps_warmup, ",
+            "(lambda c, *_: c)(self.config, ",
+        ),
         "without momentum": ("momentum=training.momentum", "momentum=0.0"),
         "without weight decay": ("weight_decay=training.weight_decay", "weight_decay=0.0"),
         "gradients add up": ("        self.optimizer.zero_grad(set_to_none=True)\n", ""),
