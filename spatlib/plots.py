@@ -32,7 +32,7 @@ def curves(history: list[dict[str, float]]) -> bytes:
 
 
 def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
-    """Clean image, mask, perturbation and perturbed image of each example, as PNG.
+    """Clean image, mask (if there is one), perturbation and perturbed image of each, as PNG.
 
     Args:
         examples: ``x``, ``mask`` and ``x_adv`` (N, H, W, C) and the labels ``y``, ``clean`` and
@@ -40,16 +40,18 @@ def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
         bounds: The input range, from black to white.
     """
     count = len(examples["x"])
-    figure = _figure(7.5, 1.9 * count)
+    masked = bool(np.any(np.asarray(examples["mask"]) < 1))
+    columns = 4 if masked else 3
+    figure = _figure(1.9 * columns, 1.9 * count)
     lower, upper = bounds
-    for row, axes in zip(range(count), figure.subplots(count, 4, squeeze=False), strict=True):
+    for row, axes in zip(range(count), figure.subplots(count, columns, squeeze=False), strict=True):
         x, mask, x_adv = (np.asarray(examples[name][row]) for name in ("x", "mask", "x_adv"))
         d = x_adv - x
         largest = max(float(np.abs(d).max()), 1e-12)
         y, clean, adversarial = (int(examples[name][row]) for name in ("y", "clean", "adversarial"))
         pictures = (
             (f"label {y}, predicted {clean}", (x - lower) / (upper - lower)),
-            ("budget per pixel, in eps", mask),
+            *([("budget per pixel, in eps", mask)] if masked else []),
             (f"perturbation / {largest:.2g}", 0.5 + d / (2 * largest)),
             (f"perturbed, predicted {adversarial}", (x_adv - lower) / (upper - lower)),
         )

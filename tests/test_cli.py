@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from spatlib import RECIPES, Report, SPATConfig, TrainConfig
+from spatlib import RECIPES, Report, SPATConfig, TrainConfig, plots
 from spatlib.cli import main
 from spatlib.run import EVALUATION, Run
 
@@ -93,6 +94,16 @@ def test_train_evaluate_show_compare(
     code, _, error = run("compare", directory, other)
     assert code == 2
     assert "measured alike" in error
+
+
+def test_the_sheet_has_a_column_for_the_mask_if_there_is_one() -> None:
+    def width(mask: float) -> int:
+        images = {name: np.zeros((2, 4, 4, 1)) for name in ("x", "x_adv")}
+        shown = {**images, "mask": np.full((2, 4, 4, 1), mask)}
+        labels = {name: np.zeros(2, int) for name in ("y", "clean", "adversarial")}
+        return int.from_bytes(plots.sheet(shown | labels, (0, 1))[16:20], "big")  # of a PNG
+
+    assert width(0.5) / width(1.0) == pytest.approx(4 / 3, rel=0.01)
 
 
 def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
