@@ -31,7 +31,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
-        config: Threat model and method; default ``SPATConfig()``.
+        config: Threat model and method; default ``SPATConfig()``. Graphs take it as a constant: for
+            other settings wrap ``base`` anew.
         seed: Fixes the random starts and the mask's draws.
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
 

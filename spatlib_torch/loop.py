@@ -46,6 +46,7 @@ class Loop:
     ) -> None:
         self.model, self.batches, self.bar, self.monitor = model, batches, bar, monitor
         self.config, self.training, self.total = config, training, total
+        self.attack = config  # of the epoch: smaller during the warm-up
         self.loss = _standard_loss if ordinary else batch_loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
@@ -86,7 +87,7 @@ class Loop:
         """Take up the epoch where it is, or begin one."""
         clock = time.perf_counter() - self.seconds
         first = not self.history and self.batches.arrays is None
-        config = warmed_up(self.config, self.training.eps_warmup, len(self.history))
+        self.attack = warmed_up(self.config, self.training.eps_warmup, len(self.history))
         now = self._generators()
         if self.done:  # the same order again, up to the batch that comes next
             self._set_generators({**now, **self.began})
@@ -99,7 +100,7 @@ class Loop:
             self._set_generators(now)
         for x, y in passing:
             x = augment(x, self.training.augment, self.batches.bounds[0], self.crops)
-            self.sums += self._train_on(x, y, config, validate=first) * len(y)
+            self.sums += self._train_on(x, y, validate=first) * len(y)
             self.done, self.count = self.done + 1, self.count + len(y)
             if self.step % READ_EVERY == 0:
                 self._look()
@@ -126,13 +127,13 @@ class Loop:
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
-    def _train_on(self, x: Tensor, y: Tensor, config: SPATConfig, *, validate: bool) -> Tensor:
+    def _train_on(self, x: Tensor, y: Tensor, *, validate: bool) -> Tensor:
         """One step; returns loss, accuracy on the training inputs and stall rate, unread."""
         self._set_lr()
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         low = self.training.precision == "bfloat16"
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=low):
-            outcome = self.loss(self.model, x, y, config, generator=self.starts,
+            outcome = self.loss(self.model, x, y, self.attack, generator=self.starts,
                                 validate=validate)  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outcome.loss)
