@@ -93,7 +93,7 @@ SETTINGS = {
     "mnist": Setting(
         "mnist", partial(_seeded, _strided), SPATConfig(eps=0.3, steps=10),
         replace(_MNIST.training, epochs=20, batch_size=64, schedule="onecycle", lr=0.05,
-                examples=10_000, **_QUIET), seeds=3, measured=2000, warm_up=(0.1, 3),
+                eps_warmup=0, examples=10_000, **_QUIET), seeds=3, measured=2000, warm_up=(0.1, 3),
     ),
     "cifar10": Setting(
         "cifar10-onecycle", _named("cifar10", (3, 32, 32)), _CIFAR.config,

@@ -24,6 +24,7 @@ from .harness import hardware, interleaved, ratios, save, table
 
 MASKS: dict[str, dict[str, Any]] = {
     "off": {"keep": 1.0, "smoothing": 0.0},  # the plain base method
+    "default": {},
     "min": {"share": "min"},
     "classes4": {"mask_classes": 4},
     "rms": {"share": "rms", "probes": 2},

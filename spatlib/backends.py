@@ -52,8 +52,8 @@ class Engine(Protocol):
     ) -> list[dict[str, float]]:
         """Train in place, return the history; ordinary training uses the bounds of config only.
 
-        The monitor is told of steps and epochs, holds the checkpoint to go on from, and says
-        when to save and to stop.
+        The attack of an epoch is that of :func:`spatlib.schedule.warmed_up`. The monitor is told
+        of steps and epochs, holds the checkpoint to go on from, and says when to save and to stop.
         """
 
     def weights(self, model: Any) -> bytes:

@@ -167,7 +167,7 @@ def audit(
 def show(
     run: Directory, *, count: int = 8, weights: Weights = None, data_dir: Path | None = None
 ) -> None:
-    """Draw a run's training curves, and test images with mask and perturbation.
+    """Draw a run's training curves, and test images with mask (if any) and perturbation.
 
     Args:
         run: Directory of the run; curves.png and sheet.png are written there.

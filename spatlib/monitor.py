@@ -92,7 +92,8 @@ class Monitor:
         """
         if self.validate is not None:
             history[-1].update(self.validate(model))
-            _warn_of_collapse(history[self.training.eps_warmup :])
+            if len(history) > self.training.eps_warmup:
+                _warn_of_collapse(history)
         best = best_epoch(history, self.measure)
         if best == history[-1]["epoch"]:
             self.best_weights = (averaged or weights)()
@@ -163,11 +164,10 @@ def validation(engine: Any, data: Any, config: SPATConfig) -> Callable[[Any], di
 
 def _warn_of_collapse(history: list[dict[str, float]]) -> None:
     """Catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994): robust to one step only."""
-    if len(history) < 2:
-        return
     *earlier, last = history
-    if last[ROBUST] < COLLAPSE * max(row[ROBUST] for row in earlier) and last[SINGLE] >= max(
-        row[SINGLE] for row in earlier
+    if earlier and (
+        last[ROBUST] < COLLAPSE * max(row[ROBUST] for row in earlier)
+        and last[SINGLE] >= max(row[SINGLE] for row in earlier)
     ):
         warnings.warn(
             f"catastrophic overfitting in epoch {last['epoch']:g}: accuracy under PGD fell to "

@@ -146,6 +146,8 @@ def _fit(
 ) -> tuple[Any, Any]:
     """Train and measure one network."""
     label = "standard" if ordinary else "SPAT"
+    if ordinary:  # no attack that could grow
+        training = replace(training, eps_warmup=0)
     validate = dataset.validation and validation(engine, dataset.validation, config)
     measure = CLEAN if ordinary else ROBUST  # an ordinary network is robust before it has learnt
     monitor = Monitor(training, validate, run, on_epoch and (lambda row: on_epoch(

@@ -25,9 +25,10 @@ class TrainConfig:
         weight_decay: L2 penalty added to the gradient.
         schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to
             0) or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
-        eps_warmup: Epochs over which ``eps`` and ``step_size`` of the training attack rise in
-            equal steps, for new weights that a full eps holds where they are (the loss stays at
-            log K). Epoch n has n / (eps_warmup + 1) of them. Validation is always at full eps.
+        eps_warmup: Epochs before the first one at full eps: the n-th attacks with
+            n / (eps_warmup + 1) of ``eps`` and ``step_size``, for new weights that a full eps
+            holds where they are (the loss stays at log K). Validation is always at full eps.
+            Keras traces (and XLA compiles) the step anew in each of these epochs.
         seed: Fixes the initial weights, the order of the data, the starts, the mask's draws
             and the augmentation (and dropout in torch; Keras' dropout layers take seeds of
             their own).
@@ -84,8 +85,9 @@ class TrainConfig:
         check_integer("eps_warmup", self.eps_warmup, 0)
         if self.eps_warmup >= self.epochs:
             raise ConfigError("eps_warmup", expected=f"less than epochs ({self.epochs})",
-                              received=self.eps_warmup, fix="Train longer, or set it to 0: the "
-                              "last epoch has to be at full eps.")  # fmt: skip
+                              received=self.eps_warmup, fix="Lower it (0 is none; a recipe may "
+                              "have set it) or train longer: the last epoch has to be at full "
+                              "eps.")  # fmt: skip
         check_integer("seed", self.seed, 0)
         check_number("lr", self.lr, above=0.0)
         check_number("momentum", self.momentum, least=0.0, below=1.0)

@@ -13,6 +13,8 @@ import tensorflow as tf
 import torch
 
 import spatlib
+from benchmarks.evidence import SETTINGS
+from benchmarks.evidence_arms import ARMS
 from spatlib import ConfigError, Report, SPATConfig, TrainConfig
 from spatlib.data import Dataset
 from spatlib.recipes import RECIPES
@@ -111,6 +113,12 @@ def test_name_of_data_chooses_its_recipe(name: str, monkeypatch: pytest.MonkeyPa
     assert expected[0] == [name, name]
     assert summary(name) == expected
     assert (summary() == expected) == (name == "digits")
+
+
+def test_the_baseline_does_not_wait_for_an_attack_to_grow(recorder: Recorder) -> None:
+    training = dataclasses.replace(RECIPES["mnist"].training, baseline=True)
+    spatlib.train(recipe="mnist", training=training)
+    assert [call[3].eps_warmup for call in recorder.calls["fit"]] == [0, 5]
 
 
 def test_explicit_arguments_win(recorder: Recorder) -> None:
@@ -225,3 +233,17 @@ def test_recipes_hold_the_published_settings() -> None:
             assert recipe.model == ("wrn34_10" if "wrn" in name else "preact_resnet18")
             peak = ("onecycle", 0.2) if "onecycle" in name else ("piecewise", 0.1)
             assert (training.schedule, training.lr) == peak
+
+
+def test_plans_of_the_experiments_can_be_carried_out() -> None:
+    for setting in SETTINGS.values():
+        for arm in ARMS.values():
+            eps, length = (arm.stretch * getattr(setting.config, name)
+                           for name in ("eps", "step_size"))  # fmt: skip
+            config = dataclasses.replace(setting.config, eps=eps, step_size=length, **arm.config)
+            assert config.eps == pytest.approx(arm.stretch * setting.config.eps)
+        if setting.warm_up is not None:
+            eps, epochs = setting.warm_up
+            assert eps < setting.config.eps
+            assert dataclasses.replace(setting.training, epochs=epochs).epochs == epochs
+        assert setting.training.eps_warmup == 0  # all arms begin with the same attack

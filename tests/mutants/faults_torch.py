@@ -236,6 +236,24 @@ FAULTS: dict[tuple[str, tuple[str, ...]], Faults] = {
         "gradients add up": ("        self.optimizer.zero_grad(set_to_none=True)\n", ""),
         "a small batch weighs as much as a large one": (") * len(y)\n", ")\n"),
     },
+    ("spatlib/monitor.py", ("tests/test_run.py", "-k", "patience or catastrophic")): {
+        "patience from the first epoch": ("max(best, self.training.eps_warmup)", "best"),
+        "warned of while eps grows": (
+            "if len(history) > self.training.eps_warmup:",
+            "if len(history):",
+        ),
+        "not warned of at the first full eps": (
+            "if len(history) > self.training.eps_warmup:",
+            "if len(history) > self.training.eps_warmup + 1:",
+        ),
+    },
+    ("spatlib/schedule.py", ("tests/test_training.py", "-k", "rise")): {
+        "the last step left out": ("(epoch + 1) / (warmup + 1)", "(epoch + 1) / warmup"),
+        "steps as long as ever": (
+            "step_size=part * config.step_size",
+            "step_size=config.step_size",
+        ),
+    },
     ("spatlib_torch/loop.py", RESUMED): {
         "starts not taken up": ('        self.starts.set_state(states["starts"])\n', ""),
         "crops not taken up": ('        self.crops.set_state(states["crops"])\n', ""),
