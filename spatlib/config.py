@@ -42,8 +42,8 @@ class SPATConfig:
 
     ``eps``, ``step_size`` and the perturbation are in the units of the inputs. The default is the
     SPAT variant that did best on held-out digits (docs/evidence.md), guarded smoothing, no mask;
-    ``share="min"`` adds the mask, ``smoothing=0, keep=1`` is the plain base method (Madry's PGD-AT,
-    TRADES, MART).
+    ``smoothing=0, share="min"`` is the mask alone, ``share="min"`` both, ``smoothing=0, keep=1``
+    the plain base method (Madry's PGD-AT, TRADES, MART).
 
     Args:
         eps: Radius of the perturbation. Default by norm: Linf 8/255, L2 0.5, L1 12.

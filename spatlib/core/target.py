@@ -1,7 +1,7 @@
 """What the training-time attack ascends: cross-entropy to a smoothed, guarded target.
 
 Our reading of arXiv:2009.10978 (only its abstract was at hand): the target is softened towards
-all classes, so that ascent holds every other class back instead of growing evidence for a rival.
+all classes, so that ascent pushes every other class less, and down if it has less than a / K.
 """
 
 from __future__ import annotations
