@@ -109,12 +109,12 @@ class Monitor:
 
     def stopped(self, history: list[dict[str, float]]) -> bool:
         """Whether training is over: all epochs done, or no better one for ``patience`` epochs."""
+        if len(history) >= self.training.epochs:
+            return True
         patience, best = self.training.patience, best_epoch(history, self.measure)
         if patience is None or best is None:
-            early = False
-        else:
-            early = len(history) - max(best, self.training.eps_warmup) >= patience
-        return len(history) >= self.training.epochs or early
+            return False
+        return len(history) - max(best, self.training.eps_warmup) >= patience
 
     @contextmanager
     def signals(self) -> Iterator[None]:
