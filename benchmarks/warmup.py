@@ -20,7 +20,7 @@ from .evidence import SETTINGS, append, rows_of
 
 FILE = "eps_warmup_mnist"
 SHOWN = ("loss", "adv_accuracy", "val_clean", "val_pgd10", "seconds")
-# Step size of PGD-10, and schedule; 9,000 images in batches of 20: about the recipe's steps per epoch.
+# Step size of PGD-10, schedule; 9,000 images in batches of 20: about the recipe's steps per epoch.
 PLANS: dict[str, tuple[float, dict[str, Any]]] = {
     "strided": (0.075, {"epochs": 12, "batch_size": 64, "schedule": "onecycle", "lr": 0.05}),
     "mnist_cnn": (0.03, {"epochs": 7, "batch_size": 20}),
