@@ -20,6 +20,7 @@ verify: $(VENV)/.all
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	! grep -rnE --include='*.py' '# fmt: *(skip|off)' --exclude-dir=$(VENV) .
 	$(BIN)/mypy
 
 # Not part of the tests: whether they would notice.

@@ -32,9 +32,14 @@ def network(setting: Setting) -> nn.Module:
             model = preact_resnet(shape, classes, widths=(16, 32, 64), stem=16)
         elif setting.model in MLPS:
             width = MLPS[setting.model]
-            model = nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(),
-                                  nn.Linear(width, width), nn.ReLU(),
-                                  nn.Linear(width, classes))  # fmt: skip
+            model = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(3072, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, classes),
+            )
         else:
             model = build_model(setting.model, 0, shape=shape, classes=classes, mean=None, std=None)
     return model.to(setting.device, memory_format=torch.contiguous_format).train()
@@ -62,8 +67,9 @@ def ours(setting: Setting, mask: str) -> Arm:
     config = setting.config(mask)
     training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
-    loop = Loop(model, batches, config, training, 10**6, tqdm(disable=True), Monitor(training),
-                False)  # fmt: skip
+    loop = Loop(
+        model, batches, config, training, 10**6, tqdm(disable=True), Monitor(training), False
+    )
     block = compiled(model, setting.compiled)
     block.__enter__()
 
@@ -117,5 +123,7 @@ def finish(setting: Setting, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         a @ a
     end.record()
     torch.cuda.synchronize()
-    return {"card": torch.cuda.get_device_name(),
-            "bfloat16_matmul_tflops": 10 * 2 * size**3 / start.elapsed_time(end) / 1e9}  # fmt: skip
+    return {
+        "card": torch.cuda.get_device_name(),
+        "bfloat16_matmul_tflops": 10 * 2 * size**3 / start.elapsed_time(end) / 1e9,
+    }

@@ -31,8 +31,14 @@ def measure(backend: str) -> dict[str, object]:
     for attack in ("apgd", "autoattack"):
         began = time.perf_counter()
         part = (x[:COUNT], y[:COUNT])
-        report = spatlib.evaluate(trained.model, part, backend=backend, config=trained.config,
-                                  attacks=(attack,), steps=STEPS)  # fmt: skip
+        report = spatlib.evaluate(
+            trained.model,
+            part,
+            backend=backend,
+            config=trained.config,
+            attacks=(attack,),
+            steps=STEPS,
+        )
         metrics |= report.metrics
         seconds[attack] = round(time.perf_counter() - began, 1)
     return {"count": COUNT, "eps": trained.config.eps, "metrics": metrics, "seconds": seconds}

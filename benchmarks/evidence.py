@@ -56,24 +56,31 @@ class Setting(NamedTuple):
 
 def _named(recipe: str, shape: Sequence[int]) -> Callable[[int], nn.Module]:
     chosen = RECIPES[recipe]
-    return partial(engine.build_model, chosen.model, shape=shape, classes=10, mean=chosen.mean,
-                   std=chosen.std)  # fmt: skip
+    return partial(
+        engine.build_model, chosen.model, shape=shape, classes=10, mean=chosen.mean, std=chosen.std
+    )
 
 
 def _strided() -> nn.Module:
     """Two convolutions of stride 2 and a hidden layer, as in arXiv:1711.00851 and 2001.03994."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
 
 
 def _narrow() -> nn.Module:
     """PreActResNet-18 with a quarter of its channels and half of its blocks."""
     recipe = RECIPES["cifar10"]
-    return preact_resnet((3, 32, 32), 10, recipe.mean, recipe.std, widths=(16, 32, 64, 128),
-                         blocks=1, stem=16)  # fmt: skip
+    return preact_resnet(
+        (3, 32, 32), 10, recipe.mean, recipe.std, widths=(16, 32, 64, 128), blocks=1, stem=16
+    )
 
 
 def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -87,24 +94,47 @@ _QUIET: dict[str, Any] = {"baseline": False, "progress": False}
 _DIGITS, _MNIST, _CIFAR = (RECIPES[name] for name in ("digits", "mnist", "cifar10-onecycle"))
 SETTINGS = {
     "digits": Setting(
-        "digits", _named("digits", (1, 8, 8)), replace(_DIGITS.config, steps=7),
-        replace(_DIGITS.training, epochs=25, validation=200, **_QUIET), seeds=5,
+        "digits",
+        _named("digits", (1, 8, 8)),
+        replace(_DIGITS.config, steps=7),
+        replace(_DIGITS.training, epochs=25, validation=200, **_QUIET),
+        seeds=5,
     ),
     "mnist": Setting(
-        "mnist", partial(_seeded, _strided), SPATConfig(eps=0.3, steps=10),
-        replace(_MNIST.training, epochs=20, batch_size=64, schedule="onecycle", lr=0.05,
-                eps_warmup=0, examples=10_000, **_QUIET), seeds=3, measured=2000, warm_up=(0.1, 3),
+        "mnist",
+        partial(_seeded, _strided),
+        SPATConfig(eps=0.3, steps=10),
+        replace(
+            _MNIST.training,
+            epochs=20,
+            batch_size=64,
+            schedule="onecycle",
+            lr=0.05,
+            eps_warmup=0,
+            examples=10_000,
+            **_QUIET,
+        ),
+        seeds=3,
+        measured=2000,
+        warm_up=(0.1, 3),
     ),
     "cifar10": Setting(
-        "cifar10-onecycle", _named("cifar10", (3, 32, 32)), _CIFAR.config,
-        replace(_CIFAR.training, precision="bfloat16", batch_size=512, **_QUIET), seeds=1,
+        "cifar10-onecycle",
+        _named("cifar10", (3, 32, 32)),
+        _CIFAR.config,
+        replace(_CIFAR.training, precision="bfloat16", batch_size=512, **_QUIET),
+        seeds=1,
     ),
     "cifar10-narrow": Setting(
-        "cifar10-onecycle", partial(_seeded, _narrow), replace(_CIFAR.config, steps=5),
-        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET), seeds=1, measured=1000,
+        "cifar10-onecycle",
+        partial(_seeded, _narrow),
+        replace(_CIFAR.config, steps=5),
+        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET),
+        seeds=1,
+        measured=1000,
         apgd_examples=500,
     ),
-}  # fmt: skip
+}
 
 
 class Experiment:
@@ -113,8 +143,9 @@ class Experiment:
     def __init__(self, name: str, data: Any, data_dir: str | None, device: str | None) -> None:
         self.name, self.setting, self.device = name, SETTINGS[name], device
         data = data or RECIPES[self.setting.recipe].data
-        dataset = load(data, channels_first=True, data_dir=data_dir,
-                       test_examples=self.setting.measured)  # fmt: skip
+        dataset = load(
+            data, channels_first=True, data_dir=data_dir, test_examples=self.setting.measured
+        )
         self.train, self.test = dataset.train, dataset.measured
 
     @cached_property
@@ -148,8 +179,14 @@ class Experiment:
         directory = RUNS / self.name / f"{name.replace(' ', '_')}-{training.seed}"
         # One test example only: the networks are measured elsewhere, and more thoroughly.
         data = (self.train, (self.test[0][:1], self.test[1][:1]))
-        return spatlib.train(model, data, config=config, training=training, run_dir=directory,
-                             resume=(directory / "config.json").exists())  # fmt: skip
+        return spatlib.train(
+            model,
+            data,
+            config=config,
+            training=training,
+            run_dir=directory,
+            resume=(directory / "config.json").exists(),
+        )
 
     def held(self, seed: int) -> Any:
         """The examples that were held out of the trainings of this seed."""
@@ -171,21 +208,34 @@ class Experiment:
         apgd = measure((x[few], y[few]), attacks=("apgd",), steps=self.setting.apgd_steps)
         with control(arm.control, seed):
             moved, _ = compare_attacks(
-                (result.model, "torch"), (judge.model, "torch"), (x[few], y[few]), result.config,
-                count=len(x[few]), shown=0, seed=seed, ssim=False,
-            )  # fmt: skip
+                (result.model, "torch"),
+                (judge.model, "torch"),
+                (x[few], y[few]),
+                result.config,
+                count=len(x[few]),
+                shown=0,
+                seed=seed,
+                ssim=False,
+            )
         held = measure(self.held(seed), attacks=("pgd", "margin"))
         robust = [value for key, value in pgd.metrics.items() if key != "clean"]
         return {
-            "dataset": self.name, "arm": name, "seed": seed, "clean": pgd.metrics["clean"],
-            **dict(zip(("pgd100", "margin100"), robust, strict=True)), "worst": min(robust),
+            "dataset": self.name,
+            "arm": name,
+            "seed": seed,
+            "clean": pgd.metrics["clean"],
+            **dict(zip(("pgd100", "margin100"), robust, strict=True)),
+            "worst": min(robust),
             "apgd": apgd.metrics[f"apgd{self.setting.apgd_steps}"],
-            "held_clean": held.metrics["clean"], "held_robust": min(held.metrics.values()),
-            **{key: moved["training"][key] for key in ("success", "drift", "evidence_lost",
-                                                       "rival_gain", "entropy_gain")},
+            "held_clean": held.metrics["clean"],
+            "held_robust": min(held.metrics.values()),
+            **{
+                key: moved["training"][key]
+                for key in ("success", "drift", "evidence_lost", "rival_gain", "entropy_gain")
+            },
             "stall_rate": result.history[-1]["stall_rate"],
             "seconds_per_epoch": statistics.median(e["seconds"] for e in result.history),
-        }  # fmt: skip
+        }
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -213,9 +263,10 @@ def append(name: str, row: dict[str, Any]) -> None:
 def parser(module: str, doc: str | None, *more: str) -> argparse.ArgumentParser:
     """What every script takes: a data set (or one of ``more``) and where its files are."""
     options = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{module}", description=doc,
+        prog=f"python -m benchmarks.{module}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     options.add_argument("dataset", choices=(*SETTINGS, *more))
     options.add_argument("--data", help="a file that holds the data, instead of the official ones")
     options.add_argument("--data-dir", help="where the official files are")

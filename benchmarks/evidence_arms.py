@@ -54,19 +54,33 @@ ARMS = {
     "mask min, floor .75": Arm(mask(floor=0.75)),
     "smooth 0.1 guarded, mask min": Arm({**mask(), "smoothing": 0.1}),
     # As much as the evaluation takes everywhere, and more on the chosen pixels.
-    **{f"realloc {share} x {s:.2f}": Arm(mask(share, floor=1 / s), "", s)
-       for share in ("min", "mean", "neutral") for s in (4 / 3, 5 / 3)},
+    **{
+        f"realloc {share} x {s:.2f}": Arm(mask(share, floor=1 / s), "", s)
+        for share in ("min", "mean", "neutral")
+        for s in (4 / 3, 5 / 3)
+    },
     **{f"realloc random x {s:.2f}": Arm(mask(floor=1 / s), "random", s) for s in (4 / 3, 5 / 3)},
-    "realloc min x 1.33, smooth 0.1 guarded":
-        Arm({**mask(floor=0.75), "smoothing": 0.1}, "", 4 / 3),
-}  # fmt: skip
+    "realloc min x 1.33, smooth 0.1 guarded": Arm(
+        {**mask(floor=0.75), "smoothing": 0.1}, "", 4 / 3
+    ),
+}
 ARMS |= {
     f"trades, {name}": arm._replace(config={**arm.config, "base": "trades"})
     for name, arm in ARMS.items()
-    if name in ("smooth 0.1 guarded", "smooth 0.3 guarded", "mask min", "mask random",
-                "smooth 0.1 guarded, mask min", "realloc min x 1.33", "realloc random x 1.33")
-} | {"trades, eps x 0.83": Arm({**PLAIN, "base": "trades"}, "", 5 / 6),
-     "trades, eps x 1.33": Arm({**PLAIN, "base": "trades"}, "", 4 / 3)}  # fmt: skip
+    if name
+    in (
+        "smooth 0.1 guarded",
+        "smooth 0.3 guarded",
+        "mask min",
+        "mask random",
+        "smooth 0.1 guarded, mask min",
+        "realloc min x 1.33",
+        "realloc random x 1.33",
+    )
+} | {
+    "trades, eps x 0.83": Arm({**PLAIN, "base": "trades"}, "", 5 / 6),
+    "trades, eps x 1.33": Arm({**PLAIN, "base": "trades"}, "", 4 / 3),
+}
 
 
 @contextmanager
@@ -96,8 +110,15 @@ def _replacements(kind: str, seed: int) -> list[tuple[Any, str, Any]]:
         train = sys.modules["spatlib.train"]
         return [(loop, "batch_loss", loop._standard_loss), (train, "ROBUST", CLEAN)]
     if kind == "labels":
-        return [(spatlib_torch.losses, "one_hot", lambda y, logits: (
-            (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]))]  # fmt: skip
+        return [
+            (
+                spatlib_torch.losses,
+                "one_hot",
+                lambda y, logits: (
+                    (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]
+                ),
+            )
+        ]
     if kind == "random":
         drawn = scored(lambda score: torch.rand(score.shape, generator=draws).to(score))
         return [(core, "finish", drawn)]

@@ -38,10 +38,12 @@ def section(rows: Rows) -> str:
             lines.append(
                 {"arm": arm, "seeds": len(mine)}
                 | {key: mean([row[key] for row in mine.values()]) for key in SHOWN}
-                | {f"{key} - base": mean([mine[s][key] - base[s][key] for s in both], sign="+")
-                   for key in ("clean", "worst", "apgd")}
+                | {
+                    f"{key} - base": mean([mine[s][key] - base[s][key] for s in both], sign="+")
+                    for key in ("clean", "worst", "apgd")
+                }
                 | {"s/epoch": f"{seconds:.1f}"}
-            )  # fmt: skip
+            )
     return table(lines)
 
 

@@ -31,11 +31,14 @@ SHOWN, AUDITED, STEPS = 4, 450, 10
 SIZES = np.linspace(1 / 3, 10 / 3, 10)  # in units of the threat model's eps
 COMPARED = 0.4  # the success at which drifts are compared
 ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
-    "PGD": (PLAIN, ""), "smooth 0.3 guarded": ({**PLAIN, "smoothing": 0.3}, ""),
-    "mask min": (mask(), ""), "mask mean": (mask("mean"), ""),
-    "mask neutral": (mask("neutral"), ""), "mask random": (mask(), "random"),
+    "PGD": (PLAIN, ""),
+    "smooth 0.3 guarded": ({**PLAIN, "smoothing": 0.3}, ""),
+    "mask min": (mask(), ""),
+    "mask mean": (mask("mean"), ""),
+    "mask neutral": (mask("neutral"), ""),
+    "mask random": (mask(), "random"),
     "mask min inverted": (mask(), "inverted"),
-}  # fmt: skip
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,9 +66,13 @@ def sheet(model: nn.Module, x: Tensor, y: Tensor, runs: Experiment) -> None:
     masked, plain = (replace(config, **settings) for settings in (mask(), PLAIN))
     moved = [perturb(model, x, y, c, start=torch.zeros_like(x)) - x for c in (plain, masked)]
     saliency = gradients(model, x, centred=True).abs().sum(dim=2, keepdim=True)
-    columns = {"image": x, **{f"class {k}": s for k, s in enumerate(saliency)},
-               "mask": shared_mask(model, x, y, masked), "PGD": moved[0],
-               "masked": moved[1]}  # fmt: skip
+    columns = {
+        "image": x,
+        **{f"class {k}": s for k, s in enumerate(saliency)},
+        "mask": shared_mask(model, x, y, masked),
+        "PGD": moved[0],
+        "masked": moved[1],
+    }
     figure = Figure(figsize=(len(columns), len(x) * 1.1))
     for number, axes in enumerate(figure.subplots(len(x), len(columns)).flat):
         row, column = divmod(number, len(columns))
@@ -93,14 +100,25 @@ def drift(target: nn.Module, runs: Experiment) -> None:
             config = replace(threat, eps=eps, step_size=None, steps=STEPS, **settings)
             with control(kind, seed=0):
                 facts, _ = compare_attacks(
-                    (networks[0], "torch"), (networks[1], "torch"), runs.test, config,
-                    count=AUDITED, shown=0, seed=0, ssim=False,
-                )  # fmt: skip
+                    (networks[0], "torch"),
+                    (networks[1], "torch"),
+                    runs.test,
+                    config,
+                    count=AUDITED,
+                    shown=0,
+                    seed=0,
+                    ssim=False,
+                )
             found.append((eps, facts["training"]["success"], facts["training"]["drift"]))
         sizes, successes, drifts = np.array(found).T
         needed = np.interp(COMPARED, successes, sizes, right=np.nan)  # nan: never fools so many
-        rows.append({"attack": name, f"eps that fools {COMPARED:.0%}": f"{needed:.3f}",
-                     "drift there": f"{np.interp(needed, sizes, drifts):.1%}"})  # fmt: skip
+        rows.append(
+            {
+                "attack": name,
+                f"eps that fools {COMPARED:.0%}": f"{needed:.3f}",
+                "drift there": f"{np.interp(needed, sizes, drifts):.1%}",
+            }
+        )
         for axes, along in zip(panels, (sizes, successes), strict=True):
             axes.plot(along, drifts, marker=".", label=name)
     panels[0].set(xlabel="eps", ylabel="drift: the judge reads another class")
@@ -115,8 +133,12 @@ def gradients(model: nn.Module, x: Tensor, *, centred: bool) -> Tensor:
     leaf = x.clone().requires_grad_()
     z = model(leaf)
     z = z - z.mean(dim=1, keepdim=True) if centred else z
-    return torch.stack([torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0]
-                        for column in z.unbind(dim=1)])  # fmt: skip
+    return torch.stack(
+        [
+            torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0]
+            for column in z.unbind(dim=1)
+        ]
+    )
 
 
 def common_gradient(model: nn.Module, x: Tensor) -> str:
@@ -124,9 +146,11 @@ def common_gradient(model: nn.Module, x: Tensor) -> str:
     own, centred = (gradients(model, x, centred=chosen) for chosen in (False, True))
     share = own.mean(dim=0).flatten(1).norm(dim=1) / centred.flatten(2).norm(dim=2).mean(dim=0)
     agree = (own > 0).all(dim=0) | (own < 0).all(dim=0)
-    return (f"gradient of the mean logit: {share.median():.1%} of the mean length of the centred "
-            f"class gradients (median over {len(x)} examples); all logits agree in sign at "
-            f"{agree.float().mean():.2%} of the inputs' numbers")  # fmt: skip
+    return (
+        f"gradient of the mean logit: {share.median():.1%} of the mean length of the centred "
+        f"class gradients (median over {len(x)} examples); all logits agree in sign at "
+        f"{agree.float().mean():.2%} of the inputs' numbers"
+    )
 
 
 if __name__ == "__main__":

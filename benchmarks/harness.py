@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "tensorflow-cpu", "tensorflow", "keras", "numpy", "torchattacks", "foolbox",
-            "adversarial-robustness-toolbox")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "tensorflow-cpu",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "torchattacks",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+)
 Times = dict[str, list[float]]
 
 
@@ -47,8 +55,13 @@ def ratios(times: Times, base: str) -> dict[str, dict[str, float]]:
     for name, seconds in times.items():
         pairs = [mine / its for mine, its in zip(seconds, times[base], strict=True)]
         low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
-        rows[name] = {"ms": 1e3 * statistics.median(seconds), "ratio": middle,
-                      "low": low, "high": high, "rounds": len(seconds)}  # fmt: skip
+        rows[name] = {
+            "ms": 1e3 * statistics.median(seconds),
+            "ratio": middle,
+            "low": low,
+            "high": high,
+            "rounds": len(seconds),
+        }
     return rows
 
 
@@ -62,9 +75,13 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on: processor, cores, threads, versions."""
-    info: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "device": device,
-                            "python": platform.python_version(),
-                            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    info: dict[str, Any] = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
     for name in PACKAGES:
         try:
             info[name] = metadata.version(name)

@@ -43,12 +43,20 @@ def check(runs: Experiment, name: str, seed: int) -> dict[str, Any]:
     measure = partial(spatlib.evaluate, model, data, steps=STEPS)
     attacks = ("pgd", "margin", "apgd", transfer, "autoattack")
     found = measure(config=config, attacks=attacks, restarts=RESTARTS).metrics
-    row = {"dataset": runs.name, "arm": name, "seed": seed, "clean": found["clean"],
-           "worst": min(found[f"{attack}{STEPS}"] for attack in ("pgd", "margin")),
-           "apgd": found[f"apgd{STEPS}"],
-           **{key: found[key] for key in ("autoattack", "transfer")}}  # fmt: skip
-    for column, eps in {"eps x 2": 2 * config.eps, "eps x 4": 4 * config.eps,
-                        "whole range": high - low}.items():  # fmt: skip
+    row = {
+        "dataset": runs.name,
+        "arm": name,
+        "seed": seed,
+        "clean": found["clean"],
+        "worst": min(found[f"{attack}{STEPS}"] for attack in ("pgd", "margin")),
+        "apgd": found[f"apgd{STEPS}"],
+        **{key: found[key] for key in ("autoattack", "transfer")},
+    }
+    for column, eps in {
+        "eps x 2": 2 * config.eps,
+        "eps x 4": 4 * config.eps,
+        "whole range": high - low,
+    }.items():
         larger = replace(config, eps=min(eps, high - low))
         row[column] = measure(config=larger, attacks=("pgd",)).metrics[f"pgd{STEPS}"]
     return row

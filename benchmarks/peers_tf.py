@@ -49,8 +49,12 @@ def by_hand(
             for _ in range(config.steps):
                 x_adv = ascend(x, y, x_adv)
         else:
-            (x_adv,) = tf.while_loop(lambda _: True, lambda d: (ascend(x, y, d),), (x_adv,),
-                                     maximum_iterations=config.steps)  # fmt: skip
+            (x_adv,) = tf.while_loop(
+                lambda _: True,
+                lambda d: (ascend(x, y, d),),
+                (x_adv,),
+                maximum_iterations=config.steps,
+            )
         x_adv = tf.stop_gradient(x_adv)
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(entropy(y, model(x_adv, training=True)))
@@ -96,8 +100,14 @@ def art(name: str, config: SPATConfig) -> Callable[[], Any]:
         train_step=train_step,
         clip_values=config.bounds,
     )
-    attack = ProjectedGradientDescent(classifier, eps=config.eps, eps_step=config.step_size,
-                                      max_iter=config.steps, num_random_init=1,
-                                      batch_size=BATCH[name], verbose=False)  # fmt: skip
+    attack = ProjectedGradientDescent(
+        classifier,
+        eps=config.eps,
+        eps_step=config.step_size,
+        max_iter=config.steps,
+        num_random_init=1,
+        batch_size=BATCH[name],
+        verbose=False,
+    )
     trainer = AdversarialTrainer(classifier, attack, ratio=1.0)
     return lambda: trainer.fit(*data(BATCH[name]), batch_size=BATCH[name], nb_epochs=1)

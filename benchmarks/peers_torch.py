@@ -34,15 +34,22 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
     add("by hand, channels_last", by_hand, channels_last=True)
     if setting.base == "trades":
         add("by hand, clean pass at each step", by_hand, again=True)
-        add("by hand, clean pass at each step, channels_last", by_hand, again=True,
-            channels_last=True)  # fmt: skip
+        add(
+            "by hand, clean pass at each step, channels_last",
+            by_hand,
+            again=True,
+            channels_last=True,
+        )
     if setting.compiled:
         add("by hand, compiled", by_hand, compiled=True)
         add("by hand, compiled, channels_last", by_hand, compiled=True, channels_last=True)
     elif setting.base == "pgd" and setting.precision == "float32":
         add("loss.backward() at each step", with_backward)
-        for name, build in (("torchattacks", torchattacks_pgd), ("foolbox", foolbox_pgd),
-                            ("art", art_trainer)):  # fmt: skip
+        for name, build in (
+            ("torchattacks", torchattacks_pgd),
+            ("foolbox", foolbox_pgd),
+            ("art", art_trainer),
+        ):
             if importlib.util.find_spec(name):
                 add(name, build)
     return arms
@@ -167,13 +174,23 @@ def art_trainer(setting: Setting, model: nn.Module, x: Tensor, y: Tensor) -> Arm
     from art.estimators.classification import PyTorchClassifier
 
     classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), setting.classes, optimizer_of(model),
-        clip_values=(0, 1), device_type="cpu" if setting.device == "cpu" else "gpu",
-    )  # fmt: skip
+        model,
+        nn.CrossEntropyLoss(),
+        tuple(x.shape[1:]),
+        setting.classes,
+        optimizer_of(model),
+        clip_values=(0, 1),
+        device_type="cpu" if setting.device == "cpu" else "gpu",
+    )
     attack = ProjectedGradientDescent(
-        classifier, eps=EPS, eps_step=ALPHA, max_iter=setting.steps, num_random_init=1,
-        batch_size=len(x), verbose=False,
-    )  # fmt: skip
+        classifier,
+        eps=EPS,
+        eps_step=ALPHA,
+        max_iter=setting.steps,
+        num_random_init=1,
+        batch_size=len(x),
+        verbose=False,
+    )
     trainer, arrays = AdversarialTrainer(classifier, attack, ratio=1.0), (x.cpu(), y.cpu())
     images, labels = (part.numpy() for part in arrays)
     return lambda: trainer.fit(images, labels, batch_size=len(x), nb_epochs=1)

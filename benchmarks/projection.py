@@ -36,8 +36,10 @@ def arms(norm: str, outside: float) -> dict[str, Callable[[], Tensor]]:
         length = d.flatten(1).norm(p, 1)[:, None, None, None]
         return torch.clamp(d * torch.clamp(eps / length, max=1.0), lower, upper)
 
-    return {"scale, then clip": scale_then_clip,
-            "exact": lambda: project(ops, d, lower, upper, eps, norm)}  # fmt: skip
+    return {
+        "scale, then clip": scale_then_clip,
+        "exact": lambda: project(ops, d, lower, upper, eps, norm),
+    }
 
 
 def attack_step() -> Callable[[], object]:
@@ -68,16 +70,29 @@ def main() -> None:
         for outside in (1.25, 3.0):
             times, _ = interleaved(arms(norm, outside), options.rounds, 3)
             for name, row in ratios(times, "scale, then clip").items():
-                rows.append({
-                    "norm": norm, "||d|| / eps": outside, "projection": name,
-                    "ms": round(row["ms"], 2), "ratio": round(row["ratio"], 1),
-                    "quartiles": f"{row['low']:.1f}-{row['high']:.1f}",
-                    "share of an attack step": f"{row['ms'] / whole:.2%}",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "norm": norm,
+                        "||d|| / eps": outside,
+                        "projection": name,
+                        "ms": round(row["ms"], 2),
+                        "ratio": round(row["ratio"], 1),
+                        "quartiles": f"{row['low']:.1f}-{row['high']:.1f}",
+                        "share of an attack step": f"{row['ms'] / whole:.2%}",
+                    }
+                )
     print(table(rows))
     print(f"attack step of PreActResNet-18: {whole:.0f} ms")
-    save("projection_cpu", {"hardware": hardware(), "threads": options.threads, "shape": SHAPE,
-                            "attack_step_ms": whole, "rows": rows})  # fmt: skip
+    save(
+        "projection_cpu",
+        {
+            "hardware": hardware(),
+            "threads": options.threads,
+            "shape": SHAPE,
+            "attack_step_ms": whole,
+            "rows": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

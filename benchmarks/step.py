@@ -52,9 +52,10 @@ class Setting(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step", description=__doc__,
+        prog="python -m benchmarks.step",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--model", choices=("small", "preact_resnet18", *MLPS), default="small")
     parser.add_argument("--base", choices=("pgd", "trades", "mart"), default="pgd")
     parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
@@ -81,16 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = ratios(times, base)
     given = sys.argv[1:] if arguments is None else list(arguments)
     for arm, row in rows.items():
-        row |= {"first_s": first[arm], "peak_mib": _peak_of(given, arm),
-                "images_per_s": 1e3 * setting.batch / row["ms"]}  # fmt: skip
+        row |= {
+            "first_s": first[arm],
+            "peak_mib": _peak_of(given, arm),
+            "images_per_s": 1e3 * setting.batch / row["ms"],
+        }
     facts = arms_torch.finish(setting, rows)
     print(table(_printed(rows)), *(f"{key}: {value}" for key, value in facts.items()), sep="\n")
-    differs = ["compiled" if value is True else str(value)
-               for key, value in setting._asdict().items()
-               if key not in ("device", "mask") and value != getattr(Setting(), key)]  # fmt: skip
-    save("_".join(["step_torch", setting.device, *differs, *["selected"] * (only != [""])]),
-         {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts,
-          "arms": rows})  # fmt: skip
+    differs = [
+        "compiled" if value is True else str(value)
+        for key, value in setting._asdict().items()
+        if key not in ("device", "mask") and value != getattr(Setting(), key)
+    ]
+    save(
+        "_".join(["step_torch", setting.device, *differs, *["selected"] * (only != [""])]),
+        {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts, "arms": rows},
+    )
 
 
 def _peak_of(arguments: Sequence[str], arm: str) -> float:
@@ -101,11 +108,18 @@ def _peak_of(arguments: Sequence[str], arm: str) -> float:
 
 
 def _printed(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"arm": arm, "ms": f"{row['ms']:.0f}", "ratio": f"{row['ratio']:.2f}",
-             "quartiles": f"{row['low']:.2f}–{row['high']:.2f}",
-             "peak MiB": f"{row['peak_mib']:.0f}", "images/s": f"{row['images_per_s']:.0f}",
-             **({"TFLOP/s": f"{row['tflops']:.1f}"} if "tflops" in row else {})}
-            for arm, row in rows.items()]  # fmt: skip
+    return [
+        {
+            "arm": arm,
+            "ms": f"{row['ms']:.0f}",
+            "ratio": f"{row['ratio']:.2f}",
+            "quartiles": f"{row['low']:.2f}–{row['high']:.2f}",
+            "peak MiB": f"{row['peak_mib']:.0f}",
+            "images/s": f"{row['images_per_s']:.0f}",
+            **({"TFLOP/s": f"{row['tflops']:.1f}"} if "tflops" in row else {}),
+        }
+        for arm, row in rows.items()
+    ]
 
 
 if __name__ == "__main__":

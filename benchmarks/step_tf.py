@@ -74,11 +74,14 @@ def main(size: str) -> None:
     times, first = interleaved({name: make() for name, make in build.items()}, ROUNDS[size])
     base = next(iter(build))
     rows = [
-        {"arm": name, "ms": round(row["ms"] / STEPS.get(size, 1), 1),
-         **{key: round(row[key], 2) for key in ("ratio", "low", "high")},
-         "first s": round(first[name], 1)}
+        {
+            "arm": name,
+            "ms": round(row["ms"] / STEPS.get(size, 1), 1),
+            **{key: round(row[key], 2) for key in ("ratio", "low", "high")},
+            "first s": round(first[name], 1),
+        }
         for name, row in ratios(times, base).items()
-    ]  # fmt: skip
+    ]
     path = RESULTS / "step_tf_cpu.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     save(path.stem, {**old, "hardware": hardware(), size: rows})

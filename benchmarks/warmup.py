@@ -29,9 +29,10 @@ PLANS: dict[str, tuple[float, dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(
-        prog="python -m benchmarks.warmup", description=__doc__,
+        prog="python -m benchmarks.warmup",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     options.add_argument("network", choices=PLANS)
     options.add_argument("eps_warmup", type=int)
     options.add_argument("--data-dir")
@@ -42,12 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step_size, plan = PLANS[name]
     recipe = RECIPES["mnist"]
     result = spatlib.train(
-        SETTINGS["mnist"].build(0) if name == "strided" else name, recipe="mnist",
+        SETTINGS["mnist"].build(0) if name == "strided" else name,
+        recipe="mnist",
         config=replace(recipe.config, steps=10, step_size=step_size),
-        training=replace(recipe.training, **plan, eps_warmup=warmup, examples=10_000,
-                         test_examples=500, progress=False),
+        training=replace(
+            recipe.training,
+            **plan,
+            eps_warmup=warmup,
+            examples=10_000,
+            test_examples=500,
+            progress=False,
+        ),
         data_dir=chosen.data_dir,
-    )  # fmt: skip
+    )
     for row in result.history:
         found = {key: row[key] for key in SHOWN}
         append(FILE, {"network": name, "eps_warmup": warmup, "epoch": row["epoch"], **found})

@@ -12,8 +12,9 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise
-        print("spatlib: the command line needs tyro. Run: pip install 'spatlib[cli]'",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "spatlib: the command line needs tyro. Run: pip install 'spatlib[cli]'", file=sys.stderr
+        )
         return 2
     return command()
 

@@ -13,22 +13,29 @@ from .errors import ConfigError
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise ConfigError(name, expected=f"one of {', '.join(map(repr, choices))}",
-                          received=repr(value), fix="Choose one of these names.")  # fmt: skip
+        raise ConfigError(
+            name,
+            expected=f"one of {', '.join(map(repr, choices))}",
+            received=repr(value),
+            fix="Choose one of these names.",
+        )
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(name, expected="True or False", received=repr(value),
-                          fix="Pass a bool.")  # fmt: skip
+        raise ConfigError(name, expected="True or False", received=repr(value), fix="Pass a bool.")
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
     """Raise ConfigError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ConfigError(name, expected=f"an integer >= {least}", received=repr(value),
-                          fix="Pass a whole number in that range.")  # fmt: skip
+        raise ConfigError(
+            name,
+            expected=f"an integer >= {least}",
+            received=repr(value),
+            fix="Pass a whole number in that range.",
+        )
 
 
 def check_number(
@@ -54,15 +61,23 @@ def check_number(
         and (below is None or value < below)
         and (most is None or value <= most)
     ):
-        raise ConfigError(name, expected=f"a finite number {expected}".rstrip(),
-                          received=repr(value), fix="Pass a number in that range.")  # fmt: skip
+        raise ConfigError(
+            name,
+            expected=f"a finite number {expected}".rstrip(),
+            received=repr(value),
+            fix="Pass a number in that range.",
+        )
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
     """Raise ConfigError unless ``value`` is None or settings of this kind."""
     if value is not None and not isinstance(value, kind):
-        raise ConfigError(name, expected=f"a {kind.__name__}", received=type(value).__name__,
-                          fix=f"Pass spatlib.{kind.__name__}(...).")  # fmt: skip
+        raise ConfigError(
+            name,
+            expected=f"a {kind.__name__}",
+            received=type(value).__name__,
+            fix=f"Pass spatlib.{kind.__name__}(...).",
+        )
 
 
 def make_plain(settings: object, name: str, kind: type) -> None:

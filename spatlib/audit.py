@@ -84,9 +84,12 @@ def audit(
     engine = load_engine(backend)
     before, after, labels = (np.asarray(part) for part in (x, x_adv, y))
     if before.shape != after.shape or labels.shape != before.shape[:1] or not before.size:
-        raise DataError("x_adv", expected=f"the shape of x {before.shape}, and a label each",
-                        received=f"{after.shape}, labels {labels.shape}",
-                        fix="Pass x' of the same examples in the same order.")  # fmt: skip
+        raise DataError(
+            "x_adv",
+            expected=f"the shape of x {before.shape}, and a label each",
+            received=f"{after.shape}, labels {labels.shape}",
+            fix="Pass x' of the same examples in the same order.",
+        )
     logits = [engine.logits(judge, part, batch_size) for part in (before, after)]
     similar = None
     if ssim:
@@ -96,9 +99,16 @@ def audit(
 
 
 def compare_attacks(
-    target: tuple[Any, str], judge: tuple[Any, str], data: Any, config: SPATConfig, *,
-    count: int, shown: int, seed: int, ssim: bool,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
+    target: tuple[Any, str],
+    judge: tuple[Any, str],
+    data: Any,
+    config: SPATConfig,
+    *,
+    count: int,
+    shown: int,
+    seed: int,
+    ssim: bool,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the judge says of the training attack and of plain PGD at the same eps and steps.
 
     Args:
@@ -133,9 +143,12 @@ def compare_attacks(
 
 
 def measure(
-    clean: np.ndarray, moved: np.ndarray, y: np.ndarray, sizes: np.ndarray,
+    clean: np.ndarray,
+    moved: np.ndarray,
+    y: np.ndarray,
+    sizes: np.ndarray,
     similar: np.ndarray | None = None,
-) -> Audit:  # fmt: skip
+) -> Audit:
     """The audit of logits (N, K) at x and x', labels, and L2 and SSIM of each example (N,)."""
     classes = clean.shape[1]
     check_labels(int(y.min()), int(y.max()), classes)
@@ -155,13 +168,18 @@ def measure(
         return float(values.mean()) if len(values) else float("nan")
 
     return Audit(
-        count=len(y), known=len(known), drift=mean(gone),
-        evidence_lost=mean((odds - odds_moved)[label]), rival_gain=mean(gain),
-        entropy=mean(entropies[1]), entropy_gain=mean(entropies[1] - entropies[0]),
-        l2=mean(sizes[known]), ssim=None if similar is None else mean(similar[known]),
+        count=len(y),
+        known=len(known),
+        drift=mean(gone),
+        evidence_lost=mean((odds - odds_moved)[label]),
+        rival_gain=mean(gain),
+        entropy=mean(entropies[1]),
+        entropy_gain=mean(entropies[1] - entropies[0]),
+        l2=mean(sizes[known]),
+        ssim=None if similar is None else mean(similar[known]),
         read_as=tuple(map(tuple, counts.tolist())),
         drifted=tuple(known[certain[gone[certain]]].tolist()),
-    )  # fmt: skip
+    )
 
 
 def similarity(
@@ -170,16 +188,27 @@ def similarity(
     """SSIM of each pair of images (N,)."""
     metrics = load_extra("skimage.metrics", "audit")
     if x.ndim != 4:
-        raise DataError("x", expected="images (four axes) for SSIM", received=f"shape {x.shape}",
-                        fix="Leave ssim out.")  # fmt: skip
+        raise DataError(
+            "x",
+            expected="images (four axes) for SSIM",
+            received=f"shape {x.shape}",
+            fix="Leave ssim out.",
+        )
     if channels_first:
         x, x_adv = np.moveaxis(x, 1, -1), np.moveaxis(x_adv, 1, -1)
     shorter = min(7, *x.shape[1:3])
-    return np.array([
-        metrics.structural_similarity(a, b, win_size=shorter - 1 + shorter % 2, channel_axis=-1,
-                                      data_range=bounds[1] - bounds[0])
-        for a, b in zip(x.astype(float), x_adv.astype(float), strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            metrics.structural_similarity(
+                a,
+                b,
+                win_size=shorter - 1 + shorter % 2,
+                channel_axis=-1,
+                data_range=bounds[1] - bounds[0],
+            )
+            for a, b in zip(x.astype(float), x_adv.astype(float), strict=True)
+        ]
+    )
 
 
 def _evidence(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,18 @@ Pullback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def autoattack(
-    pullback: Pullback, threat: SPATConfig, x: np.ndarray, y: np.ndarray, classes: int, *,
+    pullback: Pullback,
+    threat: SPATConfig,
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    *,
     channels_first: bool,
-    batch_size: int = 256, steps: int = STEPS, restarts: int = RESTARTS, queries: int = QUERIES,
-) -> np.ndarray:  # fmt: skip
+    batch_size: int = 256,
+    steps: int = STEPS,
+    restarts: int = RESTARTS,
+    queries: int = QUERIES,
+) -> np.ndarray:
     """x' of ART's AutoAttack: Auto-PGD on cross-entropy and on the logits ratio, DeepFool, Square.
 
     Args:
@@ -35,19 +43,44 @@ def autoattack(
     load_extra("multiprocess", "autoattack")
     evasion = load_extra("art.attacks.evasion", "autoattack")
     order = np.inf if threat.norm == "Linf" else 2
-    shared: dict[str, Any] = {"norm": order, "eps": float(threat.eps), "eps_step": 2 * threat.eps,
-                              "batch_size": batch_size}  # fmt: skip
+    shared: dict[str, Any] = {
+        "norm": order,
+        "eps": float(threat.eps),
+        "eps_step": 2 * threat.eps,
+        "batch_size": batch_size,
+    }
     facts = (pullback, threat.bounds, x.shape[1:], classes, channels_first)
     crossed, ratio = (_estimator(*facts, loss) for loss in (cross_entropy, logits_ratio))
     attacks = [
-        *(evasion.AutoProjectedGradientDescent(estimator=one, max_iter=steps, loss_type=None,
-                                               nb_random_init=restarts, verbose=False, **shared)
-          for one in ((crossed, ratio) if classes > 2 else (crossed,))),
-        evasion.DeepFool(crossed, max_iter=steps, epsilon=1e-3, nb_grads=min(10, classes),
-                         batch_size=batch_size, verbose=False),
-        evasion.SquareAttack(crossed, norm=order, max_iter=queries, eps=float(threat.eps),
-                             p_init=0.8, nb_restarts=restarts, verbose=False),
-    ]  # fmt: skip
+        *(
+            evasion.AutoProjectedGradientDescent(
+                estimator=one,
+                max_iter=steps,
+                loss_type=None,
+                nb_random_init=restarts,
+                verbose=False,
+                **shared,
+            )
+            for one in ((crossed, ratio) if classes > 2 else (crossed,))
+        ),
+        evasion.DeepFool(
+            crossed,
+            max_iter=steps,
+            epsilon=1e-3,
+            nb_grads=min(10, classes),
+            batch_size=batch_size,
+            verbose=False,
+        ),
+        evasion.SquareAttack(
+            crossed,
+            norm=order,
+            max_iter=queries,
+            eps=float(threat.eps),
+            p_init=0.8,
+            nb_restarts=restarts,
+            verbose=False,
+        ),
+    ]
     attack = evasion.AutoAttack(estimator=crossed, attacks=attacks, **shared)
     found: np.ndarray = attack.generate(x=x.astype(np.float32), y=y)
     return found
@@ -79,8 +112,15 @@ def attack(threat: SPATConfig, model: Any, x: Any, y: Any, **settings: Any) -> A
 
         x_array, labels, like = x.numpy(), y.numpy(), lambda v: tf.cast(v, x.dtype)
     classes = int(model(x[:1]).shape[1])
-    found = autoattack(pullback, threat, x_array, labels, classes, **settings,
-                       channels_first=type(x).__module__.startswith("torch"))  # fmt: skip
+    found = autoattack(
+        pullback,
+        threat,
+        x_array,
+        labels,
+        classes,
+        **settings,
+        channels_first=type(x).__module__.startswith("torch"),
+    )
     return like(found)
 
 
@@ -132,13 +172,23 @@ class _Calls:
 
 
 def _estimator(
-    pullback: Pullback, bounds: tuple[float, float], shape: tuple[int, ...], classes: int,
-    channels_first: bool, loss: Any,
-) -> Any:  # fmt: skip
+    pullback: Pullback,
+    bounds: tuple[float, float],
+    shape: tuple[int, ...],
+    classes: int,
+    channels_first: bool,
+    loss: Any,
+) -> Any:
     mixins = load_extra("art.estimators.classification.classifier", "autoattack")
     parts = load_extra("art.estimators.estimator", "autoattack")
-    bases = (_Calls, mixins.ClassGradientsMixin, mixins.ClassifierMixin,
-             parts.LossGradientsMixin, parts.NeuralNetworkMixin, parts.BaseEstimator)  # fmt: skip
+    bases = (
+        _Calls,
+        mixins.ClassGradientsMixin,
+        mixins.ClassifierMixin,
+        parts.LossGradientsMixin,
+        parts.NeuralNetworkMixin,
+        parts.BaseEstimator,
+    )
     kind: Any = type("Estimator", bases, {"input_shape": shape})
     estimator = kind(model=pullback, clip_values=bounds, channels_first=channels_first)
     estimator.pullback, estimator.loss, estimator.nb_classes = pullback, loss, classes

@@ -95,9 +95,12 @@ def load_extra(module: str, extra: str = "data") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise BackendError(module, expected="it to be installed for this",
-                           received=f"{type(error).__name__}: {error}",
-                           fix=f"Run: pip install 'spatlib[{extra}]'") from error  # fmt: skip
+        raise BackendError(
+            module,
+            expected="it to be installed for this",
+            received=f"{type(error).__name__}: {error}",
+            fix=f"Run: pip install 'spatlib[{extra}]'",
+        ) from error
 
 
 def load_engine(name: str) -> Engine:
@@ -109,14 +112,21 @@ def load_engine(name: str) -> Engine:
     others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
     known = {**others, **BACKENDS}
     if not isinstance(name, str) or name not in known:
-        raise BackendError("backend", expected=f"one of {', '.join(map(repr, known))}",
-                           received=repr(name), fix="Choose one of these names.")  # fmt: skip
+        raise BackendError(
+            "backend",
+            expected=f"one of {', '.join(map(repr, known))}",
+            received=repr(name),
+            fix="Choose one of these names.",
+        )
     try:
         return cast(Engine, importlib.import_module(known[name]))
     except ImportError as error:
         if isinstance(error, BackendError):
             raise
         advice = INSTALL.get(name, "see the package that registered it")
-        raise BackendError(f"backend {name!r}", expected="its framework to be installed",
-                           received=f"{type(error).__name__}: {error}",
-                           fix=f"Run: {advice}") from error  # fmt: skip
+        raise BackendError(
+            f"backend {name!r}",
+            expected="its framework to be installed",
+            received=f"{type(error).__name__}: {error}",
+            fix=f"Run: {advice}",
+        ) from error

@@ -65,17 +65,29 @@ class _Version(NamedTuple):
 
 VERSIONS = {
     "cifar10": (
-        _Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz",
-                 tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", 10),
-        _Version("cifar-10-batches-py", "cifar-10-python.tar.gz",
-                 tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", 10, b"labels"),
+        _Version(
+            "cifar-10-batches-bin",
+            "cifar-10-binary.tar.gz",
+            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+            "test_batch.bin",
+            10,
+        ),
+        _Version(
+            "cifar-10-batches-py",
+            "cifar-10-python.tar.gz",
+            tuple(f"data_batch_{i}" for i in range(1, 6)),
+            "test_batch",
+            10,
+            b"labels",
+        ),
     ),
     "cifar100": (
         _Version("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), "test.bin", 100),
-        _Version("cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", 100,
-                 b"fine_labels"),
+        _Version(
+            "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", 100, b"fine_labels"
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def cifar(name: str, folder: Path) -> tuple[Pair, Pair]:

@@ -24,13 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        others = (commands.evaluate, commands.audit, commands.show, commands.compare,
-                  commands.recipes)  # fmt: skip
+        others = (
+            commands.evaluate,
+            commands.audit,
+            commands.show,
+            commands.compare,
+            commands.recipes,
+        )
         tyro.extras.subcommand_cli_from_dict(
             {"train": _with_defaults(given), **{c.__name__: c for c in others}},
-            prog="spatlib", description=spatlib.__doc__, args=given,
-            config=(tyro.conf.OmitArgPrefixes,), registry=_registry(),
-        )  # fmt: skip
+            prog="spatlib",
+            description=spatlib.__doc__,
+            args=given,
+            config=(tyro.conf.OmitArgPrefixes,),
+            registry=_registry(),
+        )
     except spatlib.SpatlibError as error:
         print(f"spatlib: {error}", file=sys.stderr)
         return FAILED if isinstance(error, spatlib.NonFiniteError) else REFUSED

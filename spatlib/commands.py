@@ -52,17 +52,30 @@ def train(
         overwrite: Delete the run in run_dir first.
     """
     terminal = sys.stdout.isatty()
-    if recipe in RECIPES and config.norm != RECIPES[recipe].config.norm and (
-            config.eps == RECIPES[recipe].config.eps):  # fmt: skip
-        raise spatlib.ConfigError("eps", expected=f"an eps for {config.norm}", received="the "
-                                  f"recipe's, for {RECIPES[recipe].config.norm}",
-                                  fix="Pass --eps.")  # fmt: skip
+    if (
+        recipe in RECIPES
+        and config.norm != RECIPES[recipe].config.norm
+        and (config.eps == RECIPES[recipe].config.eps)
+    ):
+        raise spatlib.ConfigError(
+            "eps",
+            expected=f"an eps for {config.norm}",
+            received=f"the recipe's, for {RECIPES[recipe].config.norm}",
+            fix="Pass --eps.",
+        )
     result = spatlib.train(
-        model, ... if data is None else data, recipe=recipe, backend=backend, config=config,
-        training=replace(training, progress=training.progress and terminal), data_dir=data_dir,
-        run_dir=run_dir, resume=resume, overwrite=overwrite,
+        model,
+        ... if data is None else data,
+        recipe=recipe,
+        backend=backend,
+        config=config,
+        training=replace(training, progress=training.progress and terminal),
+        data_dir=data_dir,
+        run_dir=run_dir,
+        resume=resume,
+        overwrite=overwrite,
         on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
-    )  # fmt: skip
+    )
     if not terminal:
         print(json.dumps({"metrics": result.metrics, "measured_on": result.measured_on}))
 
@@ -100,10 +113,18 @@ def evaluate(
     config, _ = of.configs()
     dataset = _dataset(of, data_dir)
     report = spatlib.evaluate(
-        model, dataset.measured, backend=of.settings["backend"], attacks=attacks, steps=steps,
-        config=config if eps is None else replace(config, eps=eps), restarts=restarts,
-        batch_size=batch_size, seed=seed, device=device, examples=examples,
-    )  # fmt: skip
+        model,
+        dataset.measured,
+        backend=of.settings["backend"],
+        attacks=attacks,
+        steps=steps,
+        config=config if eps is None else replace(config, eps=eps),
+        restarts=restarts,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        examples=examples,
+    )
     measured_on = "training" if dataset.test is None else "test"
     facts = {**report.as_json(), "weights": weights, "seed": seed, "measured_on": measured_on}
     of.write(EVALUATION, json.dumps(facts, indent=2).encode())
@@ -142,22 +163,40 @@ def audit(
         data_dir: Default: that of the training.
     """
     if run.resolve() == judge.resolve():
-        raise spatlib.ConfigError("judge", expected="a run of another network", received="itself",
-                                  fix="Train one with another --seed.")  # fmt: skip
+        raise spatlib.ConfigError(
+            "judge",
+            expected="a run of another network",
+            received="itself",
+            fix="Train one with another --seed.",
+        )
     model, of = load_model(run, weights)
     reader, other = load_model(judge, weights)
     if of.settings["data"] != other.settings["data"]:
-        raise spatlib.ConfigError("judge", expected=f"a run on {of.settings['data']}",
-                                  received=f"one on {other.settings['data']}",
-                                  fix="Train one on the same data.")  # fmt: skip
+        raise spatlib.ConfigError(
+            "judge",
+            expected=f"a run on {of.settings['data']}",
+            received=f"one on {other.settings['data']}",
+            fix="Train one on the same data.",
+        )
     own, _ = of.configs()
     own = replace(own, eps=own.eps if eps is None else eps, steps=steps or own.steps)
     content, pictures = compare_attacks(
-        (model, of.settings["backend"]), (reader, other.settings["backend"]),
-        _dataset(of, data_dir).measured, own, count=examples, shown=shown, seed=seed, ssim=ssim,
-    )  # fmt: skip
-    facts = {"judge": str(judge), "eps": own.eps, "norm": own.norm, "steps": own.steps,
-             "attacks": content}  # fmt: skip
+        (model, of.settings["backend"]),
+        (reader, other.settings["backend"]),
+        _dataset(of, data_dir).measured,
+        own,
+        count=examples,
+        shown=shown,
+        seed=seed,
+        ssim=ssim,
+    )
+    facts = {
+        "judge": str(judge),
+        "eps": own.eps,
+        "norm": own.norm,
+        "steps": own.steps,
+        "attacks": content,
+    }
     of.write("audit.json", json.dumps(facts, indent=2).encode())
     if pictures["x"].ndim == 4 and len(pictures["x"]):
         of.write("audit.png", plots.drift(pictures, own.bounds))
@@ -179,8 +218,10 @@ def show(
     config, _ = of.configs()
     engine = load_engine(of.settings["backend"])
     shown = engine.examples(model, _dataset(of, data_dir).measured, config, count=count)
-    for name, picture in (("curves.png", plots.curves(of.history())),
-                          ("sheet.png", plots.sheet(shown, config.bounds))):  # fmt: skip
+    for name, picture in (
+        ("curves.png", plots.curves(of.history())),
+        ("sheet.png", plots.sheet(shown, config.bounds)),
+    ):
         of.write(name, picture)
         print(of.directory / name)
 
@@ -195,21 +236,32 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     for directory in runs:
         content = Run(directory, resume=True).read(EVALUATION)
         if content is None:
-            raise spatlib.ConfigError("runs", expected="runs that were evaluated",
-                                      received=str(directory),
-                                      fix=f"Run: spatlib evaluate {directory}")  # fmt: skip
+            raise spatlib.ConfigError(
+                "runs",
+                expected="runs that were evaluated",
+                received=str(directory),
+                fix=f"Run: spatlib evaluate {directory}",
+            )
         try:
             reports[str(directory)] = Report.from_json(json.loads(content))
         except (ValueError, KeyError, TypeError) as error:
-            raise spatlib.DataError(f"{directory / EVALUATION}", expected="an evaluation",
-                                    received=f"{type(error).__name__}: {error}", fix="Run: "
-                                    f"spatlib evaluate {directory}") from error  # fmt: skip
-    alike = {(r.config.norm, r.config.eps, r.config.bounds, r.count, r.restarts, tuple(r.metrics))
-             for r in reports.values()}  # fmt: skip
+            raise spatlib.DataError(
+                f"{directory / EVALUATION}",
+                expected="an evaluation",
+                received=f"{type(error).__name__}: {error}",
+                fix=f"Run: spatlib evaluate {directory}",
+            ) from error
+    alike = {
+        (r.config.norm, r.config.eps, r.config.bounds, r.count, r.restarts, tuple(r.metrics))
+        for r in reports.values()
+    }
     if len(alike) != 1:
-        raise spatlib.ConfigError("runs", expected="runs measured alike: attacks, eps, examples",
-                                  received=f"{len(alike)} kinds of measurement",
-                                  fix="Run spatlib evaluate with the same options.")  # fmt: skip
+        raise spatlib.ConfigError(
+            "runs",
+            expected="runs measured alike: attacks, eps, examples",
+            received=f"{len(alike)} kinds of measurement",
+            fix="Run spatlib evaluate with the same options.",
+        )
     if sys.stdout.isatty():
         print(table(reports, next(iter(reports.values()))))
     else:
@@ -220,18 +272,28 @@ def recipes() -> None:
     """List the recipes."""
     for name, recipe in RECIPES.items():
         c, t = recipe.config, recipe.training
-        print(f"{name:18} {recipe.model:16} {c.norm} eps {c.eps:.4g}, {c.steps} steps; "
-              f"{t.epochs} epochs, {t.schedule}; {recipe.source}")  # fmt: skip
+        print(
+            f"{name:18} {recipe.model:16} {c.norm} eps {c.eps:.4g}, {c.steps} steps; "
+            f"{t.epochs} epochs, {t.schedule}; {recipe.source}"
+        )
 
 
 def _dataset(run: Run, data_dir: Path | None) -> Dataset:
     """The data of the run, cut as they were for its training."""
     saved, (_, training) = run.settings, run.configs()
     if saved["data"] is None:
-        raise spatlib.ConfigError("run", expected="a run on data by name or path",
-                                  received="one on data of your own", fix="Call "
-                                  "spatlib.load_model and spatlib.evaluate.")  # fmt: skip
-    return load(saved["data"], channels_first=load_engine(saved["backend"]).CHANNELS_FIRST,
-                data_dir=data_dir or saved["data_dir"], validation=training.validation,
-                seed=training.seed, examples=training.examples,
-                test_examples=training.test_examples)  # fmt: skip
+        raise spatlib.ConfigError(
+            "run",
+            expected="a run on data by name or path",
+            received="one on data of your own",
+            fix="Call spatlib.load_model and spatlib.evaluate.",
+        )
+    return load(
+        saved["data"],
+        channels_first=load_engine(saved["backend"]).CHANNELS_FIRST,
+        data_dir=data_dir or saved["data_dir"],
+        validation=training.validation,
+        seed=training.seed,
+        examples=training.examples,
+        test_examples=training.test_examples,
+    )

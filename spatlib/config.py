@@ -101,8 +101,13 @@ class SPATConfig:
         self._default("share", _DerivedName("min"))
         self._default("keep", _Derived(0.5 if masked else 1.0))
         self._default("floor", _Derived(0.5))
-        for name, choices in (("norm", NORMS), ("base", BASES), ("share", SHARES),
-                              ("random_start", STARTS), ("attack_mode", MODES)):  # fmt: skip
+        for name, choices in (
+            ("norm", NORMS),
+            ("base", BASES),
+            ("share", SHARES),
+            ("random_start", STARTS),
+            ("attack_mode", MODES),
+        ):
             check_choice(name, getattr(self, name), choices)
         check_integer("steps", self.steps, 1)
         check_integer("probes", self.probes, 1)
@@ -132,37 +137,59 @@ class SPATConfig:
     def _check_bounds(self) -> None:
         pair = self.bounds
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ConfigError("bounds", expected="a pair (lower, upper)", received=repr(pair),
-                              fix="Use the range of your inputs, e.g. (0, 1).")  # fmt: skip
+            raise ConfigError(
+                "bounds",
+                expected="a pair (lower, upper)",
+                received=repr(pair),
+                fix="Use the range of your inputs, e.g. (0, 1).",
+            )
         for value in pair:
             check_number("bounds", value)
         if not pair[0] < pair[1]:
-            raise ConfigError("bounds", expected="lower < upper", received=repr(tuple(pair)),
-                              fix="Use the range of your inputs, e.g. (0, 1).")  # fmt: skip
+            raise ConfigError(
+                "bounds",
+                expected="lower < upper",
+                received=repr(tuple(pair)),
+                fix="Use the range of your inputs, e.g. (0, 1).",
+            )
         object.__setattr__(self, "bounds", Bounds(float(pair[0]), float(pair[1])))
 
     def _check_combinations(self) -> None:
         lower, upper = self.bounds
         if self.share == "rms" and self.mask_classes is not None:
-            raise ConfigError("mask_classes", expected="None for share='rms'",
-                              received=self.mask_classes, fix="Random probes cover all classes "
-                              "at once: set probes instead.")  # fmt: skip
+            raise ConfigError(
+                "mask_classes",
+                expected="None for share='rms'",
+                received=self.mask_classes,
+                fix="Random probes cover all classes at once: set probes instead.",
+            )
         if self.norm == "Linf" and self.eps > upper - lower:
-            raise ConfigError("eps", expected=f"a Linf eps of at most the input range "
-                              f"{upper - lower:g}", received=f"{self.eps:g}",
-                              fix=f"{self.eps:g} or {self.eps:g}/255? eps is in the units of the "
-                              "inputs; set bounds if theirs are not [0, 1].")  # fmt: skip
-        if (self.base == "trades" and self.random_start == "none"
-                and (self.smoothing == 0 or self.guard)):  # fmt: skip
-            raise ConfigError("random_start", expected="a random start for base='trades'",
-                              received="'none'", fix="At x' = x the KL gradient is zero up to "
-                              "rounding, so the attack could not leave x: use 'uniform' or "
-                              "'gaussian' (or smoothing > 0 without guard).")  # fmt: skip
+            raise ConfigError(
+                "eps",
+                expected=f"a Linf eps of at most the input range {upper - lower:g}",
+                received=f"{self.eps:g}",
+                fix=f"{self.eps:g} or {self.eps:g}/255? eps is in the units of the "
+                "inputs; set bounds if theirs are not [0, 1].",
+            )
+        if (
+            self.base == "trades"
+            and self.random_start == "none"
+            and (self.smoothing == 0 or self.guard)
+        ):
+            raise ConfigError(
+                "random_start",
+                expected="a random start for base='trades'",
+                received="'none'",
+                fix="At x' = x the KL gradient is zero up to "
+                "rounding, so the attack could not leave x: use 'uniform' or "
+                "'gaussian' (or smoothing > 0 without guard).",
+            )
 
     def evaluation(self, steps: int) -> SPATConfig:
         """The evaluation attack of this threat model: full eps, hard labels, no mask."""
-        return SPATConfig(eps=self.eps, norm=self.norm, bounds=self.bounds, steps=steps,
-                          smoothing=0, keep=1)  # fmt: skip
+        return SPATConfig(
+            eps=self.eps, norm=self.norm, bounds=self.bounds, steps=steps, smoothing=0, keep=1
+        )
 
     @property
     def masked(self) -> bool:

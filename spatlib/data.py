@@ -74,8 +74,9 @@ def load(
     check_integer("seed", seed, 0)
     dataset = _load(data, channels_first, data_dir)
     dataset = _hold_out(dataset, validation, seed) if validation else dataset
-    return replace(dataset, train=_first(dataset.train, examples),
-                   test=_first(dataset.test, test_examples))  # fmt: skip
+    return replace(
+        dataset, train=_first(dataset.train, examples), test=_first(dataset.test, test_examples)
+    )
 
 
 def _load(data: Any, channels_first: bool, data_dir: str | os.PathLike[str] | None) -> Dataset:
@@ -86,9 +87,12 @@ def _load(data: Any, channels_first: bool, data_dir: str | os.PathLike[str] | No
         return Dataset(train=pairs[0], test=pairs[1] if len(pairs) > 1 else None)
     if isinstance(data, tuple):  # a list is a list of batches, however long
         if len(data) != 2:
-            raise DataError("data", expected="(x, y) or ((x, y), (x_test, y_test))",
-                            received=f"a tuple of {len(data)}",
-                            fix="Pass a pair, or batches as a list.")  # fmt: skip
+            raise DataError(
+                "data",
+                expected="(x, y) or ((x, y), (x_test, y_test))",
+                received=f"a tuple of {len(data)}",
+                fix="Pass a pair, or batches as a list.",
+            )
         if all(isinstance(part, tuple | list) and len(part) == 2 for part in data):
             train, test = (_checked_pair(*part) for part in data)
             return Dataset(train=train, test=test)
@@ -113,28 +117,45 @@ def length(batches: Any) -> int | None:
 
 def _checked_batches(data: Any) -> Any:
     if not hasattr(data, "__iter__"):
-        raise DataError("data", expected="a name, (x, y), ((x, y), (x_test, y_test)) or an "
-                        "iterable of batches", received=type(data).__name__,
-                        fix="Wrap it in one of these.")  # fmt: skip
+        raise DataError(
+            "data",
+            expected="a name, (x, y), ((x, y), (x_test, y_test)) or an iterable of batches",
+            received=type(data).__name__,
+            fix="Wrap it in one of these.",
+        )
     if hasattr(data, "__next__"):
-        raise DataError("data", expected="batches that can be gone through once per epoch",
-                        received="an iterator that is used up after one",
-                        fix="Pass the list or the loader itself, not its iterator.")  # fmt: skip
+        raise DataError(
+            "data",
+            expected="batches that can be gone through once per epoch",
+            received="an iterator that is used up after one",
+            fix="Pass the list or the loader itself, not its iterator.",
+        )
     return data
 
 
 def _checked_pair(x: Any, y: Any) -> tuple[Any, Any]:
     for name, part in (("x", x), ("y", y)):
         if not hasattr(part, "shape"):
-            raise DataError(name, expected="an array or tensor", received=type(part).__name__,
-                            fix="Convert it, e.g. with numpy.asarray.")  # fmt: skip
+            raise DataError(
+                name,
+                expected="an array or tensor",
+                received=type(part).__name__,
+                fix="Convert it, e.g. with numpy.asarray.",
+            )
     if len(x.shape) == 0 or len(x) == 0:
-        raise DataError("data", expected="at least one example", received="none",
-                        fix="Check how the data was selected.")  # fmt: skip
+        raise DataError(
+            "data",
+            expected="at least one example",
+            received="none",
+            fix="Check how the data was selected.",
+        )
     if len(y.shape) == 0 or len(x) != len(y):
-        raise DataError("data", expected="as many labels as inputs",
-                        received=f"{len(x)} inputs, labels of shape {tuple(y.shape)}",
-                        fix="Select inputs and labels together.")  # fmt: skip
+        raise DataError(
+            "data",
+            expected="as many labels as inputs",
+            received=f"{len(x)} inputs, labels of shape {tuple(y.shape)}",
+            fix="Select inputs and labels together.",
+        )
     return x, y
 
 
@@ -143,14 +164,22 @@ def _read(
 ) -> tuple[formats.Pair, formats.Pair | None]:
     if data in NAMES:
         if not isinstance(data_dir, str | os.PathLike | None):
-            raise ConfigError("data_dir", expected="a path or None", received=repr(data_dir),
-                              fix="Pass the directory of the official files.")  # fmt: skip
+            raise ConfigError(
+                "data_dir",
+                expected="a path or None",
+                received=repr(data_dir),
+                fix="Pass the directory of the official files.",
+            )
         folder = download.cache() if data_dir is None else Path(data_dir)
         return formats.mnist(folder) if data == "mnist" else cifar(str(data), folder)
     if not os.path.exists(data):
-        raise DataError("data", expected=f"{', '.join(map(repr, NAMES))}, or the path of a .npz "
-                        "file or of a folder of images", received=repr(data),
-                        fix="Choose a name, or pass your data as (x, y).")  # fmt: skip
+        raise DataError(
+            "data",
+            expected=f"{', '.join(map(repr, NAMES))}, or the path of a .npz "
+            "file or of a folder of images",
+            received=repr(data),
+            fix="Choose a name, or pass your data as (x, y).",
+        )
     path = Path(data)
     return formats.images(path) if path.is_dir() else formats.npz(path)
 
@@ -165,20 +194,31 @@ def _first(part: Any, count: int | None) -> Any:
     if part is None or count is None:
         return part
     if not is_pair(part):
-        raise ConfigError("examples", expected="None for data that come in batches",
-                          received=count, fix="Pass arrays, or fewer batches.")  # fmt: skip
+        raise ConfigError(
+            "examples",
+            expected="None for data that come in batches",
+            received=count,
+            fix="Pass arrays, or fewer batches.",
+        )
     return tuple(array[:count] for array in part)
 
 
 def _hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     if not is_pair(dataset.train):
-        raise ConfigError("validation", expected="0 for data that come in batches",
-                          received=count, fix="Pass arrays, or hold out batches "
-                          "yourself.")  # fmt: skip
+        raise ConfigError(
+            "validation",
+            expected="0 for data that come in batches",
+            received=count,
+            fix="Pass arrays, or hold out batches yourself.",
+        )
     x, y = dataset.train
     if count >= len(x):
-        raise ConfigError("validation", expected=f"fewer than the {len(x)} training examples",
-                          received=count, fix="Leave some to train on.")  # fmt: skip
+        raise ConfigError(
+            "validation",
+            expected=f"fewer than the {len(x)} training examples",
+            received=count,
+            fix="Leave some to train on.",
+        )
     held = np.zeros(len(x), dtype=bool)  # a mask: arrays of every framework can be indexed by it
     held[np.random.default_rng(seed).permutation(len(x))[:count]] = True
     return replace(dataset, train=(x[~held], y[~held]), validation=(x[held], y[held]))

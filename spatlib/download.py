@@ -15,22 +15,28 @@ from .errors import DataError
 TORONTO = "https://www.cs.toronto.edu/~kriz/"
 # Where, and the SHA-256 of each file: those that TensorFlow Datasets publishes too.
 SOURCES: dict[str, tuple[str, dict[str, str]]] = {
-    "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/", {  # its first home is closed
-        "train-images-idx3-ubyte.gz":
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz":
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "t10k-images-idx3-ubyte.gz":
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz":
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"}),
-    "cifar10": (TORONTO, {
-        "cifar-10-binary.tar.gz":
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"}),
-    "cifar100": (TORONTO, {
-        "cifar-100-binary.tar.gz":
-            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"}),
-}  # fmt: skip
+    "mnist": (
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        {  # its first home is closed
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "cifar10": (
+        TORONTO,
+        {
+            "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        },
+    ),
+    "cifar100": (
+        TORONTO,
+        {
+            "cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+        },
+    ),
+}
 TIMEOUT = 30  # seconds without an answer
 CHUNK = 1 << 14  # bytes; what came of the last one is lost when the connection is cut
 
@@ -57,12 +63,20 @@ def fetch(name: str, folder: Path) -> None:
     address, hashes = SOURCES[name]
     for file, known in hashes.items():
         try:
-            pooch.retrieve(address + file, f"sha256:{known}", file, folder,
-                           downloader=_Resuming(folder / f"{file}.part"))  # fmt: skip
+            pooch.retrieve(
+                address + file,
+                f"sha256:{known}",
+                file,
+                folder,
+                downloader=_Resuming(folder / f"{file}.part"),
+            )
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            raise DataError(str(folder / file), expected=f"to download {address}{file}",
-                            received=f"{type(error).__name__}: {error}",
-                            fix="Try again, or put the file there by hand.") from error  # fmt: skip
+            raise DataError(
+                str(folder / file),
+                expected=f"to download {address}{file}",
+                received=f"{type(error).__name__}: {error}",
+                fix="Try again, or put the file there by hand.",
+            ) from error
 
 
 class _Resuming:

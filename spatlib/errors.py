@@ -47,9 +47,12 @@ class NonFiniteError(DataError):
     @classmethod
     def at(cls, step: int, history: list[dict[str, float]]) -> NonFiniteError:
         """The error of a training whose ``step`` was left out."""
-        error = cls("loss", expected="a finite loss and gradient",
-                    received=f"NaN or infinity at step {step}",
-                    fix="The model holds the weights from before that step. "
-                    "Lower lr, or look at the data of that step.")  # fmt: skip
+        error = cls(
+            "loss",
+            expected="a finite loss and gradient",
+            received=f"NaN or infinity at step {step}",
+            fix="The model holds the weights from before that step. "
+            "Lower lr, or look at the data of that step.",
+        )
         error.history = history
         return error

@@ -97,12 +97,25 @@ def evaluate(
         check_integer("examples", examples, 1)
     chosen, data = find(recipe, data)
     engine = load_engine(backend)
-    dataset = load(data, channels_first=engine.CHANNELS_FIRST, data_dir=data_dir,
-                   examples=examples, test_examples=examples)  # fmt: skip
+    dataset = load(
+        data,
+        channels_first=engine.CHANNELS_FIRST,
+        data_dir=data_dir,
+        examples=examples,
+        test_examples=examples,
+    )
     config = config or (chosen.config if chosen else SPATConfig())
-    return engine.evaluate(model, dataset.measured, config, attacks=attacks, steps=steps,
-                           restarts=restarts, batch_size=batch_size, seed=seed,
-                           device=device)  # fmt: skip
+    return engine.evaluate(
+        model,
+        dataset.measured,
+        config,
+        attacks=attacks,
+        steps=steps,
+        restarts=restarts,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+    )
 
 
 class Evaluation:
@@ -126,14 +139,21 @@ class Evaluation:
             named = isinstance(item, str) and item in TITLES
             key = f"{item}{steps}" if named else getattr(item, "__name__", type(item).__name__)
             if key in self.keys or not (named or callable(item)):
-                raise ConfigError("attacks", expected=f"a tuple of {', '.join(map(repr, TITLES))} "
-                                  "or callables attack(model, x, y), each of another name",
-                                  received=f"{item!r}{' again' * (key in self.keys)}",
-                                  fix="Leave it out, or set its __name__.")  # fmt: skip
+                raise ConfigError(
+                    "attacks",
+                    expected=f"a tuple of {', '.join(map(repr, TITLES))} "
+                    "or callables attack(model, x, y), each of another name",
+                    received=f"{item!r}{' again' * (key in self.keys)}",
+                    fix="Leave it out, or set its __name__.",
+                )
             if named and item.startswith("apgd") and config.norm == "L1":
-                raise ConfigError("attacks", expected="others than APGD for the norm L1",
-                                  received=repr(item), fix="Its step sizes are those for Linf and "
-                                  "L2: use 'pgd', 'margin' or 'targeted'.")  # fmt: skip
+                raise ConfigError(
+                    "attacks",
+                    expected="others than APGD for the norm L1",
+                    received=repr(item),
+                    fix="Its step sizes are those for Linf and "
+                    "L2: use 'pgd', 'margin' or 'targeted'.",
+                )
             self.keys.append(key)
             (self.named if named else self.callables)[key] = item
 
@@ -152,8 +172,12 @@ class Evaluation:
         Both are in float64; ``bits`` is the precision of the inputs' own dtype.
         """
         if x_adv.shape != x.shape:
-            raise DataError(f"x_adv of {key}", expected=f"shape {x.shape}", received=x_adv.shape,
-                            fix="Return one perturbed input per input.")  # fmt: skip
+            raise DataError(
+                f"x_adv of {key}",
+                expected=f"shape {x.shape}",
+                received=x_adv.shape,
+                fix="Return one perturbed input per input.",
+            )
         (lower, upper), eps, norm = self.threat.bounds, self.threat.eps, self.threat.norm
         d, order = (x_adv - x).reshape(len(x), -1), ORDERS[norm]
         # Four ulps per entry; attacks on float64 may compute in float32.
@@ -161,17 +185,25 @@ class Evaluation:
         outside = max(lower - x_adv.min(), x_adv.max() - upper)
         beyond = np.linalg.norm(d, order, axis=1).max() - eps
         if not (outside <= slack and beyond <= slack * d.shape[1] ** (1 / order)):  # NaN too
-            raise DataError(f"x_adv of {key}", expected=f"finite values in [{lower:g}, {upper:g}] "
-                            f"at {norm} distances up to {eps:g}", received="values "
-                            f"{max(outside, 0):.3g} outside, distances {max(beyond, 0):.3g} more",
-                            fix="Clip or project what the attack returns.")  # fmt: skip
+            raise DataError(
+                f"x_adv of {key}",
+                expected=f"finite values in [{lower:g}, {upper:g}] "
+                f"at {norm} distances up to {eps:g}",
+                received="values "
+                f"{max(outside, 0):.3g} outside, distances {max(beyond, 0):.3g} more",
+                fix="Clip or project what the attack returns.",
+            )
 
 
 def survivors(
-    ops: Ops, threat: SPATConfig, named: Mapping[str, str], batch: tuple[Array, Array, Array],
-    logits_of: Callable[[Array], Array], slope: Callable[..., tuple[Array, Array, Array]],
+    ops: Ops,
+    threat: SPATConfig,
+    named: Mapping[str, str],
+    batch: tuple[Array, Array, Array],
+    logits_of: Callable[[Array], Array],
+    slope: Callable[..., tuple[Array, Array, Array]],
     starts: Iterable[Array],
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """(N,) whether each example is right clean, and where the runs of an attack say (evaluate).
 
     Args:
@@ -197,8 +229,9 @@ def survivors(
             return value, grad, is_correct(ops, z, label)
 
         def climb(d: Array) -> tuple[Array]:
-            return (step(ops, d, look(d)[1], None, lower, upper, step_size=threat.step_size,
-                         **limits),)  # fmt: skip
+            return (
+                step(ops, d, look(d)[1], None, lower, upper, step_size=threat.step_size, **limits),
+            )
 
         if name in AUTO:
             _, right = auto_ascend(ops, look, d, lower, upper, steps=threat.steps, **limits)

@@ -18,8 +18,12 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 GZIP_MAGIC = b"\x1f\x8b"
 IDX_BYTES = 8  # IDX's code for unsigned bytes
-MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
-         "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")  # fmt: skip
+MNIST = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 NPZ_KEYS = (("x_train", "y_train", "x_test", "y_test"), ("x_train", "y_train"), ("x", "y"))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -33,8 +37,10 @@ def mnist(folder: Path) -> tuple[Pair, Pair]:
     Raises:
         DataError: A file is missing, damaged or not what its name says, or the download failed.
     """
-    places = [[_plain_or_gz(place / name) for name in MNIST]
-              for place in (folder / "MNIST" / "raw", folder)]  # fmt: skip
+    places = [
+        [_plain_or_gz(place / name) for name in MNIST]
+        for place in (folder / "MNIST" / "raw", folder)
+    ]
     files = max(places, key=lambda files: sum(path.exists() for path in files))
     missing = [path for path in files if not path.exists()]
     if missing:
@@ -58,8 +64,9 @@ def npz(path: Path) -> tuple[Pair, Pair | None]:
         known = {name for names in NPZ_KEYS for name in names}.intersection(file.files)
         keys = next((keys for keys in NPZ_KEYS if set(keys) == known), None)
         if keys is None:
-            raise bad(path, "arrays x_train, y_train, x_test, y_test, or x and y",
-                       f"arrays {file.files}")  # fmt: skip
+            raise bad(
+                path, "arrays x_train, y_train, x_test, y_test, or x and y", f"arrays {file.files}"
+            )
         arrays = [file[key] for key in keys]
     pairs = [_with_channels(path, *arrays[i : i + 2]) for i in range(0, len(arrays), 2)]
     return pairs[0], pairs[1] if len(pairs) > 1 else None
@@ -90,8 +97,9 @@ def images(folder: Path) -> tuple[Pair, Pair | None]:
 
 def bad(path: Path, expected: str, received: str) -> DataError:
     """The error that names this file."""
-    return DataError(str(path), expected=expected, received=received,
-                     fix="Put the right file there.")  # fmt: skip
+    return DataError(
+        str(path), expected=expected, received=received, fix="Put the right file there."
+    )
 
 
 @contextmanager
@@ -119,8 +127,9 @@ def _plain_or_gz(path: Path) -> Path:
 def _idx(path: Path, axes: int) -> np.ndarray:
     raw = read(path)
     if raw[:4] != bytes([0, 0, IDX_BYTES, axes]):
-        raise bad(path, f"an IDX file of bytes with {axes} axes",
-                   f"one that begins with {raw[:16]!r}")  # fmt: skip
+        raise bad(
+            path, f"an IDX file of bytes with {axes} axes", f"one that begins with {raw[:16]!r}"
+        )
     shape = np.frombuffer(raw[4 : 4 + 4 * axes].ljust(4 * axes, b"\0"), ">u4").tolist()
     values = np.frombuffer(raw[4 + 4 * axes :], np.uint8)
     if len(values) != math.prod(shape) or 0 in shape:
@@ -155,9 +164,12 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _images_in(folder: Path, classes: list[str], like: tuple[int, ...] | None = None) -> Pair:
-    files = [(path, label) for label, name in enumerate(classes)
-             for path in sorted((folder / name).iterdir())
-             if path.suffix.lower() in SUFFIXES]  # fmt: skip
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
     if not files:
         raise bad(folder, f"folders of {', '.join(SUFFIXES)} files, one per class", "none")
     x = []

@@ -55,8 +55,12 @@ class Monitor:
         if self.run is not None and best_epoch(history, self.measure) is not None:
             self.best_weights = self.run.read(BEST)
             if self.best_weights is None:
-                raise DataError(BEST, expected="the weights of the best epoch", received="no file",
-                                fix="Put it back, or begin a new run.")  # fmt: skip
+                raise DataError(
+                    BEST,
+                    expected="the weights of the best epoch",
+                    received="no file",
+                    fix="Put it back, or begin a new run.",
+                )
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""

@@ -32,17 +32,24 @@ def check_images(
     sides = shape[1:] if channels_first else shape[:-1]
     if len(shape) != 3 or min(sides) < least:
         layout = "(C, H, W)" if channels_first else "(H, W, C)"
-        raise ConfigError("shape", expected=f"images {layout} of at least {least} x {least} pixels",
-                          received=f"{shape}", fix="Give images a channel axis, enlarge them, or "
-                          "pass a network of your own.")  # fmt: skip
+        raise ConfigError(
+            "shape",
+            expected=f"images {layout} of at least {least} x {least} pixels",
+            received=f"{shape}",
+            fix="Give images a channel axis, enlarge them, or pass a network of your own.",
+        )
     if mean is None and std is None:
         return
     channels = shape[0 if channels_first else -1]
     for name, values in (("mean", mean), ("std", std)):
         if not isinstance(values, tuple | list) or len(values) != channels:
-            raise ConfigError(name, expected=f"{channels} numbers, one per channel",
-                              received=repr(values), fix="Pass mean and std of these data, or "
-                              "neither; another recipe's belong to its images.")  # fmt: skip
+            raise ConfigError(
+                name,
+                expected=f"{channels} numbers, one per channel",
+                received=repr(values),
+                fix="Pass mean and std of these data, or "
+                "neither; another recipe's belong to its images.",
+            )
         for value in values:
             check_number(name, value, above=0 if name == "std" else None)
 
@@ -54,8 +61,12 @@ def residual(widths: Any, blocks: Any, stem: Any) -> list[tuple[int, int, int]]:
     entry but the first. Raises ConfigError unless all are positive integers.
     """
     if not isinstance(widths, tuple | list) or not widths:
-        raise ConfigError("widths", expected="the channels of each stage", received=repr(widths),
-                          fix="Pass a tuple, e.g. (64, 128, 256, 512).")  # fmt: skip
+        raise ConfigError(
+            "widths",
+            expected="the channels of each stage",
+            received=repr(widths),
+            fix="Pass a tuple, e.g. (64, 128, 256, 512).",
+        )
     for name, value in (("blocks", blocks), ("stem", stem), *(("widths", w) for w in widths)):
         check_integer(name, value, 1)
     outputs = [width for width in widths for _ in range(blocks)]
@@ -68,8 +79,12 @@ def wide(depth: int, width: int) -> dict[str, Any]:
     check_integer("width", width, 1)
     check_integer("depth", depth, 10)
     if depth % 6 != 4:
-        raise ConfigError("depth", expected="6 n + 4, for n blocks in each of 3 stages",
-                          received=depth, fix="Use 10, 16, 22, 28, 34, ...")  # fmt: skip
+        raise ConfigError(
+            "depth",
+            expected="6 n + 4, for n blocks in each of 3 stages",
+            received=depth,
+            fix="Use 10, 16, 22, 28, 34, ...",
+        )
     return {"widths": (16 * width, 32 * width, 64 * width), "blocks": (depth - 4) // 6, "stem": 16}
 
 

@@ -11,8 +11,12 @@ import numpy as np
 
 from .errors import BackendError
 
-CURVES = {"adv_accuracy": "training, under its attack", "val_clean": "validation, clean",
-          "val_pgd10": "validation, PGD-10", "val_pgd1": "validation, PGD-1"}  # fmt: skip
+CURVES = {
+    "adv_accuracy": "training, under its attack",
+    "val_clean": "validation, clean",
+    "val_pgd10": "validation, PGD-10",
+    "val_pgd1": "validation, PGD-1",
+}
 
 
 def curves(history: list[dict[str, float]]) -> bytes:
@@ -80,8 +84,12 @@ def drift(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
 def _draw(axes: Any, pictures: Sequence[tuple[str, Any]]) -> None:
     for panel, (title, picture) in zip(axes, pictures, strict=True):
         grey = picture.shape[-1] != 3
-        panel.imshow(np.clip(picture[..., 0] if grey else picture, 0, 1), vmin=0, vmax=1,
-                     cmap="gray" if grey else None)  # fmt: skip
+        panel.imshow(
+            np.clip(picture[..., 0] if grey else picture, 0, 1),
+            vmin=0,
+            vmax=1,
+            cmap="gray" if grey else None,
+        )
         panel.set_title(title, fontsize=8)
         panel.set_axis_off()
 
@@ -90,8 +98,12 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
     except ImportError as error:
-        raise BackendError("plots", expected="Matplotlib to be installed", received=str(error),
-                           fix="Run: pip install 'spatlib[plots]'") from error  # fmt: skip
+        raise BackendError(
+            "plots",
+            expected="Matplotlib to be installed",
+            received=str(error),
+            fix="Run: pip install 'spatlib[plots]'",
+        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -38,9 +38,14 @@ class Report:
 
     @classmethod
     def of(
-        cls, verdicts: dict[str, np.ndarray], labels: np.ndarray, classes: int,
-        config: SPATConfig, attacks: dict[str, str], restarts: int = 1,
-    ) -> Report:  # fmt: skip
+        cls,
+        verdicts: dict[str, np.ndarray],
+        labels: np.ndarray,
+        classes: int,
+        config: SPATConfig,
+        attacks: dict[str, str],
+        restarts: int = 1,
+    ) -> Report:
         """From the labels (n,) and, for ``clean`` and each attack, bools (n,): who is right."""
         of_class = [labels == k for k in range(classes)]
         per_class = {
@@ -48,21 +53,31 @@ class Report:
             for name, right in verdicts.items()
         }
         metrics = {name: float(right.mean()) for name, right in verdicts.items()}
-        return cls(metrics=metrics, count=len(labels), config=config, restarts=restarts,
-                   per_class=per_class, attacks=attacks)  # fmt: skip
+        return cls(
+            metrics=metrics,
+            count=len(labels),
+            config=config,
+            restarts=restarts,
+            per_class=per_class,
+            attacks=attacks,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As plain values, with the intervals; see :meth:`from_json`."""
-        per_class = {name: [None if math.isnan(p) else p for p in values]
-                     for name, values in self.per_class.items()}  # fmt: skip
+        per_class = {
+            name: [None if math.isnan(p) else p for p in values]
+            for name, values in self.per_class.items()
+        }
         return asdict(self) | {"per_class": per_class, "interval": self.interval}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Report:
         """The report that :meth:`as_json` was taken of."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
-        per_class = {name: [math.nan if p is None else p for p in shares]
-                     for name, shares in values["per_class"].items()}  # fmt: skip
+        per_class = {
+            name: [math.nan if p is None else p for p in shares]
+            for name, shares in values["per_class"].items()
+        }
         config = SPATConfig(**values["config"])
         return cls(**known | {"per_class": per_class, "config": config})
 
@@ -132,6 +147,8 @@ def table(rows: dict[str, Report], shared: Report) -> str:
         for name, *cells in grid
     ]
     starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
-    note = (f"accuracy [95 % interval] on {shared.count} examples; attacks: "
-            f"{shared.config.norm} eps {shared.config.eps:.4g}, {starts}")  # fmt: skip
+    note = (
+        f"accuracy [95 % interval] on {shared.count} examples; attacks: "
+        f"{shared.config.norm} eps {shared.config.eps:.4g}, {starts}"
+    )
     return "\n".join([*text, note])

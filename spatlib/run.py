@@ -49,24 +49,44 @@ class Run:
         ConfigError: There is a run and neither was asked for, or none where ``resume`` was.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, resume: bool = False,
-                 overwrite: bool = False, parent: Run | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        parent: Run | None = None,
+    ) -> None:
         self.directory, self.resumed, self.parent = Path(directory), resume, parent
         if self.directory.exists() and not self.directory.is_dir():
-            raise ConfigError("run_dir", expected="a directory", received=f"the file {directory}",
-                              fix="Choose another path.")  # fmt: skip
+            raise ConfigError(
+                "run_dir",
+                expected="a directory",
+                received=f"the file {directory}",
+                fix="Choose another path.",
+            )
         if resume and overwrite:
-            raise ConfigError("resume", expected="resume or overwrite", received="both",
-                              fix="Leave one of them out.")  # fmt: skip
+            raise ConfigError(
+                "resume",
+                expected="resume or overwrite",
+                received="both",
+                fix="Leave one of them out.",
+            )
         if resume and not (self.directory / CONFIG).exists():
-            raise ConfigError("run_dir", expected="a run to resume",
-                              received=f"no {CONFIG} in {self.directory}",
-                              fix="Check the path, or leave resume out.")  # fmt: skip
+            raise ConfigError(
+                "run_dir",
+                expected="a run to resume",
+                received=f"no {CONFIG} in {self.directory}",
+                fix="Check the path, or leave resume out.",
+            )
         if not (resume or overwrite) and (there := next(self._files(), None)) is not None:
-            raise ConfigError("run_dir", expected="a new directory",
-                              received=f"one with {there}",
-                              fix="Resume that run, choose another directory, or pass "
-                              "overwrite=True to delete it.")  # fmt: skip
+            raise ConfigError(
+                "run_dir",
+                expected="a new directory",
+                received=f"one with {there}",
+                fix="Resume that run, choose another directory, or pass "
+                "overwrite=True to delete it.",
+            )
         self.settings: dict[str, Any] = self.read_settings() if resume else {}
 
     def part(self, name: str) -> Run:
@@ -98,8 +118,19 @@ class Run:
             if (self.directory / part).is_dir():
                 yield from Run(self.directory / part, overwrite=True)._files()
         yield from self.directory.glob("tensorboard/events.*")
-        for name in (CHECKPOINT, METRICS, LAST, BEST, EMA, EVALUATION, "curves.png", "sheet.png",
-                     "audit.json", "audit.png", CONFIG):  # fmt: skip
+        for name in (
+            CHECKPOINT,
+            METRICS,
+            LAST,
+            BEST,
+            EMA,
+            EVALUATION,
+            "curves.png",
+            "sheet.png",
+            "audit.json",
+            "audit.png",
+            CONFIG,
+        ):
             if (self.directory / name).exists():
                 yield self.directory / name
 
@@ -109,12 +140,19 @@ class Run:
         try:
             settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError("run_dir", expected=f"a run with a readable {path}",
-                              received=f"{type(error).__name__}: {error}",
-                              fix="Check the path.") from error  # fmt: skip
+            raise ConfigError(
+                "run_dir",
+                expected=f"a run with a readable {path}",
+                received=f"{type(error).__name__}: {error}",
+                fix="Check the path.",
+            ) from error
         if not (isinstance(settings, dict) and settings.keys() >= SETTINGS):
-            raise ConfigError("run_dir", expected="a run of spatlib", received=f"another {path}",
-                              fix="Choose another directory.")  # fmt: skip
+            raise ConfigError(
+                "run_dir",
+                expected="a run of spatlib",
+                received=f"another {path}",
+                fix="Choose another directory.",
+            )
         return settings
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
@@ -148,8 +186,10 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """The rows of ``metrics.csv``."""
         text = (self.read(METRICS) or b"").decode()
-        return [{name: float(value or "nan") for name, value in row.items()}
-                for row in csv.DictReader(io.StringIO(text))]  # fmt: skip
+        return [
+            {name: float(value or "nan") for name, value in row.items()}
+            for row in csv.DictReader(io.StringIO(text))
+        ]
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write ``metrics.csv``, and add the last epoch to the TensorBoard events."""
@@ -176,8 +216,9 @@ def git_state() -> dict[str, Any] | None:
     """Commit of the working directory and whether it has changes; None outside a repository."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True,
-                              timeout=10).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -31,6 +31,9 @@ def unpack(
         header = json.loads(content[LENGTH.size : LENGTH.size + length])
         return load(content), json.loads(header["__metadata__"][META])
     except Exception as error:  # safetensors raises an exception without a base of its own
-        raise DataError(source, expected="weights or a checkpoint written by spatlib",
-                        received=f"{type(error).__name__}: {error}",
-                        fix="Choose another file.") from error  # fmt: skip
+        raise DataError(
+            source,
+            expected="weights or a checkpoint written by spatlib",
+            received=f"{type(error).__name__}: {error}",
+            fix="Choose another file.",
+        ) from error

@@ -79,8 +79,12 @@ def train(
     check_type("config", config, SPATConfig)
     check_type("training", training, TrainConfig)
     if run_dir is None and (resume or overwrite):
-        raise ConfigError("run_dir", expected="a directory to resume or overwrite", received=None,
-                          fix="Pass run_dir.")  # fmt: skip
+        raise ConfigError(
+            "run_dir",
+            expected="a directory to resume or overwrite",
+            received=None,
+            fix="Pass run_dir.",
+        )
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
     if run is not None and resume:
         config, training = _resumed(run, backend, config, training)
@@ -90,17 +94,32 @@ def train(
     config = config or (chosen.config if chosen else SPATConfig())
     training = training or (chosen.training if chosen else TrainConfig())
     backend = backend or "torch"
-    settings = {"backend": backend, "recipe": recipe, "data": _absolute(data),
-                "data_dir": _absolute(data_dir), "config": asdict(config),
-                "training": asdict(training)}  # fmt: skip
+    settings = {
+        "backend": backend,
+        "recipe": recipe,
+        "data": _absolute(data),
+        "data_dir": _absolute(data_dir),
+        "config": asdict(config),
+        "training": asdict(training),
+    }
     engine = load_engine(backend)
-    dataset = load(data, channels_first=engine.CHANNELS_FIRST, data_dir=data_dir,
-                   validation=training.validation, seed=training.seed,
-                   examples=training.examples, test_examples=training.test_examples)  # fmt: skip
+    dataset = load(
+        data,
+        channels_first=engine.CHANNELS_FIRST,
+        data_dir=data_dir,
+        validation=training.validation,
+        seed=training.seed,
+        examples=training.examples,
+        test_examples=training.test_examples,
+    )
     model = model or (chosen and chosen.model)
     if model is None:
-        raise ConfigError("model", expected="a model for data of your own", received=None,
-                          fix="Pass a network that returns logits, or a name.")  # fmt: skip
+        raise ConfigError(
+            "model",
+            expected="a model for data of your own",
+            received=None,
+            fix="Pass a network that returns logits, or a name.",
+        )
     built: dict[str, Any] = {}
     if isinstance(model, str):
         built = _architecture(engine, model, dataset, config, chosen)
@@ -123,9 +142,16 @@ def train(
     except NonFiniteError as error:
         error.result = Result(model=model, history=error.history, config=config, training=training)
         raise
-    result = Result(model=model, history=history, metrics=report.metrics,
-                    measured_on="training" if dataset.test is None else "test", config=config,
-                    training=training, report=report, baseline=baseline)  # fmt: skip
+    result = Result(
+        model=model,
+        history=history,
+        metrics=report.metrics,
+        measured_on="training" if dataset.test is None else "test",
+        config=config,
+        training=training,
+        report=report,
+        baseline=baseline,
+    )
     if run is not None:
         _write_plots(run, engine, result, dataset)
     if training.progress:
@@ -150,11 +176,17 @@ def _fit(
         training = replace(training, eps_warmup=0)
     validate = dataset.validation and validation(engine, dataset.validation, config)
     measure = CLEAN if ordinary else ROBUST  # an ordinary network is robust before it has learnt
-    monitor = Monitor(training, validate, run, on_epoch and (lambda row: on_epoch(
-        {"network": label, **row})), measure)  # fmt: skip
+    monitor = Monitor(
+        training,
+        validate,
+        run,
+        on_epoch and (lambda row: on_epoch({"network": label, **row})),
+        measure,
+    )
     with monitor.signals():
-        history = engine.fit(model, dataset.train, config, training, label, monitor,
-                             ordinary=ordinary)  # fmt: skip
+        history = engine.fit(
+            model, dataset.train, config, training, label, monitor, ordinary=ordinary
+        )
     if monitor.best_weights is not None:
         engine.load_weights(model, monitor.best_weights)
     return history, engine.evaluate(model, dataset.measured, config, device=training.device)
@@ -167,29 +199,44 @@ def _resumed(
     saved = run.configs()
     asked = (config or saved[0], training or saved[1])
     values = [json.loads(json.dumps([asdict(c) for c in pair])) for pair in (saved, asked)]
-    different = {name for mine, its in zip(*values, strict=True) for name in mine
-                 if mine[name] != its[name]} - set(FREE)  # fmt: skip
+    different = {
+        name for mine, its in zip(*values, strict=True) for name in mine if mine[name] != its[name]
+    } - set(FREE)
     if backend not in (None, run.settings["backend"]):
         different.add("backend")
     if different:
-        raise ConfigError("resume", expected=f"the settings of the run in {run.directory}",
-                          received=f"another {', '.join(sorted(different))}",
-                          fix="Leave them out, or begin a new run.")  # fmt: skip
+        raise ConfigError(
+            "resume",
+            expected=f"the settings of the run in {run.directory}",
+            received=f"another {', '.join(sorted(different))}",
+            fix="Leave them out, or begin a new run.",
+        )
     return saved[0], replace(saved[1], **{name: getattr(asked[1], name) for name in FREE})
 
 
 def _taken_up(run: Run, model: Any, data: Any, recipe: str | None) -> tuple[Any, Any, str | None]:
     """Model, data and recipe of a resumed run; ConfigError if others were asked for."""
     saved, name = run.settings, run.settings["architecture"].get("name")
-    for what, given, its in (("data", data, saved["data"]), ("model", model, name),
-                             ("recipe", recipe, saved["recipe"])):  # fmt: skip
+    for what, given, its in (
+        ("data", data, saved["data"]),
+        ("model", model, name),
+        ("recipe", recipe, saved["recipe"]),
+    ):
         named = isinstance(given, str | os.PathLike)
         if named and _absolute(given) != its:
-            raise ConfigError(what, expected=f"{its!r}, as in the run", received=repr(given),
-                              fix="Leave it out, or begin a new run.")  # fmt: skip
+            raise ConfigError(
+                what,
+                expected=f"{its!r}, as in the run",
+                received=repr(given),
+                fix="Leave it out, or begin a new run.",
+            )
         if its is None and what != "recipe" and (given is None or given is ...):
-            raise ConfigError(what, expected="that of the run, which was your own", received=None,
-                              fix="Pass it again.")  # fmt: skip
+            raise ConfigError(
+                what,
+                expected="that of the run, which was your own",
+                received=None,
+                fix="Pass it again.",
+            )
     return name or model, saved["data"] or data, saved["recipe"]
 
 
@@ -205,17 +252,29 @@ def _architecture(
 ) -> dict[str, Any]:
     """What builds the model of this name, for the shape and the classes of the data."""
     if not is_pair(dataset.train):
-        raise ConfigError("model", expected="a network, for data in batches", received=repr(name),
-                          fix="Build it yourself, with MODELS of the engine's models; batches do "
-                          "not say how many classes there are.")  # fmt: skip
+        raise ConfigError(
+            "model",
+            expected="a network, for data in batches",
+            received=repr(name),
+            fix="Build it yourself, with MODELS of the engine's models; batches do "
+            "not say how many classes there are.",
+        )
     engine.check(dataset.train, config)
     parts = (dataset.train, dataset.validation, dataset.test)
-    labels = [np.asarray(part[1].cpu() if hasattr(part[1], "cpu") else part[1])
-              for part in parts if part is not None and is_pair(part)]  # fmt: skip
+    labels = [
+        np.asarray(part[1].cpu() if hasattr(part[1], "cpu") else part[1])
+        for part in parts
+        if part is not None and is_pair(part)
+    ]
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1
     classes = labels[0].shape[1] if one_hot else 1 + max(int(y.max()) for y in labels)
-    return {"name": name, "shape": tuple(map(int, dataset.train[0].shape[1:])), "classes": classes,
-            "mean": recipe and recipe.mean, "std": recipe and recipe.std}  # fmt: skip
+    return {
+        "name": name,
+        "shape": tuple(map(int, dataset.train[0].shape[1:])),
+        "classes": classes,
+        "mean": recipe and recipe.mean,
+        "std": recipe and recipe.std,
+    }
 
 
 def _write_plots(run: Run, engine: Engine, result: Result, dataset: Dataset) -> None:

@@ -84,10 +84,14 @@ class TrainConfig:
         check_integer("batch_size", self.batch_size, 1)
         check_integer("eps_warmup", self.eps_warmup, 0)
         if self.eps_warmup >= self.epochs:
-            raise ConfigError("eps_warmup", expected=f"less than epochs ({self.epochs})",
-                              received=self.eps_warmup, fix="Lower it (0 is none; a recipe may "
-                              "have set it) or train longer: the last epoch has to be at full "
-                              "eps.")  # fmt: skip
+            raise ConfigError(
+                "eps_warmup",
+                expected=f"less than epochs ({self.epochs})",
+                received=self.eps_warmup,
+                fix="Lower it (0 is none; a recipe may "
+                "have set it) or train longer: the last epoch has to be at full "
+                "eps.",
+            )
         check_integer("seed", self.seed, 0)
         check_number("lr", self.lr, above=0.0)
         check_number("momentum", self.momentum, least=0.0, below=1.0)
@@ -104,15 +108,32 @@ class TrainConfig:
         check_choice("augment", self.augment, AUGMENTS)
         check_integer("validation", self.validation, 0)
         if self.patience is not None and self.validation == 0:
-            raise ConfigError("patience", expected="None without validation",
-                              received=self.patience, fix="Set validation: how many examples "
-                              "to hold out.")  # fmt: skip
+            raise ConfigError(
+                "patience",
+                expected="None without validation",
+                received=self.patience,
+                fix="Set validation: how many examples to hold out.",
+            )
         # Plain numbers: NumPy's have no place in JSON.
-        for name in ("epochs", "batch_size", "eps_warmup", "seed", "validation", "examples",
-                     "test_examples", "patience"):  # fmt: skip
+        for name in (
+            "epochs",
+            "batch_size",
+            "eps_warmup",
+            "seed",
+            "validation",
+            "examples",
+            "test_examples",
+            "patience",
+        ):
             make_plain(self, name, int)
-        for name in ("lr", "momentum", "weight_decay", "ema", "clip_grad_norm",
-                     "checkpoint_minutes"):  # fmt: skip
+        for name in (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "ema",
+            "clip_grad_norm",
+            "checkpoint_minutes",
+        ):
             make_plain(self, name, float)
         check_flag("compile", self.compile)
         check_flag("baseline", self.baseline)

@@ -34,13 +34,20 @@ def load_model(run_dir: str | os.PathLike[str], weights: str | None = None) -> t
     there = [name for name, file in WEIGHTS.items() if (run.directory / file).exists()]
     name = weights or (there[0] if there else "last")
     if name not in there:
-        raise ConfigError("weights", expected=f"one of {there} in {run.directory}", received=name,
-                          fix="Let the first epoch finish, or choose one of these.")  # fmt: skip
+        raise ConfigError(
+            "weights",
+            expected=f"one of {there} in {run.directory}",
+            received=name,
+            fix="Let the first epoch finish, or choose one of these.",
+        )
     architecture = run.settings["architecture"]
     if not architecture:
-        raise ConfigError("run_dir", expected="a run of a network that spatlib built by name",
-                          received="one of your own", fix="Build it yourself, and call the "
-                          "engine's load_weights.")  # fmt: skip
+        raise ConfigError(
+            "run_dir",
+            expected="a run of a network that spatlib built by name",
+            received="one of your own",
+            fix="Build it yourself, and call the engine's load_weights.",
+        )
     engine = load_engine(run.settings["backend"])
     model = engine.build_model(seed=0, **architecture)
     path = run.directory / WEIGHTS[name]

@@ -8,15 +8,21 @@ _asked = os.environ.get("KERAS_BACKEND", "tensorflow")
 try:
     import keras
 except ImportError as error:  # also where Keras was told to use a framework that is missing
-    raise BackendError("spatlib_tf", expected="Keras on TensorFlow", received=f"{error}",
-                       fix="Run: pip install tensorflow keras; and set KERAS_BACKEND=tensorflow "
-                       f"(it is {_asked!r}).") from error  # fmt: skip
+    raise BackendError(
+        "spatlib_tf",
+        expected="Keras on TensorFlow",
+        received=f"{error}",
+        fix="Run: pip install tensorflow keras; and set KERAS_BACKEND=tensorflow "
+        f"(it is {_asked!r}).",
+    ) from error
 
 if keras.backend.backend() != "tensorflow":
-    raise BackendError("spatlib_tf", expected="Keras on TensorFlow",
-                       received=f"Keras on {keras.backend.backend()}",
-                       fix="Set the environment variable KERAS_BACKEND=tensorflow before keras is "
-                       "imported.")  # fmt: skip
+    raise BackendError(
+        "spatlib_tf",
+        expected="Keras on TensorFlow",
+        received=f"Keras on {keras.backend.backend()}",
+        fix="Set the environment variable KERAS_BACKEND=tensorflow before keras is imported.",
+    )
 
 from .attack import perturb
 from .losses import spat_loss

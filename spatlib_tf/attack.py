@@ -158,8 +158,17 @@ def ascend(
             tape.watch(iterate)
             value, stalled = objective(logits_of(model, iterate, training=training))
         grad = check_gradient(tape.gradient(value, iterate), x)
-        moved = step(ops, d, grad, mask, lower, upper, eps=config.eps,
-                     step_size=config.step_size, norm=config.norm)  # fmt: skip
+        moved = step(
+            ops,
+            d,
+            grad,
+            mask,
+            lower,
+            upper,
+            eps=config.eps,
+            step_size=config.step_size,
+            norm=config.norm,
+        )
         return moved, stall + tf.cast(stalled, stall.dtype)
 
     d, stall = ops.repeat(body, config.steps, (d, tf.zeros((), x.dtype)))

@@ -43,13 +43,21 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
     indexed = isinstance(data, keras.utils.PyDataset)
     for batch in (data[i] for i in range(len(data))) if indexed else data:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise DataError("data", expected="batches (x, y)", received=type(batch).__name__,
-                            fix="Yield pairs of inputs and labels.")  # fmt: skip
+            raise DataError(
+                "data",
+                expected="batches (x, y)",
+                received=type(batch).__name__,
+                fix="Yield pairs of inputs and labels.",
+            )
         yield batch[0], batch[1]
         empty = False
     if empty:
-        raise DataError("data", expected="at least one batch", received="none",
-                        fix="Check that the data can be gone through again.")  # fmt: skip
+        raise DataError(
+            "data",
+            expected="at least one batch",
+            received="none",
+            fix="Check that the data can be gone through again.",
+        )
 
 
 def as_dataset(

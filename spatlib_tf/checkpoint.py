@@ -30,8 +30,10 @@ def base_of(model: keras.Model) -> keras.Model:
 
 def named(variables: Sequence[Any]) -> dict[str, np.ndarray]:
     """The values by place and path: names may repeat, and change from one process to the next."""
-    return {f"{i}": np.array(keras.ops.convert_to_numpy(v.value), order="C")
-            for i, v in enumerate(variables)}  # fmt: skip
+    return {
+        f"{i}": np.array(keras.ops.convert_to_numpy(v.value), order="C")
+        for i, v in enumerate(variables)
+    }
 
 
 def put(variables: Sequence[Any], values: Mapping[str, np.ndarray], source: str) -> None:
@@ -40,8 +42,11 @@ def put(variables: Sequence[Any], values: Mapping[str, np.ndarray], source: str)
     numbered = values.keys() == {str(i) for i in range(len(values))}
     theirs = [values[str(i)].shape for i in range(len(values))] if numbered else []
     if mine != theirs:
-        raise DataError(source, expected=f"weights of this architecture, {len(mine)} arrays",
-                        received=f"{len(values)} others",
-                        fix="Build the model as it was trained.")  # fmt: skip
+        raise DataError(
+            source,
+            expected=f"weights of this architecture, {len(mine)} arrays",
+            received=f"{len(values)} others",
+            fix="Build the model as it was trained.",
+        )
     for i, variable in enumerate(variables):
         variable.assign(values[str(i)])

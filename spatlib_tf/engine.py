@@ -63,9 +63,13 @@ def fit(
     """Train in place, return the history; see :func:`spatlib.train`."""
     check_device(training.device)
     if training.precision != "float32":
-        raise ConfigError("precision", expected="'float32' for tf", received=training.precision,
-                          fix="Build the model under keras.mixed_precision.set_global_policy("
-                          "'mixed_bfloat16') instead.")  # fmt: skip
+        raise ConfigError(
+            "precision",
+            expected="'float32' for tf",
+            received=training.precision,
+            fix="Build the model under keras.mixed_precision.set_global_policy("
+            "'mixed_bfloat16') instead.",
+        )
     check_model(model)
     dtype = model.variable_dtype
     # Before training, which runs in a graph.
@@ -75,16 +79,23 @@ def fit(
             check_images(x.shape)
         check_label_values(y, logits_of(model, x[:1]).shape[1])
     if not model.trainable_weights:
-        raise ConfigError("model", expected="weights to train", received="none",
-                          fix="Set trainable on some of its layers.")  # fmt: skip
+        raise ConfigError(
+            "model",
+            expected="weights to train",
+            received="none",
+            fix="Set trainable on some of its layers.",
+        )
     _, steps = as_dataset(data, training, config.bounds, dtype)
     total = training.epochs * (steps or 0)
     check_length(training.schedule, total)
-    optimizer = keras.optimizers.SGD(training.lr, momentum=training.momentum,
-                                     weight_decay=training.weight_decay or None,
-                                     global_clipnorm=training.clip_grad_norm,
-                                     use_ema=training.ema > 0,
-                                     ema_momentum=training.ema)  # fmt: skip
+    optimizer = keras.optimizers.SGD(
+        training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay or None,
+        global_clipnorm=training.clip_grad_norm,
+        use_ema=training.ema > 0,
+        ema_momentum=training.ema,
+    )
     xla = training.compile or "auto"  # Keras' own choice: with a GPU
     if ordinary:
         trainer = model
@@ -97,16 +108,27 @@ def fit(
     with (
         tf.device(training.device),
         keeping_graphs(),
-        tqdm(total=total or None, desc=label, unit="step", leave=False,
-             disable=None if training.progress else True) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=total or None,
+            desc=label,
+            unit="step",
+            leave=False,
+            disable=None if training.progress else True,
+        ) as bar,
+    ):
         loop = Loop(trainer, config, training, total, bar, monitor or Monitor(training))
         if loop.monitor.stopped(loop.history):
             optimizer.finalize_variable_values(trainer.trainable_variables)  # as fit does
         else:
             done = len(loop.history)
             dataset, _ = as_dataset(data, training, config.bounds, dtype, first=done)
-            trainer.fit(dataset, epochs=training.epochs, initial_epoch=done, shuffle=False,
-                        steps_per_epoch=steps if is_pair(data) else None, verbose=0,
-                        callbacks=[loop])  # fmt: skip
+            trainer.fit(
+                dataset,
+                epochs=training.epochs,
+                initial_epoch=done,
+                shuffle=False,
+                steps_per_epoch=steps if is_pair(data) else None,
+                verbose=0,
+                callbacks=[loop],
+            )
     return loop.history

@@ -113,18 +113,26 @@ def is_correct(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def robust_on(
-    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, objective: str,
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    threat: SPATConfig,
+    objective: str,
     generator: keras.random.SeedGenerator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """(N,) whether the label survives clean, at one start and at the end of the attack from it."""
     seeds = [next_seed(generator, x)]
     return _survivors(model, x, y, threat, {objective: objective}, seeds)[objective]
 
 
 def _survivors(
-    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: Mapping[str, str],
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    threat: SPATConfig,
+    named: Mapping[str, str],
     seeds: Sequence[Tensor],
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     def slope(z: Tensor, loss: Any) -> tuple[Tensor, Tensor, Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(z)
@@ -133,5 +141,12 @@ def _survivors(
         return values, check_gradient(tape.gradient(values, z), x), logits
 
     clean = logits_of(model, x)
-    return survivors(ops, threat, named, (x, clean, one_hot(y, clean)), partial(logits_of, model),
-                     slope, (draw_start(x, threat, seed) for seed in seeds))  # fmt: skip
+    return survivors(
+        ops,
+        threat,
+        named,
+        (x, clean, one_hot(y, clean)),
+        partial(logits_of, model),
+        slope,
+        (draw_start(x, threat, seed) for seed in seeds),
+    )

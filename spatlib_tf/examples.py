@@ -24,13 +24,19 @@ def examples(
     mask = shared_mask(model, x, y, config, generator=keras.random.SeedGenerator(seed))
     x_adv = perturb(model, x, y, config, mask=mask, generator=keras.random.SeedGenerator(seed))
     clean, adversarial = (tf.argmax(logits_of(model, z), axis=1).numpy() for z in (x, x_adv))
-    return {"x": x.numpy(), "mask": mask.numpy(), "x_adv": x_adv.numpy(),
-            "y": (tf.argmax(y, axis=1) if len(y.shape) == 2 else y).numpy(),
-            "clean": clean, "adversarial": adversarial}  # fmt: skip
+    return {
+        "x": x.numpy(),
+        "mask": mask.numpy(),
+        "x_adv": x_adv.numpy(),
+        "y": (tf.argmax(y, axis=1) if len(y.shape) == 2 else y).numpy(),
+        "clean": clean,
+        "adversarial": adversarial,
+    }
 
 
 def logits(model: keras.Model, x: Any, batch_size: int = 256) -> Any:
     """See :class:`spatlib.backends.Engine`."""
-    parts = (tf.cast(x[k : k + batch_size], model.variable_dtype)
-             for k in range(0, len(x), batch_size))  # fmt: skip
+    parts = (
+        tf.cast(x[k : k + batch_size], model.variable_dtype) for k in range(0, len(x), batch_size)
+    )
     return tf.concat([logits_of(model, part) for part in parts], axis=0).numpy()

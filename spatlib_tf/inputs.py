@@ -23,8 +23,12 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
     Shapes and dtypes are always checked, values if ``validate`` and not inside a tf.function.
     """
     if not isinstance(config, SPATConfig):
-        raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
-                          fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+        raise ConfigError(
+            "config",
+            expected="a SPATConfig",
+            received=type(config).__name__,
+            fix="Pass spatlib.SPATConfig(...).",
+        )
     x, y = as_tensor("x", x), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
@@ -33,8 +37,14 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
         y = tf.cast(y, tf.int64)
     labels_shape = y.shape[:1] if one_hot else y.shape
     known = [b if a is None else a for a, b in zip(labels_shape, x.shape, strict=False)]
-    checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, known, y.dtype.name,
-                       one_hot or y.dtype.is_integer)  # fmt: skip
+    checks.check_batch(
+        x.shape,
+        x.dtype.name,
+        x.dtype.is_floating,
+        known,
+        y.dtype.name,
+        one_hot or y.dtype.is_integer,
+    )
     if validate and tf.executing_eagerly():
         checks.check_range(_lowest(x), -_lowest(-x), config.bounds)
     return ops.clip(x, *config.bounds), y
@@ -45,20 +55,31 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
-        raise DataError(name, expected="an array or tensor of numbers",
-                        received=f"{type(value).__name__} ({error})",
-                        fix="Convert it, e.g. with numpy.asarray.") from error  # fmt: skip
+        raise DataError(
+            name,
+            expected="an array or tensor of numbers",
+            received=f"{type(value).__name__} ({error})",
+            fix="Convert it, e.g. with numpy.asarray.",
+        ) from error
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
-        raise DataError(name, expected="an array or tensor of numbers",
-                        received=tensor.dtype.name, fix="Encode it as numbers.")  # fmt: skip
+        raise DataError(
+            name,
+            expected="an array or tensor of numbers",
+            received=tensor.dtype.name,
+            fix="Encode it as numbers.",
+        )
     return tensor
 
 
 def check_model(model: Any) -> None:
     """Raise ConfigError unless it is a Keras model."""
     if not isinstance(model, keras.Model):
-        raise ConfigError("model", expected="a keras.Model", received=type(model).__name__,
-                          fix="Pass a network that returns logits.")  # fmt: skip
+        raise ConfigError(
+            "model",
+            expected="a keras.Model",
+            received=type(model).__name__,
+            fix="Pass a network that returns logits.",
+        )
 
 
 def check_device(device: str | None) -> None:
@@ -66,16 +87,23 @@ def check_device(device: str | None) -> None:
     names = [found.name.removeprefix("/device:") for found in tf.config.list_logical_devices()]
     name = str(device).upper().removeprefix("/").removeprefix("DEVICE:")
     if device is not None and name not in names:
-        raise ConfigError("device", expected=f"one of {', '.join(map(repr, names))}",
-                          received=repr(device), fix="Choose one of these names.")  # fmt: skip
+        raise ConfigError(
+            "device",
+            expected=f"one of {', '.join(map(repr, names))}",
+            received=repr(device),
+            fix="Choose one of these names.",
+        )
 
 
 def check_gradient(gradient: Tensor | None, x: Tensor) -> Tensor:
     """The gradient with the static shape of x; DataError if there is none."""
     if gradient is None:
-        raise DataError("model", expected="logits that depend on the input by gradients",
-                        received="logits without a gradient",
-                        fix="Remove stop_gradient or numpy from its call.")  # fmt: skip
+        raise DataError(
+            "model",
+            expected="logits that depend on the input by gradients",
+            received="logits without a gradient",
+            fix="Remove stop_gradient or numpy from its call.",
+        )
     return tf.ensure_shape(gradient, x.shape)  # some layers' gradients forget it in a graph
 
 
@@ -84,8 +112,12 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
     check_model(model)
     logits = model(x, training=training)
     if not tf.is_tensor(logits):
-        raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
-                        fix="Wrap the model so that it returns its logits only.")  # fmt: skip
+        raise DataError(
+            "model",
+            expected="a tensor of logits",
+            received=type(logits).__name__,
+            fix="Wrap the model so that it returns its logits only.",
+        )
     checks.check_logits(logits.shape, x.shape[0])
     return tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
 
@@ -104,9 +136,12 @@ def one_hot(y: Tensor, logits: Tensor) -> Tensor:
 def check_label_width(y: Tensor, classes: int) -> None:
     """Raise DataError unless one-hot labels have a column per class."""
     if len(y.shape) == 2 and y.shape[1] != classes:
-        raise DataError("y", expected=f"one-hot labels of {classes} classes",
-                        received=f"shape {tuple(y.shape)}",
-                        fix="Encode as many classes as the model has logits.")  # fmt: skip
+        raise DataError(
+            "y",
+            expected=f"one-hot labels of {classes} classes",
+            received=f"shape {tuple(y.shape)}",
+            fix="Encode as many classes as the model has logits.",
+        )
 
 
 def check_label_values(y: Tensor, classes: int) -> None:
@@ -119,8 +154,12 @@ def check_label_values(y: Tensor, classes: int) -> None:
     elif not bool(tf.reduce_all(tf.reduce_sum(tf.cast(y == 1, y.dtype), axis=1) == 1)) or not bool(
         tf.reduce_all((y == 0) | (y == 1))
     ):
-        raise DataError("y", expected="one-hot rows: a single 1, else 0", received="other values",
-                        fix="Pass hard labels; mixed labels have no class to defend.")  # fmt: skip
+        raise DataError(
+            "y",
+            expected="one-hot rows: a single 1, else 0",
+            received="other values",
+            fix="Pass hard labels; mixed labels have no class to defend.",
+        )
 
 
 def check_start(start: Any, x: Tensor, validate: bool) -> Tensor:
@@ -128,8 +167,9 @@ def check_start(start: Any, x: Tensor, validate: bool) -> Tensor:
     start = tf.cast(as_tensor("start", start), x.dtype)
     checks.check_same_shape("start", start.shape, x.shape)
     if validate and tf.executing_eagerly() and bool(tf.reduce_any(tf.math.is_nan(start))):
-        raise DataError("start", expected="numbers", received="NaN",
-                        fix="Look at where the start comes from.")  # fmt: skip
+        raise DataError(
+            "start", expected="numbers", received="NaN", fix="Look at where the start comes from."
+        )
     return start
 
 
@@ -139,8 +179,12 @@ def check_budget(mask: Any, x: Tensor, validate: bool) -> Tensor:
     checks.check_same_shape("mask", mask.shape, x.shape)
     inside = (mask >= 0) & (mask <= 1)
     if validate and tf.executing_eagerly() and not bool(tf.reduce_all(inside)):
-        raise DataError("mask", expected="values in [0, 1]", received="others or NaN",
-                        fix="A mask holds each pixel's share of eps.")  # fmt: skip
+        raise DataError(
+            "mask",
+            expected="values in [0, 1]",
+            received="others or NaN",
+            fix="A mask holds each pixel's share of eps.",
+        )
     return mask
 
 

@@ -67,11 +67,15 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = {name: float(logs.get(name, math.nan)) for name in ("loss", "adv_accuracy")}
-        self.history.append({
-            "epoch": epoch + 1, **values, "stall_rate": float(logs.get("stall_rate", 0.0)),
-            "lr": float(self.trainer.optimizer.learning_rate),
-            "seconds": time.perf_counter() - self.began,
-        })  # fmt: skip
+        self.history.append(
+            {
+                "epoch": epoch + 1,
+                **values,
+                "stall_rate": float(logs.get("stall_rate", 0.0)),
+                "lr": float(self.trainer.optimizer.learning_rate),
+                "seconds": time.perf_counter() - self.began,
+            }
+        )
         base, trainable = base_of(self.trainer), self.trainer.trainable_variables
         last = weights(base)
         if self.training.ema:
@@ -93,8 +97,11 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
     def _state(self) -> list[Any]:
         """Every variable that the rest of the training depends on."""
         source = getattr(self.trainer, "seed_generator", None)
-        return [*base_of(self.trainer).variables, *self.trainer.optimizer.variables,
-                *([] if source is None else [source.state])]  # fmt: skip
+        return [
+            *base_of(self.trainer).variables,
+            *self.trainer.optimizer.variables,
+            *([] if source is None else [source.state]),
+        ]
 
     def _restore(self, content: bytes) -> None:
         values, meta = tensors.unpack(safetensors.numpy.load, content, CHECKPOINT)

@@ -110,8 +110,9 @@ def mask_from_logits(
         return k + 1, total + grad, core.fold(ops, state, grad, config.share, channel_axis)
 
     first = (0, tf.zeros_like(x), core.begin(ops, x, config.share, channel_axis))
-    _, total, state = tf.while_loop(lambda k, *_: k < rounds, body, first,
-                                    maximum_iterations=rounds, parallel_iterations=1)  # fmt: skip
+    _, total, state = tf.while_loop(
+        lambda k, *_: k < rounds, body, first, maximum_iterations=rounds, parallel_iterations=1
+    )
     if every:
         state = core.fold(ops, state, -total, config.share, channel_axis)
     return core.finish(ops, state, config.keep, config.floor)

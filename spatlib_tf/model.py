@@ -52,8 +52,12 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     ) -> None:
         super().__init__(**kwargs)
         if config is not None and not isinstance(config, SPATConfig):
-            raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
-                              fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+            raise ConfigError(
+                "config",
+                expected="a SPATConfig",
+                received=type(config).__name__,
+                fix="Pass spatlib.SPATConfig(...).",
+            )
         check_model(base)
         _check_gives_logits(base)
         self.base = base
@@ -83,9 +87,12 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             ConfigError: A loss other than plain cross-entropy from logits.
         """
         if loss is not None and not _is_plain(loss):
-            raise ConfigError("loss", expected="none, or plain cross-entropy with "
-                              "from_logits=True", received=repr(loss),
-                              fix="Leave it out: SPATConfig.base chooses the loss.")  # fmt: skip
+            raise ConfigError(
+                "loss",
+                expected="none, or plain cross-entropy with from_logits=True",
+                received=repr(loss),
+                fix="Leave it out: SPATConfig.base chooses the loss.",
+            )
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
@@ -142,8 +149,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         logits = logits_of(self.base, x)
         losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _mean(losses, weight) + _sum(self.losses, losses)  # penalties of the clean pass
-        robust = robust_on(self.base, x, labels, self.evaluation, "cross-entropy",
-                           self.evaluation_seeds)  # fmt: skip
+        robust = robust_on(
+            self.base, x, labels, self.evaluation, "cross-entropy", self.evaluation_seeds
+        )
         self._record(loss, x, robust)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
@@ -241,7 +249,10 @@ def _check_gives_logits(base: keras.Model) -> None:
         keras.activations.sigmoid,
         keras.activations.log_softmax,
     ):
-        raise ConfigError("base", expected="a model that gives logits",
-                          received=f"one that ends in {last.name!r} with a softmax or sigmoid",
-                          fix="Remove the last activation: the attack through a softmax would "
-                          "lose its gradient where the model is confident.")  # fmt: skip
+        raise ConfigError(
+            "base",
+            expected="a model that gives logits",
+            received=f"one that ends in {last.name!r} with a softmax or sigmoid",
+            fix="Remove the last activation: the attack through a softmax would "
+            "lose its gradient where the model is confident.",
+        )

@@ -36,15 +36,17 @@ def small_cnn(
             filters, 3, padding="same", activation="relu", kernel_initializer=_uniform(seeds)
         )
 
-    return keras.Sequential([
-        *entry,
-        convolution(32),
-        convolution(64),
-        layers.MaxPooling2D(2),
-        layers.Flatten(),
-        layers.Dense(128, activation="relu", kernel_initializer=_uniform(seeds)),
-        _logits(classes, seeds),
-    ])  # fmt: skip
+    return keras.Sequential(
+        [
+            *entry,
+            convolution(32),
+            convolution(64),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu", kernel_initializer=_uniform(seeds)),
+            _logits(classes, seeds),
+        ]
+    )
 
 
 def mnist_cnn(
@@ -63,19 +65,28 @@ def mnist_cnn(
     def dense(units: int) -> keras.Layer:
         return layers.Dense(units, activation="relu", kernel_initializer=_uniform(seeds))
 
-    return keras.Sequential([
-        *entry,
-        *(convolution(32), convolution(32), layers.MaxPooling2D(2)),
-        *(convolution(64), convolution(64), layers.MaxPooling2D(2)),
-        layers.Flatten(),
-        *(dense(200), dense(200), _logits(classes, seeds)),
-    ])  # fmt: skip
+    return keras.Sequential(
+        [
+            *entry,
+            *(convolution(32), convolution(32), layers.MaxPooling2D(2)),
+            *(convolution(64), convolution(64), layers.MaxPooling2D(2)),
+            layers.Flatten(),
+            *(dense(200), dense(200), _logits(classes, seeds)),
+        ]
+    )
 
 
 def preact_resnet(
-    shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, *, seed: int = 0,
-    widths: Sequence[int] = (64, 128, 256, 512), blocks: int = 2, stem: int = 64,
-) -> keras.Model:  # fmt: skip
+    shape: Shape,
+    classes: int,
+    mean: Numbers = None,
+    std: Numbers = None,
+    *,
+    seed: int = 0,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    blocks: int = 2,
+    stem: int = 64,
+) -> keras.Model:
     """Pre-activation residual network for small images (He et al. 2016, arXiv:1603.05027).
 
     A 3 x 3 stem of ``stem`` channels, ``blocks`` blocks per entry of ``widths`` (stride 2
@@ -95,9 +106,15 @@ def preact_resnet(
 
 
 def wide_resnet(
-    shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, *, seed: int = 0,
-    depth: int = 34, width: int = 10
-) -> keras.Model:  # fmt: skip
+    shape: Shape,
+    classes: int,
+    mean: Numbers = None,
+    std: Numbers = None,
+    *,
+    seed: int = 0,
+    depth: int = 34,
+    width: int = 10,
+) -> keras.Model:
     """WRN-depth-width without dropout (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
 
     WRN-34-10 has 46,160,474 parameters for 3 channels and 10 classes.
@@ -125,8 +142,9 @@ def _convolution(
     if stride > 1 and size > 1:  # where padding="same" pads other sides than PyTorch
         x = layers.ZeroPadding2D(size // 2)(x)
     padding = "same" if stride == 1 else "valid"
-    return layers.Conv2D(filters, size, stride, padding, use_bias=False,
-                         kernel_initializer=_normal(seeds))(x)  # fmt: skip
+    return layers.Conv2D(
+        filters, size, stride, padding, use_bias=False, kernel_initializer=_normal(seeds)
+    )(x)
 
 
 def _entry(shape: Shape, classes: int, mean: Numbers, std: Numbers, least: int = 1) -> list[Any]:

@@ -29,8 +29,12 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
             yield False
         return
     if not model.built:
-        raise ConfigError("attack_mode", expected="'eval' for a model that is not built yet",
-                          received="'train'", fix="Call the model on a batch first.")  # fmt: skip
+        raise ConfigError(
+            "attack_mode",
+            expected="'eval' for a model that is not built yet",
+            received="'train'",
+            fix="Call the model on a batch first.",
+        )
     before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
     try:
         yield True

@@ -161,8 +161,17 @@ def ascend(
         logits = logits_of(model, iterate)
         check_graph(logits)
         (grad,) = torch.autograd.grad(objective(logits), iterate)
-        d = step(ops, d, grad, mask, lower, upper, eps=config.eps,
-                 step_size=config.step_size, norm=config.norm)  # fmt: skip
+        d = step(
+            ops,
+            d,
+            grad,
+            mask,
+            lower,
+            upper,
+            eps=config.eps,
+            step_size=config.step_size,
+            norm=config.norm,
+        )
     return (x + d).clamp_(*config.bounds)
 
 

@@ -15,14 +15,22 @@ from spatlib.errors import ConfigError, DataError
 def device_of(model: nn.Module, device: str | None) -> torch.device:
     """The device asked for, else the one the model's parameters are on, else the CPU."""
     if not isinstance(model, nn.Module):
-        raise ConfigError("model", expected="a torch.nn.Module", received=type(model).__name__,
-                          fix="Pass a network that returns logits.")  # fmt: skip
+        raise ConfigError(
+            "model",
+            expected="a torch.nn.Module",
+            received=type(model).__name__,
+            fix="Pass a network that returns logits.",
+        )
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:
-            raise ConfigError("device", expected="a device of this machine", received=repr(device),
-                              fix=f"PyTorch says: {error}") from error  # fmt: skip
+            raise ConfigError(
+                "device",
+                expected="a device of this machine",
+                received=repr(device),
+                fix=f"PyTorch says: {error}",
+            ) from error
         return torch.device(device)
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
@@ -76,13 +84,21 @@ class Batches:
         empty = True
         for batch in self.source:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError("data", expected="batches (x, y)", received=type(batch).__name__,
-                                fix="Yield pairs of inputs and labels.")  # fmt: skip
+                raise DataError(
+                    "data",
+                    expected="batches (x, y)",
+                    received=type(batch).__name__,
+                    fix="Yield pairs of inputs and labels.",
+                )
             yield self._scaled(self._move(batch[0])), self._move(batch[1])
             empty = False
         if empty:
-            raise DataError("data", expected="at least one batch", received="none",
-                            fix="Check that the data can be gone through again.")  # fmt: skip
+            raise DataError(
+                "data",
+                expected="at least one batch",
+                received="none",
+                fix="Check that the data can be gone through again.",
+            )
 
     def _scaled(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8:
@@ -94,8 +110,11 @@ class Batches:
         try:
             tensor = torch.as_tensor(part)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError("data", expected="arrays or tensors of numbers",
-                            received=f"{type(part).__name__} ({error})",
-                            fix="Convert it, e.g. with numpy.asarray.") from error  # fmt: skip
+            raise DataError(
+                "data",
+                expected="arrays or tensors of numbers",
+                received=f"{type(part).__name__} ({error})",
+                fix="Convert it, e.g. with numpy.asarray.",
+            ) from error
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)

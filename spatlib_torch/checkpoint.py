@@ -33,5 +33,9 @@ def put(model: nn.Module, named: Mapping[str, Tensor], source: str) -> None:
     try:
         unwrap(model).load_state_dict(named)
     except RuntimeError as error:
-        raise DataError(source, expected="weights of this architecture", received=str(error),
-                        fix="Build the model as it was trained.") from error  # fmt: skip
+        raise DataError(
+            source,
+            expected="weights of this architecture",
+            received=str(error),
+            fix="Build the model as it was trained.",
+        ) from error

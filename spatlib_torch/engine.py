@@ -78,9 +78,14 @@ def fit(
     modes = [(module, module.training) for module in model.modules()]
     with (
         torch.random.fork_rng(devices=devices),
-        tqdm(total=total or None, desc=label, unit="step", leave=False,
-             disable=None if training.progress else True) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=total or None,
+            desc=label,
+            unit="step",
+            leave=False,
+            disable=None if training.progress else True,
+        ) as bar,
+    ):
         _seed_dropout(training.seed, device)
         model.train()
         monitor = monitor or Monitor(training)

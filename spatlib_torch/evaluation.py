@@ -73,15 +73,23 @@ def _judge(
     clean = predict(x)
     check_label_values(y, clean.shape[1])
     label = one_hot(y, clean)
-    verdicts = survivors(ops, threat, evaluation.named, (x, clean, label), predict, slope,
-                         (draw_start(x, threat, source) for source in sources))  # fmt: skip
+    verdicts = survivors(
+        ops,
+        threat,
+        evaluation.named,
+        (x, clean, label),
+        predict,
+        slope,
+        (draw_start(x, threat, source) for source in sources),
+    )
     for key, attack in evaluation.callables.items():
         # "train" saves the buffers too; the modules stay in the inference mode they are in.
         with attack_state(model, "train", x.device, keep_rng=True):
             found = attack(model, x.clone(), y.clone())
         check_tensor(f"x_adv of {key}", found)
         found = found.detach().to(x)
-        evaluation.check_inside(key, x.cpu().double().numpy(), found.cpu().double().numpy(),
-                                ops.mantissa_bits(x))  # fmt: skip
+        evaluation.check_inside(
+            key, x.cpu().double().numpy(), found.cpu().double().numpy(), ops.mantissa_bits(x)
+        )
         verdicts[key] = verdicts["clean"] & is_correct(ops, predict(found), label)
     return verdicts, clean.shape[1]

@@ -24,12 +24,19 @@ def examples(
     x, y = next(Batches(data, count, model, device, config.bounds).go_through())
     x, y = x[:count], y[:count]
     mask = shared_mask(model, x, y, config, generator=torch.Generator(device).manual_seed(seed))
-    x_adv = perturb(model, x, y, config, mask=mask,
-                    generator=torch.Generator(device).manual_seed(seed))  # fmt: skip
+    x_adv = perturb(
+        model, x, y, config, mask=mask, generator=torch.Generator(device).manual_seed(seed)
+    )
     with attack_state(unwrap(model), "eval", device, keep_rng=True), torch.no_grad():
         clean, adversarial = (logits_of(unwrap(model), z).argmax(dim=1) for z in (x, x_adv))
-    return {"x": _last(x), "mask": _last(mask), "x_adv": _last(x_adv), "y": y.cpu().numpy(),
-            "clean": clean.cpu().numpy(), "adversarial": adversarial.cpu().numpy()}  # fmt: skip
+    return {
+        "x": _last(x),
+        "mask": _last(mask),
+        "x_adv": _last(x_adv),
+        "y": y.cpu().numpy(),
+        "clean": clean.cpu().numpy(),
+        "adversarial": adversarial.cpu().numpy(),
+    }
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> Any:

@@ -20,8 +20,12 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
     """
     if not isinstance(config, SPATConfig):
-        raise ConfigError("config", expected="a SPATConfig", received=type(config).__name__,
-                          fix="Pass spatlib.SPATConfig(...).")  # fmt: skip
+        raise ConfigError(
+            "config",
+            expected="a SPATConfig",
+            received=type(config).__name__,
+            fix="Pass spatlib.SPATConfig(...).",
+        )
     for name, value in (("x", x), ("y", y)):
         check_tensor(name, value)
     y_is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
@@ -39,8 +43,12 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape."""
     logits = model(x)
     if not isinstance(logits, Tensor):
-        raise DataError("model", expected="a tensor of logits", received=type(logits).__name__,
-                        fix="Wrap the model so that it returns its logits only.")  # fmt: skip
+        raise DataError(
+            "model",
+            expected="a tensor of logits",
+            received=type(logits).__name__,
+            fix="Wrap the model so that it returns its logits only.",
+        )
     checks.check_logits(logits.shape, len(x))
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -60,16 +68,23 @@ def check_label_values(y: Tensor, classes: int) -> None:
 def check_tensor(name: str, value: Any) -> None:
     """Raise DataError unless it is a tensor."""
     if not isinstance(value, Tensor):
-        raise DataError(name, expected="a torch.Tensor", received=type(value).__name__,
-                        fix="Convert it with torch.as_tensor.")  # fmt: skip
+        raise DataError(
+            name,
+            expected="a torch.Tensor",
+            received=type(value).__name__,
+            fix="Convert it with torch.as_tensor.",
+        )
 
 
 def check_graph(logits: Tensor) -> None:
     """Raise DataError unless a gradient can be taken of the logits."""
     if not logits.requires_grad:
-        raise DataError("model", expected="logits that depend on the input through autograd",
-                        received="detached logits",
-                        fix="Remove no_grad, detach or item from its forward.")  # fmt: skip
+        raise DataError(
+            "model",
+            expected="logits that depend on the input through autograd",
+            received="detached logits",
+            fix="Remove no_grad, detach or item from its forward.",
+        )
 
 
 def check_start(start: Tensor, x: Tensor, validate: bool) -> Tensor:
@@ -77,8 +92,9 @@ def check_start(start: Tensor, x: Tensor, validate: bool) -> Tensor:
     check_tensor("start", start)
     checks.check_same_shape("start", start.shape, x.shape)
     if validate and bool(start.isnan().any()):
-        raise DataError("start", expected="numbers", received="NaN",
-                        fix="Look at where the start comes from.")  # fmt: skip
+        raise DataError(
+            "start", expected="numbers", received="NaN", fix="Look at where the start comes from."
+        )
     return start.detach().to(x.dtype)
 
 
@@ -87,6 +103,10 @@ def check_budget(mask: Tensor, x: Tensor, validate: bool) -> Tensor:
     check_tensor("mask", mask)
     checks.check_same_shape("mask", mask.shape, x.shape)
     if validate and not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise DataError("mask", expected="values in [0, 1]", received="others or NaN",
-                        fix="A mask holds each pixel's share of eps.")  # fmt: skip
+        raise DataError(
+            "mask",
+            expected="values in [0, 1]",
+            received="others or NaN",
+            fix="A mask holds each pixel's share of eps.",
+        )
     return mask.detach().to(x.dtype)

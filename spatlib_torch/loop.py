@@ -50,12 +50,20 @@ class Loop:
         self.loss = _standard_loss if ordinary else batch_loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ConfigError("model", expected="parameters to train", received="none",
-                              fix="Set requires_grad on some of them.")  # fmt: skip
+            raise ConfigError(
+                "model",
+                expected="parameters to train",
+                received="none",
+                fix="Set requires_grad on some of them.",
+            )
         # fused: the one implementation that can leave an update out without asking the host.
-        self.optimizer = torch.optim.SGD(self.parameters, lr=training.lr, fused=True,
-                                         momentum=training.momentum,
-                                         weight_decay=training.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=training.lr,
+            fused=True,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
         self.average = copy.deepcopy(unwrap(model)).requires_grad_(False) if training.ema else None
         device = batches.device
         self.order = torch.Generator().manual_seed(training.seed)
@@ -113,17 +121,25 @@ class Loop:
     def _report(self) -> None:
         """Close the epoch: its row, validation, files."""
         loss, accuracy, stall_rate = self._look()
-        self.history.append({
-            "epoch": len(self.history) + 1, "loss": loss, "adv_accuracy": accuracy,
-            "stall_rate": stall_rate, "lr": self._lr(self.step - 1), "seconds": self.seconds,
-        })  # fmt: skip
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "loss": loss,
+                "adv_accuracy": accuracy,
+                "stall_rate": stall_rate,
+                "lr": self._lr(self.step - 1),
+                "seconds": self.seconds,
+            }
+        )
         self.done, self.count, self.seconds = 0, 0, 0.0
         self.sums = torch.zeros_like(self.sums)
         average = self.average
         self.monitor.epoch(
-            self.history, self.model if average is None else average, lambda: weights(self.model),
+            self.history,
+            self.model if average is None else average,
+            lambda: weights(self.model),
             None if average is None else lambda: weights(average),
-        )  # fmt: skip
+        )
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
@@ -133,8 +149,9 @@ class Loop:
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         low = self.training.precision == "bfloat16"
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=low):
-            outcome = self.loss(self.model, x, y, self.attack, generator=self.starts,
-                                validate=validate)  # fmt: skip
+            outcome = self.loss(
+                self.model, x, y, self.attack, generator=self.starts, validate=validate
+            )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outcome.loss)
         self.step += 1
@@ -183,14 +200,19 @@ class Loop:
         self.bar.update(self.step - self.bar.n)
         validated = self.history[-1] if self.history else {}
         shown = {"loss": values[0], "adv_accuracy": values[1]} | {
-            name: value for name, value in validated.items() if name in SHOWN}  # fmt: skip
+            name: value for name, value in validated.items() if name in SHOWN
+        }
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
         return values
 
     def _generators(self) -> dict[str, Tensor]:
         """The state of everything that draws."""
-        states = {"order": self.order.get_state(), "starts": self.starts.get_state(),
-                  "crops": self.crops.get_state(), "global": torch.get_rng_state()}  # fmt: skip
+        states = {
+            "order": self.order.get_state(),
+            "starts": self.starts.get_state(),
+            "crops": self.crops.get_state(),
+            "global": torch.get_rng_state(),
+        }
         if self.batches.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.batches.device)
         if self.batches.device.type == "mps":
@@ -213,17 +235,28 @@ class Loop:
             self.batches.source.generator.set_state(states["loader"])
 
     def _checkpoint(self) -> bytes:
-        momentum = {str(i): self.optimizer.state[p]["momentum_buffer"]
-                    for i, p in enumerate(self.parameters)
-                    if self.optimizer.state[p].get("momentum_buffer") is not None}  # fmt: skip
+        momentum = {
+            str(i): self.optimizer.state[p]["momentum_buffer"]
+            for i, p in enumerate(self.parameters)
+            if self.optimizer.state[p].get("momentum_buffer") is not None
+        }
         parts = {
-            "model": unwrap(self.model).state_dict(), "momentum": momentum,
+            "model": unwrap(self.model).state_dict(),
+            "momentum": momentum,
             "average": {} if self.average is None else self.average.state_dict(),
-            "now": self._generators(), "began": self.began, "epoch": {"sums": self.sums},
-        }  # fmt: skip
+            "now": self._generators(),
+            "began": self.began,
+            "epoch": {"sums": self.sums},
+        }
         named = {f"{part}.{name}": t for part, all_ in parts.items() for name, t in all_.items()}
-        meta = {"device": self.batches.device.type, "history": self.history, "step": self.step,
-                "done": self.done, "count": self.count, "seconds": self.seconds}  # fmt: skip
+        meta = {
+            "device": self.batches.device.type,
+            "history": self.history,
+            "step": self.step,
+            "done": self.done,
+            "count": self.count,
+            "seconds": self.seconds,
+        }
         return tensors.pack(safetensors.torch.save, copies(named), meta)
 
     def _restore(self, content: bytes) -> None:
@@ -233,12 +266,19 @@ class Loop:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         if not parts.keys() >= {"model", "now", "began", "epoch"}:
-            raise DataError(CHECKPOINT, expected="a checkpoint of PyTorch", received="others",
-                            fix="Put the file of the run back.")  # fmt: skip
+            raise DataError(
+                CHECKPOINT,
+                expected="a checkpoint of PyTorch",
+                received="others",
+                fix="Put the file of the run back.",
+            )
         if meta["device"] != self.batches.device.type:
-            raise ConfigError("device", expected=f"{meta['device']!r}, where the run began",
-                              received=repr(self.batches.device.type),
-                              fix="Resume it there: random numbers differ.")  # fmt: skip
+            raise ConfigError(
+                "device",
+                expected=f"{meta['device']!r}, where the run began",
+                received=repr(self.batches.device.type),
+                fix="Resume it there: random numbers differ.",
+            )
         put(self.model, parts["model"], CHECKPOINT)
         if self.average is not None:
             put(self.average, parts["average"], CHECKPOINT)

@@ -96,9 +96,15 @@ class Block(nn.Module):
 
 
 def preact_resnet(
-    shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, *,
-    widths: Sequence[int] = (64, 128, 256, 512), blocks: int = 2, stem: int = 64,
-) -> nn.Module:  # fmt: skip
+    shape: Shape,
+    classes: int,
+    mean: Numbers = None,
+    std: Numbers = None,
+    *,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    blocks: int = 2,
+    stem: int = 64,
+) -> nn.Module:
     """Pre-activation residual network for small images (He et al. 2016, arXiv:1603.05027).
 
     A 3 x 3 stem of ``stem`` channels, ``blocks`` blocks per entry of ``widths`` (stride 2
@@ -119,9 +125,14 @@ def preact_resnet(
 
 
 def wide_resnet(
-    shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, *,
-    depth: int = 34, width: int = 10
-) -> nn.Module:  # fmt: skip
+    shape: Shape,
+    classes: int,
+    mean: Numbers = None,
+    std: Numbers = None,
+    *,
+    depth: int = 34,
+    width: int = 10,
+) -> nn.Module:
     """WRN-depth-width without dropout (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
 
     WRN-34-10 has 46,160,474 parameters for 3 channels and 10 classes.

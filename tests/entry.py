@@ -35,8 +35,13 @@ class Entry(Protocol):
 
     module: Engine  # registered under the entry's name
 
-    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
-                 precision: str = "float64") -> None:  # fmt: skip
+    def __init__(
+        self,
+        weights: list[np.ndarray],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        precision: str = "float64",
+    ) -> None:
         """Logits tanh(x w1 + b1) w2 + b2 of x flattened in the order C, H, W.
 
         ``lr`` and ``momentum`` are those of SGD; ``precision`` is the network's,
@@ -56,8 +61,14 @@ class Entry(Protocol):
     ) -> np.ndarray:
         """(N, H * W)."""
 
-    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
-                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def perturb(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        mask: np.ndarray | None = None,
+    ) -> np.ndarray:
         """x' in the shape and the dtype of x; mask (N, 1, H, W)."""
 
     def stall_rate(
@@ -65,9 +76,17 @@ class Entry(Protocol):
     ) -> float:
         """Share of example-steps at which unguarded ascent would have pulled back."""
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
-                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
-                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+    def evaluate(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        config: SPATConfig,
+        restarts: int = 1,
+        *,
+        attacks: Sequence[str] = ("pgd", "margin"),
+        steps: int = 2,
+        seen: list[np.ndarray] | None = None,
+    ) -> dict[str, float]:
         """The metrics; ``seen`` takes all (N, C, H, W) that the network is shown, in order."""
 
     @staticmethod

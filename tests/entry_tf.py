@@ -38,18 +38,25 @@ class TFEngine(Entry):
 
     module = tf_engine
 
-    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
-                 precision: str = "float64") -> None:  # fmt: skip
+    def __init__(
+        self,
+        weights: list[np.ndarray],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        precision: str = "float64",
+    ) -> None:
         layers = keras.layers
         policy = f"mixed_{precision}" if precision in ("bfloat16", "float16") else precision
         side = math.isqrt(len(weights[0]) // CHANNELS)  # of a square image
-        self.model = keras.Sequential([
-            layers.Input((side, side, CHANNELS), dtype=policy.removeprefix("mixed_")),
-            layers.Permute((3, 1, 2), dtype=policy),
-            layers.Flatten(dtype=policy),
-            layers.Dense(HIDDEN, activation="tanh", dtype=policy),
-            layers.Dense(CLASSES, dtype=policy),
-        ], )  # fmt: skip
+        self.model = keras.Sequential(
+            [
+                layers.Input((side, side, CHANNELS), dtype=policy.removeprefix("mixed_")),
+                layers.Permute((3, 1, 2), dtype=policy),
+                layers.Flatten(dtype=policy),
+                layers.Dense(HIDDEN, activation="tanh", dtype=policy),
+                layers.Dense(CLASSES, dtype=policy),
+            ],
+        )
         self.model.set_weights(weights)
         self.optimizer = keras.optimizers.SGD(lr, momentum=momentum)
         self.optimizer.build(self.model.trainable_weights)
@@ -85,12 +92,22 @@ class TFEngine(Entry):
         mask = spatlib_tf.shared_mask(self.model, to_last(x), y, config, generator=generator)
         return mask.numpy().reshape(len(x), -1)
 
-    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
-                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def perturb(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        mask: np.ndarray | None = None,
+    ) -> np.ndarray:
         adversarial = spatlib_tf.perturb(
-            self.model, to_last(x), y, config, start=to_last(start),
+            self.model,
+            to_last(x),
+            y,
+            config,
+            start=to_last(start),
             mask=None if mask is None else to_last(mask),
-        )  # fmt: skip
+        )
         return np.moveaxis(adversarial.numpy(), -1, 1)
 
     def stall_rate(
@@ -99,9 +116,17 @@ class TFEngine(Entry):
         arrays = tf.constant(to_last(x)), tf.constant(y), config, tf.constant(to_last(start))
         return float(spatlib_tf.attack.adversarial(self.model, *arrays).stall_rate)
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
-                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
-                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+    def evaluate(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        config: SPATConfig,
+        restarts: int = 1,
+        *,
+        attacks: Sequence[str] = ("pgd", "margin"),
+        steps: int = 2,
+        seen: list[np.ndarray] | None = None,
+    ) -> dict[str, float]:
         original = spatlib_tf.evaluation.logits_of  # Keras has no hooks
 
         def look(model: Any, z: Any) -> Any:
@@ -112,8 +137,14 @@ class TFEngine(Entry):
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
             with patch("spatlib_tf.evaluation.logits_of", look):
-                report = tf_engine.evaluate(self.model, (to_last(x), y), config, attacks=attacks,
-                                            steps=steps, restarts=restarts)  # fmt: skip
+                report = tf_engine.evaluate(
+                    self.model,
+                    (to_last(x), y),
+                    config,
+                    attacks=attacks,
+                    steps=steps,
+                    restarts=restarts,
+                )
         finally:
             tf.config.run_functions_eagerly(False)
         return report.metrics

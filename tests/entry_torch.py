@@ -46,8 +46,13 @@ class TorchEngine(Entry):
 
     module = torch_engine
 
-    def __init__(self, weights: list[np.ndarray], lr: float = 0.1, momentum: float = 0.9,
-                 precision: str = "float64") -> None:  # fmt: skip
+    def __init__(
+        self,
+        weights: list[np.ndarray],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        precision: str = "float64",
+    ) -> None:
         first, second = nn.Linear(len(weights[0]), HIDDEN), nn.Linear(HIDDEN, CLASSES)
         self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
         self.parameters = [first.weight, first.bias, second.weight, second.bias]
@@ -65,9 +70,13 @@ class TorchEngine(Entry):
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
     ) -> float:
         loss = spatlib_torch.spat_loss(
-            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
-            start=torch.as_tensor(start), generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
+            self.model,
+            torch.as_tensor(x),
+            torch.as_tensor(y),
+            config,
+            start=torch.as_tensor(start),
+            generator=torch.Generator().manual_seed(seed),
+        )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -77,17 +86,30 @@ class TorchEngine(Entry):
         self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
     ) -> np.ndarray:
         mask = spatlib_torch.shared_mask(
-            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
+            self.model,
+            torch.as_tensor(x),
+            torch.as_tensor(y),
+            config,
             generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
+        )
         return mask.flatten(1).numpy()
 
-    def perturb(self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig,
-                mask: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def perturb(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        mask: np.ndarray | None = None,
+    ) -> np.ndarray:
         return spatlib_torch.perturb(
-            self.model, torch.as_tensor(x), torch.as_tensor(y), config,
-            start=torch.as_tensor(start), mask=None if mask is None else torch.as_tensor(mask),
-        ).numpy()  # fmt: skip
+            self.model,
+            torch.as_tensor(x),
+            torch.as_tensor(y),
+            config,
+            start=torch.as_tensor(start),
+            mask=None if mask is None else torch.as_tensor(mask),
+        ).numpy()
 
     def stall_rate(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
@@ -95,18 +117,30 @@ class TorchEngine(Entry):
         arrays = torch.as_tensor(x), torch.as_tensor(y), config, torch.as_tensor(start)
         return float(spatlib_torch.attack.adversarial(self.model, *arrays).stall_rate)
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray, config: SPATConfig, restarts: int = 1, *,
-                 attacks: Sequence[str] = ("pgd", "margin"), steps: int = 2,
-                 seen: list[np.ndarray] | None = None) -> dict[str, float]:  # fmt: skip
+    def evaluate(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        config: SPATConfig,
+        restarts: int = 1,
+        *,
+        attacks: Sequence[str] = ("pgd", "margin"),
+        steps: int = 2,
+        seen: list[np.ndarray] | None = None,
+    ) -> dict[str, float]:
         def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
             if seen is not None and len(inputs[0]) == len(x):
                 seen.append(inputs[0].detach().numpy().copy())
 
         with self.model.register_forward_pre_hook(look):
             report = torch_engine.evaluate(
-                self.model, (torch.as_tensor(x), torch.as_tensor(y)), config, attacks=attacks,
-                steps=steps, restarts=restarts,
-            )  # fmt: skip
+                self.model,
+                (torch.as_tensor(x), torch.as_tensor(y)),
+                config,
+                attacks=attacks,
+                steps=steps,
+                restarts=restarts,
+            )
         return report.metrics
 
     @staticmethod

@@ -63,10 +63,14 @@ def _cells(title: str, row: dict[str, Any]) -> list[str]:
     backends = sorted(row["backends"], key=lambda name: (*ORDER, name).index(name))
     exact = row["deviation"] is None
     return [
-        title, ", ".join(backends), ", ".join(sorted(row["dtypes"])), f"{row['examples']:,}",
-        "exact" if exact else f"{row['deviation']:.2g}", "" if exact else f"{row['ulps']:.2g}",
+        title,
+        ", ".join(backends),
+        ", ".join(sorted(row["dtypes"])),
+        f"{row['examples']:,}",
+        "exact" if exact else f"{row['deviation']:.2g}",
+        "" if exact else f"{row['ulps']:.2g}",
         "**failed**" if row["failed"] else "passed",
-    ]  # fmt: skip
+    ]
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -72,8 +72,13 @@ def test_path_and_best_point_equal_the_oracle(
         exact = reference.auto_ascend(
             lambda d, a=a, b=b: float(np.sum(hills(a, b, d, folds)[0])),
             lambda d, a=a, b=b: hills(a, b, d, folds)[1],
-            start[n].ravel(), lower[n].ravel(), upper[n].ravel(), eps, steps, norm,
-        )  # fmt: skip
+            start[n].ravel(),
+            lower[n].ravel(),
+            upper[n].ravel(),
+            eps,
+            steps,
+            norm,
+        )
         clear = exact.clear
         assert clear >= 1
         path = np.array([d[n].ravel() for d in seen])
@@ -130,8 +135,13 @@ def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: 
         exact = reference.auto_ascend(
             lambda d, script=script: float(script.at(d)[0]),
             lambda d, script=script: script.at(d)[1],
-            start[n], lower[n], upper[n], 0.1, steps, "Linf",
-        )  # fmt: skip
+            start[n],
+            lower[n],
+            upper[n],
+            0.1,
+            steps,
+            "Linf",
+        )
         agree(np.array([d[n] for d in seen]), np.array(exact.points), atol=1e-12)
         agree(best[n], exact.best, atol=1e-12)
         assert stands[n] == all(value > 0.1 for value in exact.values)
@@ -165,8 +175,9 @@ def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -
     rng = np.random.default_rng(7)
     x, y = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), rng.integers(CLASSES, size=5)
     config = SPATConfig(eps=0.2, norm=norm)
-    metrics = engine(initial_weights()).evaluate(x, y, config, attacks=(attack,), steps=steps,
-                                                 seen=seen)  # fmt: skip
+    metrics = engine(initial_weights()).evaluate(
+        x, y, config, attacks=(attack,), steps=steps, seen=seen
+    )
     clean, start, *rest = seen
     np.testing.assert_array_equal(clean, x)
     runs = 1 if attack == "apgd-ce" else CLASSES - 1
@@ -178,9 +189,16 @@ def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -
         everywhere = [flat]
         for run in range(runs):
             exact = reference.auto_attack(
-                model, flat, label, None if attack == "apgd-ce" else ranked[run], eps=0.2,
-                steps=steps, norm=norm, bounds=(0, 1), start=(start[n] - x[n]).ravel(),
-            )  # fmt: skip
+                model,
+                flat,
+                label,
+                None if attack == "apgd-ce" else ranked[run],
+                eps=0.2,
+                steps=steps,
+                norm=norm,
+                bounds=(0, 1),
+                start=(start[n] - x[n]).ravel(),
+            )
             assert exact.clear == steps + 1  # nothing here is decided by rounding
             path = np.array([d[n].ravel() for d in rest[run * (steps + 1) :][: steps + 1]])
             agree(path, np.clip(flat + np.array(exact.points), 0, 1), atol=1e-10)
@@ -202,8 +220,9 @@ def test_gradient_of_the_targeted_ratio_equals_the_oracle(engine: Any) -> None:
         lambda ops, label, z: ops.sum(
             targeted_ratio(ops, z, label[:, :CLASSES], label[:, CLASSES:]), axis=0
         ),
-        np.concatenate([label, goal], axis=1), z,
-    )  # fmt: skip
+        np.concatenate([label, goal], axis=1),
+        z,
+    )
     exact = [reference.targeted_ratio(*case)[1] for case in zip(z, y, goals, strict=True)]
     agree(gradient, exact, rtol=1e-12, atol=1e-12)
 

@@ -38,10 +38,14 @@ class Attack:
     def oracle(self, n: int) -> np.ndarray:
         names = ("base", "eps", "step_size", "steps", "norm", "bounds", "smoothing", "guard")
         x_adv, _ = reference.attack(
-            reference.TanhMLP(*self.weights), self.x[n].ravel(), int(self.y[n]),
-            mask=self.mask[n].ravel(), channels=CHANNELS, start=self.start[n].ravel(),
+            reference.TanhMLP(*self.weights),
+            self.x[n].ravel(),
+            int(self.y[n]),
+            mask=self.mask[n].ravel(),
+            channels=CHANNELS,
+            start=self.start[n].ravel(),
             **{name: getattr(self.config, name) for name in names},
-        )  # fmt: skip
+        )
         return x_adv.reshape(self.x.shape[1:])
 
 
@@ -59,10 +63,14 @@ def attacks(draw: st.DrawFn, norms: tuple[str, ...] = tuple(ORDERS), **fixed: An
     norm = draw(st.sampled_from(norms))
     eps = draw(st.sampled_from((1e-6, 8 / 255, 0.3, 1.0) if norm == "Linf" else (1e-6, 0.5, 20.0)))
     settings = {
-        "norm": norm, "eps": eps, "base": draw(st.sampled_from(bases)),
-        "steps": draw(st.integers(1, 4)), "step_size": eps * draw(st.sampled_from((0.1, 1.0, 9.0))),
-        "smoothing": draw(st.sampled_from((0.0, 0.1, 0.9))), "guard": draw(st.booleans()),
-    } | fixed  # fmt: skip
+        "norm": norm,
+        "eps": eps,
+        "base": draw(st.sampled_from(bases)),
+        "steps": draw(st.integers(1, 4)),
+        "step_size": eps * draw(st.sampled_from((0.1, 1.0, 9.0))),
+        "smoothing": draw(st.sampled_from((0.0, 0.1, 0.9))),
+        "guard": draw(st.booleans()),
+    } | fixed
     x = np.clip(rng.uniform(-0.5, 1.5, size=shape), 0, 1)
     mask = rng.choice((0.0, 0.25, 1.0), size=(count, 1, side, side))
     if draw(st.booleans()):
@@ -71,8 +79,9 @@ def attacks(draw: st.DrawFn, norms: tuple[str, ...] = tuple(ORDERS), **fixed: An
     if settings["base"] == "trades":  # inwards: at x' = x its gradient is rounding noise
         start = np.where(x < 0.5, np.abs(start), -np.abs(start))
     weights = initial_weights(int(rng.integers(1000)), CHANNELS * pixels)
-    return Attack(weights, x, rng.integers(CLASSES, size=count), start, mask,
-                  SPATConfig(**settings))  # fmt: skip
+    return Attack(
+        weights, x, rng.integers(CLASSES, size=count), start, mask, SPATConfig(**settings)
+    )
 
 
 @examples(deep=EACH)
@@ -163,17 +172,22 @@ def test_networks_of_low_precision_are_attacked_much_as_in_float32(
 
 
 FUNCTIONS = {
-    **{f"outer loss of {base}": (
-        lambda ops, label, clean, moved, base=base:
-        ops.sum(losses.outer_loss(ops, base, 6.0, label, clean, moved), axis=0)
-    ) for base in ("pgd", "trades", "mart")},
+    **{
+        f"outer loss of {base}": (
+            lambda ops, label, clean, moved, base=base: ops.sum(
+                losses.outer_loss(ops, base, 6.0, label, clean, moved), axis=0
+            )
+        )
+        for base in ("pgd", "trades", "mart")
+    },
     "objective": lambda ops, label, clean, moved: target.objective(
-        ops, ops.log_softmax(moved), 0.7 * label + 0.3 / CLASSES),
-    "margin": lambda ops, label, clean, moved: ops.sum(
-        target.margin(ops, moved, label), axis=0),
-    "targeted": lambda ops, label, clean, moved: ops.sum(target.targeted(
-        ops, moved, label, ops.argmax_one_hot(clean)), axis=0),
-}  # fmt: skip
+        ops, ops.log_softmax(moved), 0.7 * label + 0.3 / CLASSES
+    ),
+    "margin": lambda ops, label, clean, moved: ops.sum(target.margin(ops, moved, label), axis=0),
+    "targeted": lambda ops, label, clean, moved: ops.sum(
+        target.targeted(ops, moved, label, ops.argmax_one_hot(clean)), axis=0
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -83,8 +83,9 @@ def test_judges_of_all_engines_say_the_same_of_arrays_and_tensors(name: str) -> 
     assert report.l2 == pytest.approx(np.linalg.norm(x_adv - x, axis=1).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"x_adv": np.zeros((2, 15))}, {"y": np.zeros(3, int)},
-                                 {"y": np.full(2, 4)}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "bad", [{"x_adv": np.zeros((2, 15))}, {"y": np.zeros(3, int)}, {"y": np.full(2, 4)}], ids=str
+)
 def test_what_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
     arguments = {"x": np.zeros((2, 16)), "x_adv": np.zeros((2, 16)), "y": np.zeros(2, int)} | bad
     arguments = {k: v.astype(np.float32) if v.ndim > 1 else v for k, v in arguments.items()}
@@ -115,13 +116,40 @@ def test_the_command_compares_the_training_attack_with_pgd(
 ) -> None:
     target, judge = tmp_path / "target", tmp_path / "judge"
     for directory, framework, seed in ((target, "torch", 0), (judge, "tf", 1)):
-        code = main(["train", "--backend", framework, "--run-dir", str(directory), "--seed",
-                     str(seed), "--epochs", "2", "--steps", "1", "--share", "min", "--no-baseline",
-                     "--test-examples", "120"])  # fmt: skip
+        code = main(
+            [
+                "train",
+                "--backend",
+                framework,
+                "--run-dir",
+                str(directory),
+                "--seed",
+                str(seed),
+                "--epochs",
+                "2",
+                "--steps",
+                "1",
+                "--share",
+                "min",
+                "--no-baseline",
+                "--test-examples",
+                "120",
+            ]
+        )
         assert code == 0, capsys.readouterr().err
     capsys.readouterr()
-    arguments = ["audit", str(target), "--judge", str(judge), "--examples", "100",
-                 "--eps", "0.3", "--steps", "5"]  # fmt: skip
+    arguments = [
+        "audit",
+        str(target),
+        "--judge",
+        str(judge),
+        "--examples",
+        "100",
+        "--eps",
+        "0.3",
+        "--steps",
+        "5",
+    ]
     assert main(arguments) == 0, capsys.readouterr().err
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((target / "audit.json").read_text(encoding="utf-8"))
@@ -139,7 +167,8 @@ def test_the_command_compares_the_training_attack_with_pgd(
     assert main(["audit", str(target), "--judge", str(target)]) == 2
     assert "another network" in capsys.readouterr().err
     settings = judge / "config.json"
-    settings.write_text(settings.read_text(encoding="utf-8").replace('"digits"', '"mnist"'),
-                        encoding="utf-8")  # fmt: skip
+    settings.write_text(
+        settings.read_text(encoding="utf-8").replace('"digits"', '"mnist"'), encoding="utf-8"
+    )
     assert main(["audit", str(target), "--judge", str(judge)]) == 2
     assert "Train one on the same data" in capsys.readouterr().err

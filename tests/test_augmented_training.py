@@ -149,8 +149,11 @@ def inputs(case: str, x: np.ndarray, **settings: Any) -> np.ndarray:
 @cache
 def known() -> tuple[np.ndarray, list[tuple[int, Any]]]:
     """All versions of all images, and of each the number of the image and the shift."""
-    table = [(raw, (number, shift)) for number, image in enumerate(IMAGES)
-             for raw, shift in versions(image).items()]  # fmt: skip
+    table = [
+        (raw, (number, shift))
+        for number, image in enumerate(IMAGES)
+        for raw, shift in versions(image).items()
+    ]
     arrays = np.frombuffer(b"".join(raw for raw, _ in table), np.float32)
     return arrays.reshape(-1, HEIGHT, WIDTH, CHANNELS), [origin for _, origin in table]
 
@@ -189,8 +192,9 @@ def test_pixels_are_trained_on_as_the_floats_they_stand_for(case: str) -> None:
 def test_pixels_are_evaluated_as_the_floats_they_stand_for(form: str) -> None:
     backend, data = FORMS[form]
     model = TorchSpy() if backend == "torch" else TFSpy()
-    floats, pixels = (evaluate(model, data(x), backend=backend, config=METHOD).metrics
-                      for x in (IMAGES, PIXELS))  # fmt: skip
+    floats, pixels = (
+        evaluate(model, data(x), backend=backend, config=METHOD).metrics for x in (IMAGES, PIXELS)
+    )
     assert floats == pixels
     # One evaluation after the other, in each the two attacks in any order.
     first, second = np.split(np.concatenate(model.seen[False]), 2)
@@ -239,13 +243,23 @@ NO_IMAGES: dict[str, Callable[[], Any]] = {
 def test_only_images_can_be_augmented(case: str) -> None:
     model, data = NO_IMAGES[case]()
     training = replace(QUICK, augment="crop")
-    check(ConfigError, "augment", lambda: train(
-        model, data, backend=case.split()[0], config=METHOD, training=training))  # fmt: skip
+    check(
+        ConfigError,
+        "augment",
+        lambda: train(model, data, backend=case.split()[0], config=METHOD, training=training),
+    )
 
 
-@pytest.mark.parametrize("settings", [
-    {"augment": "flip"}, {"augment": None}, {"validation": -1}, {"validation": 0.1},
-    {"validation": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": "flip"},
+        {"augment": None},
+        {"validation": -1},
+        {"validation": 0.1},
+        {"validation": True},
+    ],
+    ids=str,
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     check(ConfigError, next(iter(settings)), lambda: TrainConfig(**settings))

@@ -65,8 +65,14 @@ def test_losses_have_the_gradients_of_their_values(loss: Any) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "multiprocess", None)
     with pytest.raises(BackendError, match=r"multiprocess.*spatlib\[autoattack\]"):
-        art.autoattack(lambda x, c: (c, x), SPATConfig(eps=EPS), np.zeros((1, 1, 8, 8)),
-                       np.zeros(1, int), 4, channels_first=True)  # fmt: skip
+        art.autoattack(
+            lambda x, c: (c, x),
+            SPATConfig(eps=EPS),
+            np.zeros((1, 1, 8, 8)),
+            np.zeros(1, int),
+            4,
+            channels_first=True,
+        )
 
 
 def test_there_is_none_for_l1() -> None:

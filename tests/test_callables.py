@@ -156,6 +156,12 @@ def test_a_failing_callable_leaves_no_trace_in_torch() -> None:
 
 def test_attacks_and_steps_are_passed_on(name: str) -> None:
     x, y = points(name)
-    report = spatlib.evaluate(rugged(name), (x, y), backend=name, attacks=("targeted", noise(name)),
-                              steps=3, config=SPATConfig(eps=EPS))  # fmt: skip
+    report = spatlib.evaluate(
+        rugged(name),
+        (x, y),
+        backend=name,
+        attacks=("targeted", noise(name)),
+        steps=3,
+        config=SPATConfig(eps=EPS),
+    )
     assert list(report.metrics) == ["clean", "targeted3", "noise"]

@@ -21,15 +21,29 @@ from spatlib import RECIPES, Report, SPATConfig, TrainConfig, plots
 from spatlib.cli import main
 from spatlib.run import EVALUATION, Run
 
-QUICK = ("--epochs", "2", "--steps", "1", "--batch-size", "128", "--no-baseline", "--seed", "3",
-         "--examples", "600", "--test-examples", "50")  # fmt: skip
+QUICK = (
+    "--epochs",
+    "2",
+    "--steps",
+    "1",
+    "--batch-size",
+    "128",
+    "--no-baseline",
+    "--seed",
+    "3",
+    "--examples",
+    "600",
+    "--test-examples",
+    "50",
+)
 BACKENDS = pytest.mark.parametrize("framework", ["torch", "tf"])
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "spatlib", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, **{
-        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)  # fmt: skip
+    return subprocess.Popen(
+        command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    )
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -50,17 +64,37 @@ def test_train_evaluate_show_compare(
         return main([str(argument) for argument in arguments]), *capsys.readouterr()
 
     directory = tmp_path / "run"
-    code, out, error = run("train", "--backend", framework, "--run-dir", directory, *QUICK,
-                           "--eps", "8/255", "--validation", "100", "--patience", "5")  # fmt: skip
+    code, out, error = run(
+        "train",
+        "--backend",
+        framework,
+        "--run-dir",
+        directory,
+        *QUICK,
+        "--eps",
+        "8/255",
+        "--validation",
+        "100",
+        "--patience",
+        "5",
+    )
     assert code == 0, error
     *rows, last = lines(out)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(0 <= row["val_pgd10"] <= row["val_clean"] <= 1 for row in rows)
     config, training = Run(directory, resume=True).configs()
     assert config == SPATConfig(eps=8 / 255, steps=1)
-    assert training == TrainConfig(epochs=2, batch_size=128, lr=0.05, seed=3, validation=100,
-                                   patience=5, progress=False, examples=600,
-                                   test_examples=50)  # fmt: skip
+    assert training == TrainConfig(
+        epochs=2,
+        batch_size=128,
+        lr=0.05,
+        seed=3,
+        validation=100,
+        patience=5,
+        progress=False,
+        examples=600,
+        test_examples=50,
+    )
 
     code, _, error = run("compare", directory)
     assert code == 2
@@ -131,11 +165,15 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(("train", "--recipe", "imagenet"), "'cifar10-wrn'"), (("evaluate", "nowhere"), "nowhere"),
-     (("train", "--backend", "jax"), "'torch'"), (("train", "--resume"), "run_dir"),
-     (("train", "--data", "nothing.npz"), "nothing.npz"),
-     (("train", "--run-dir", "nowhere", "--resume"), "a run to resume")],
-)  # fmt: skip
+    [
+        (("train", "--recipe", "imagenet"), "'cifar10-wrn'"),
+        (("evaluate", "nowhere"), "nowhere"),
+        (("train", "--backend", "jax"), "'torch'"),
+        (("train", "--resume"), "run_dir"),
+        (("train", "--data", "nothing.npz"), "nothing.npz"),
+        (("train", "--run-dir", "nowhere", "--resume"), "a run to resume"),
+    ],
+)
 def test_bad_input_is_said_in_a_sentence(
     arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,9 +186,15 @@ def test_bad_input_is_said_in_a_sentence(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("train", "--eps", "8"), ("train", "--eps", "8/0"), ("train", "--epsilon", "1"),
-     ("train", "--epochs", "0"), ("evaluate",), ("prove",)],
-)  # fmt: skip
+    [
+        ("train", "--eps", "8"),
+        ("train", "--eps", "8/0"),
+        ("train", "--epsilon", "1"),
+        ("train", "--epochs", "0"),
+        ("evaluate",),
+        ("prove",),
+    ],
+)
 def test_a_bad_option_is_refused_with_a_hint(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,33 +87,48 @@ def test_bad_data_are_refused(case: str, function: Callable[..., Any]) -> None:
 BAD_CALLS: dict[str, tuple[type[SpatlibError], Callable[[], Any], str]] = {
     "batches used up": (DataError, lambda: train(network(), UsedUp()), "at least one batch"),
     "schedule of unknown length": (
-        ConfigError, lambda: train(network(), Endless(), training=TrainConfig()), "'constant'"),
+        ConfigError,
+        lambda: train(network(), Endless(), training=TrainConfig()),
+        "'constant'",
+    ),
     "no model for own data": (ConfigError, lambda: train(None), "model"),
     "no model to evaluate": (ConfigError, lambda: evaluate(None), "model"),
     "a name for a model": (ConfigError, lambda: train("resnet"), "model"),
     "a name for a model to evaluate": (ConfigError, lambda: evaluate("resnet"), "model"),
     "nothing to train": (
-        ConfigError, lambda: train(network().requires_grad_(False)), "requires_grad"),
-    "settings swapped": (
-        ConfigError, lambda: train(network(), config=TrainConfig()), "SPATConfig"),
+        ConfigError,
+        lambda: train(network().requires_grad_(False)),
+        "requires_grad",
+    ),
+    "settings swapped": (ConfigError, lambda: train(network(), config=TrainConfig()), "SPATConfig"),
     "schedule swapped": (
-        ConfigError, lambda: train(network(), training=SPATConfig()), "TrainConfig"),
+        ConfigError,
+        lambda: train(network(), training=SPATConfig()),
+        "TrainConfig",
+    ),
     "settings as a dict": (ConfigError, lambda: train(network(), config={"eps": 0.1}), "dict"),
     "settings for evaluate": (
-        ConfigError, lambda: evaluate(network(), config=TrainConfig()), "SPATConfig"),
+        ConfigError,
+        lambda: evaluate(network(), config=TrainConfig()),
+        "SPATConfig",
+    ),
     "no restarts": (ConfigError, lambda: evaluate(network(), restarts=0), "restarts"),
     "half a restart": (ConfigError, lambda: evaluate(network(), restarts=1.5), "restarts"),
     "no batch size": (ConfigError, lambda: evaluate(network(), batch_size=0), "batch_size"),
     "a seed of letters": (ConfigError, lambda: evaluate(network(), seed="a"), "seed"),
     "unknown backend": (BackendError, lambda: train(network(), backend="jax"), "'torch'"),
     "unknown backend to evaluate": (
-        BackendError, lambda: evaluate(network(), backend="jax"), "'torch'"),
-    "one logit": (
-        DataError, lambda: train(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "K >= 2"),
+        BackendError,
+        lambda: evaluate(network(), backend="jax"),
+        "'torch'",
+    ),
+    "one logit": (DataError, lambda: train(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "K >= 2"),
     "too many classes": (
-        DataError, lambda: train(network(), config=SPATConfig(mask_classes=CLASSES + 1)),
-        "mask_classes"),
-}  # fmt: skip
+        DataError,
+        lambda: train(network(), config=SPATConfig(mask_classes=CLASSES + 1)),
+        "mask_classes",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_CALLS)

@@ -123,8 +123,9 @@ def test_without_a_data_dir_it_is_the_cache_directory(
     assert (tmp_path / "spatlib" / NAME).read_bytes() == ARCHIVE
 
 
-@pytest.mark.parametrize("content", [HTML, ARCHIVE[:-1], ARCHIVE + b"\0"],
-                         ids=["page", "short", "long"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content", [HTML, ARCHIVE[:-1], ARCHIVE + b"\0"], ids=["page", "short", "long"]
+)
 def test_a_file_with_another_hash_is_refused_and_not_kept(
     content: bytes, server: Server, tmp_path: Path
 ) -> None:
@@ -161,8 +162,9 @@ def test_a_server_without_ranges_sends_all_again(server: Server, tmp_path: Path)
     assert right(cifar10(tmp_path))
 
 
-@pytest.mark.parametrize("kept", [ARCHIVE[:HALF] + b"?", b"?" * len(ARCHIVE)],
-                         ids=["half", "whole"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kept", [ARCHIVE[:HALF] + b"?", b"?" * len(ARCHIVE)], ids=["half", "whole"]
+)
 def test_a_damaged_part_costs_one_call(kept: bytes, server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(kept)
     check(DataError, "hash", lambda: cifar10(tmp_path))

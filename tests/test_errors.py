@@ -68,23 +68,47 @@ BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
     (SPATConfig, {"share": "max"}, "'neutral'"),
     (SPATConfig, {"random_start": True}, "'gaussian'"),
     (SPATConfig, {"attack_mode": "training"}, "'train'"),
-    *((SPATConfig, {"bounds": value}, "bounds")
-      for value in ((1, 0), (0, 0), (0,), (0, 1, 2), 1, None, "01", ("0", "1"), (0, math.inf),
-                    (math.nan, 1))),
+    *(
+        (SPATConfig, {"bounds": value}, "bounds")
+        for value in (
+            (1, 0),
+            (0, 0),
+            (0,),
+            (0, 1, 2),
+            1,
+            None,
+            "01",
+            ("0", "1"),
+            (0, math.inf),
+            (math.nan, 1),
+        )
+    ),
     (SPATConfig, {"base": "trades", "random_start": "none"}, "random_start"),
-    (SPATConfig, {"base": "trades", "random_start": "none", "guard": False, "smoothing": 0},
-     "random_start"),
-    *((TrainConfig, {name: value}, name)
-      for name in ("epochs", "batch_size") for value in NOT_COUNTS),
+    (
+        SPATConfig,
+        {"base": "trades", "random_start": "none", "guard": False, "smoothing": 0},
+        "random_start",
+    ),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("epochs", "batch_size")
+        for value in NOT_COUNTS
+    ),
     *((TrainConfig, {"lr": value}, "lr") for value in NOT_POSITIVE),
     *((TrainConfig, {"momentum": value}, "momentum") for value in (1, *NOT_SHARES)),
     *((TrainConfig, {"weight_decay": value}, "weight_decay") for value in (-1, math.nan, "0")),
-    *((TrainConfig, {name: value}, name)
-      for name in ("seed", "eps_warmup") for value in (-1, 0.5, None, True)),
-    *((TrainConfig, {name: value}, name)
-      for name in ("baseline", "progress") for value in (1, None, "no")),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("seed", "eps_warmup")
+        for value in (-1, 0.5, None, True)
+    ),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("baseline", "progress")
+        for value in (1, None, "no")
+    ),
     (TrainConfig, {"schedule": "cosine"}, "'onecycle'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "settings", "word"), BAD_SETTINGS)
@@ -95,10 +119,20 @@ def test_bad_settings_are_refused(kind: type, settings: dict[str, Any], word: st
 GOOD_SETTINGS: list[dict[str, Any]] = [
     {"base": "trades", "random_start": "none", "guard": False, "smoothing": 0.1},
     {"base": "pgd", "random_start": "none", "smoothing": 0},
-    {"eps": 1}, {"eps": np.float32(0.1)}, {"eps": 8, "bounds": (0, 255)}, {"eps": 12, "norm": "L2"},
-    {"bounds": [-1, 1]}, {"keep": 1}, {"floor": 0}, {"floor": 1}, {"smoothing": 0},
-    {"smoothing": 0.999}, {"beta": 0}, {"mask_classes": 2}, {"steps": 1},
-]  # fmt: skip
+    {"eps": 1},
+    {"eps": np.float32(0.1)},
+    {"eps": 8, "bounds": (0, 255)},
+    {"eps": 12, "norm": "L2"},
+    {"bounds": [-1, 1]},
+    {"keep": 1},
+    {"floor": 0},
+    {"floor": 1},
+    {"smoothing": 0},
+    {"smoothing": 0.999},
+    {"beta": 0},
+    {"mask_classes": 2},
+    {"steps": 1},
+]
 
 
 @pytest.mark.parametrize("settings", GOOD_SETTINGS, ids=str)
@@ -136,10 +170,15 @@ def test_defaults_follow_norm_and_steps_and_explicit_values_stay(norm: str, eps:
 
 @pytest.mark.parametrize(
     ("given", "share", "keep", "floor"),
-    [({}, "min", 1.0, 0.5), ({"share": "min"}, "min", 0.5, 0.5), ({"floor": 0}, "min", 0.5, 0.0),
-     ({"mask_classes": 4}, "min", 0.5, 0.5), ({"keep": 0.25}, "min", 0.25, 0.5),
-     ({"share": "rms", "keep": 1}, "rms", 1.0, 0.5)],
-)  # fmt: skip
+    [
+        ({}, "min", 1.0, 0.5),
+        ({"share": "min"}, "min", 0.5, 0.5),
+        ({"floor": 0}, "min", 0.5, 0.0),
+        ({"mask_classes": 4}, "min", 0.5, 0.5),
+        ({"keep": 0.25}, "min", 0.25, 0.5),
+        ({"share": "rms", "keep": 1}, "rms", 1.0, 0.5),
+    ],
+)
 def test_a_mask_is_there_when_one_of_its_settings_is(
     given: dict[str, Any], share: str, keep: float, floor: float
 ) -> None:
@@ -194,7 +233,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "detached": ({"model": Wrong(lambda z: z.detach())}, "autograd"),
     "no settings": ({"config": None}, "SPATConfig"),
     "too many classes": ({"config": SPATConfig(mask_classes=CLASSES + 1)}, "mask_classes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("function", [perturb, spat_loss, shared_mask])
@@ -256,5 +295,8 @@ def test_rounding_beyond_the_bounds_is_clipped(value: float) -> None:
 def test_values_are_not_read_without_validation() -> None:
     result = perturb(network(), with_value(1.5), Y, SPATConfig(), validate=False)
     assert result.max() <= 1
-    check(DataError, "uint8",
-          lambda: perturb(network(), (X > 0).byte(), Y, SPATConfig(), validate=False))  # fmt: skip
+    check(
+        DataError,
+        "uint8",
+        lambda: perturb(network(), (X > 0).byte(), Y, SPATConfig(), validate=False),
+    )

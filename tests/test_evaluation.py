@@ -53,11 +53,20 @@ def test_evaluation_is_decided_by_its_seed() -> None:
 
 
 IGNORED: list[dict[str, Any]] = [
-    {"smoothing": 0.9}, {"guard": False, "smoothing": 0.9}, {"keep": 0.1, "floor": 0.0},
-    {"share": "min", "floor": 0.0}, {"share": "rms", "probes": 9}, {"mask_classes": 2},
-    {"base": "trades"}, {"base": "mart", "beta": 1.0}, {"steps": 1}, {"step_size": 1e-5},
-    {"random_start": "none"}, {"random_start": "gaussian"}, {"attack_mode": "train"},
-]  # fmt: skip
+    {"smoothing": 0.9},
+    {"guard": False, "smoothing": 0.9},
+    {"keep": 0.1, "floor": 0.0},
+    {"share": "min", "floor": 0.0},
+    {"share": "rms", "probes": 9},
+    {"mask_classes": 2},
+    {"base": "trades"},
+    {"base": "mart", "beta": 1.0},
+    {"steps": 1},
+    {"step_size": 1e-5},
+    {"random_start": "none"},
+    {"random_start": "gaussian"},
+    {"attack_mode": "train"},
+]
 
 
 @pytest.mark.parametrize("settings", IGNORED, ids=str)
@@ -65,8 +74,9 @@ def test_settings_of_the_training_attack_play_no_part(settings: dict[str, Any]) 
     assert same(shown(), shown(config=SPATConfig(eps=EPS, **settings)))
 
 
-@pytest.mark.parametrize("settings", [{"eps": 0.2}, {"eps": EPS, "norm": "L2"},
-                                      {"eps": EPS, "bounds": (-1, 1)}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{"eps": 0.2}, {"eps": EPS, "norm": "L2"}, {"eps": EPS, "bounds": (-1, 1)}], ids=str
+)
 def test_the_threat_model_matters(settings: dict[str, Any]) -> None:
     assert not same(shown(), shown(config=SPATConfig(**settings)))
 
@@ -92,10 +102,17 @@ def test_more_restarts_never_raise_accuracy(batch_size: int, seed: int) -> None:
     x = tensors(count=200)[0]
     data = (x, model(x).argmax(dim=1))  # all correct clean
     results = [
-        engine.evaluate(model, data, SPATConfig(eps=0.05), steps=2, seed=seed,
-                        restarts=restarts, batch_size=batch_size).metrics
+        engine.evaluate(
+            model,
+            data,
+            SPATConfig(eps=0.05),
+            steps=2,
+            seed=seed,
+            restarts=restarts,
+            batch_size=batch_size,
+        ).metrics
         for restarts in (1, 2, 4)
-    ]  # fmt: skip
+    ]
     for fewer, more in pairwise(results):
         assert all(more[name] <= fewer[name] for name in more)
     assert results[0]["clean"] == 1

@@ -173,8 +173,7 @@ def test_a_pickle_cannot_call_anything(protocol: int, tmp_path: Path) -> None:
     files.write_cifar(tmp_path, 10, "py")
     path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(raw)
-    found = check(DataError, f"{os.mkdir.__module__}.mkdir",
-                  lambda: load_last("cifar10", tmp_path))  # fmt: skip
+    found = check(DataError, f"{os.mkdir.__module__}.mkdir", lambda: load_last("cifar10", tmp_path))
     assert found.subject == str(path)
     assert not made.exists()
     pickle.loads(raw)
@@ -185,8 +184,12 @@ def test_an_archive_is_refused_by_its_name(tmp_path: Path) -> None:
     name, raw = files.archive(10, "bin")
     path = tmp_path / name
     half, other = raw[: len(raw) // 2], files.archive(100, "bin")[1]
-    for content, word in ((HTML, "not a gzip file"), (half, "Error"), (b"", "empty"),
-                          (other, "data_batch_1.bin")):  # fmt: skip
+    for content, word in (
+        (HTML, "not a gzip file"),
+        (half, "Error"),
+        (b"", "empty"),
+        (other, "data_batch_1.bin"),
+    ):
         path.write_bytes(content)
         found = check(DataError, word, lambda: load_last("cifar10", tmp_path))
         assert found.subject == str(path)

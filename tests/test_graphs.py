@@ -116,9 +116,13 @@ def a_network() -> torch.nn.Module:
     """Frozen, in inference mode, as the attack has it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3),
-                                    torch.nn.Tanh(), torch.nn.Flatten(),
-                                    torch.nn.Linear(12, 5))  # fmt: skip
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(2, 3, 3),
+            torch.nn.BatchNorm2d(3),
+            torch.nn.Tanh(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(12, 5),
+        )
     return model.double().eval().requires_grad_(False)
 
 

@@ -34,8 +34,14 @@ else:
 
 def run(code: str, *flags: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, *flags, "-c", code], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -46,10 +52,14 @@ def caught(action: str, before: str, *flags: str) -> str:
 
 @pytest.mark.parametrize(
     "statements",
-    ["import spatlib", "from spatlib import *", "import spatlib; spatlib.SPATConfig()",
-     "import spatlib.core.mask, spatlib.core.projection, spatlib.core.numpy_ops",
-     "from spatlib.data import load; load('digits', channels_first=True)"],
-)  # fmt: skip
+    [
+        "import spatlib",
+        "from spatlib import *",
+        "import spatlib; spatlib.SPATConfig()",
+        "import spatlib.core.mask, spatlib.core.projection, spatlib.core.numpy_ops",
+        "from spatlib.data import load; load('digits', channels_first=True)",
+    ],
+)
 def test_no_framework_is_loaded(statements: str) -> None:
     assert run(f"{statements}\n{LOADED}") == ""
 
@@ -60,9 +70,12 @@ def test_a_loaded_framework_would_be_noticed() -> None:
 
 @pytest.mark.parametrize(
     "action",
-    ["spatlib.train(backend='torch')", "spatlib.evaluate(object(), backend='torch')",
-     "spatlib.train(object(), ([[0.5]], [0]))"],
-)  # fmt: skip
+    [
+        "spatlib.train(backend='torch')",
+        "spatlib.evaluate(object(), backend='torch')",
+        "spatlib.train(object(), ([[0.5]], [0]))",
+    ],
+)
 def test_missing_torch_is_a_backend_error_with_the_command_to_run(action: str) -> None:
     kind, message = caught(action, f"{WITHOUT_TORCH}\nimport spatlib").split(" | ")
     assert kind == "BackendError"
@@ -98,11 +111,14 @@ CHECKS = {
 
 
 def test_input_is_checked_under_optimisation() -> None:
-    lines = ["import sys, torch, spatlib", "from spatlib_torch import perturb",
-             "model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())",
-             "x, y = torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)",
-             "print(sys.flags.optimize)",
-             *(CAUGHT.format(action=action) for action in CHECKS)]  # fmt: skip
+    lines = [
+        "import sys, torch, spatlib",
+        "from spatlib_torch import perturb",
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())",
+        "x, y = torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)",
+        "print(sys.flags.optimize)",
+        *(CAUGHT.format(action=action) for action in CHECKS),
+    ]
     optimised, *results = run("\n".join(lines), "-O").splitlines()
     assert optimised == "1"
     for result, expected in zip(results, CHECKS.values(), strict=True):

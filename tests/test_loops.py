@@ -82,12 +82,14 @@ def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
     arrays = (np.split(a, np.cumsum(SIZES)[:-1]) for a in tests.arrays(count=sum(SIZES)))
     data, model = list(zip(*arrays, strict=True)), tests.network()
     rates = [SETTINGS["lr"] * lr_factor(schedule, step, 6) for step in range(6)]
-    attacks = [dataclasses.replace(CONFIG, eps=part * CONFIG.eps,
-                                   step_size=part * CONFIG.step_size)
-               for part in np.repeat(PARTS[schedule], 3).tolist()]  # fmt: skip
+    attacks = [
+        dataclasses.replace(CONFIG, eps=part * CONFIG.eps, step_size=part * CONFIG.step_size)
+        for part in np.repeat(PARTS[schedule], 3).tolist()
+    ]
     warmup = int(PARTS[schedule][0] < 1)
-    training = TrainConfig(epochs=2, schedule=schedule, eps_warmup=warmup, progress=False,
-                           **SETTINGS)  # fmt: skip
+    training = TrainConfig(
+        epochs=2, schedule=schedule, eps_warmup=warmup, progress=False, **SETTINGS
+    )
     rows = fit(model, data, CONFIG, training, "")
     expected, losses = by_hand(data * 2, rates, attacks)
     for ours, theirs in zip(values(model), expected, strict=True):

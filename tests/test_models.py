@@ -39,10 +39,13 @@ TWINS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "mnist, odd sides": ("mnist_cnn", {}, (3, 17, 22)),
     "preact": ("preact_resnet", {"widths": (16, 32, 64, 128), "stem": 16}, (3, 32, 32)),
     "preact, odd sides": (
-        "preact_resnet", {"widths": (8, 8, 12), "blocks": 1, "stem": 6}, (3, 15, 9)),
+        "preact_resnet",
+        {"widths": (8, 8, 12), "blocks": 1, "stem": 6},
+        (3, 15, 9),
+    ),
     "wide": ("wide_resnet", {"depth": 16, "width": 1}, (3, 16, 16)),
     "wide, one pixel": ("wide_resnet", {"depth": 10, "width": 2}, (3, 1, 1)),
-}  # fmt: skip
+}
 
 
 def last(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,8 +119,9 @@ def test_gradients_to_the_input_are_equal_in_double_precision(case: str, policy:
         loss = tf.reduce_sum(ours(variable, training=False) ** 2)
     expected = to_last(leaf.grad.numpy())
     assert (np.abs(expected).max(axis=(1, 2, 3)) > 1e-3).all()
-    np.testing.assert_allclose(tape.gradient(loss, variable).numpy(), expected, rtol=0,
-                               atol=1e-11 * np.abs(expected).max())  # fmt: skip
+    np.testing.assert_allclose(
+        tape.gradient(loss, variable).numpy(), expected, rtol=0, atol=1e-11 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -176,8 +180,11 @@ def test_seed_alone_decides_the_weights(framework: str, name: str) -> None:
 def test_initial_weights_have_the_variance_of_he(name: str) -> None:
     theirs, ours = (build(engine, name) for engine, _ in ENGINES.values())
     kernels = [m.weight.detach().numpy() for m in theirs.modules() if isinstance(m, nn.Conv2d)]
-    kernels += [layer.kernel.numpy().transpose(3, 2, 0, 1) for layer in ours.layers
-                if isinstance(layer, keras.layers.Conv2D)]  # fmt: skip
+    kernels += [
+        layer.kernel.numpy().transpose(3, 2, 0, 1)
+        for layer in ours.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
     for kernel in kernels:
         fan_out = kernel[:, 0].size
         assert kernel.std() == pytest.approx((2 / fan_out) ** 0.5, rel=4 / kernel.size**0.5)
@@ -240,11 +247,18 @@ def test_bad_settings_are_refused(case: str, framework: str) -> None:
 @pytest.mark.parametrize("models", [torch_models, tf_models], ids=["torch", "tf"])
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("wide_resnet", {"depth": 12}), ("wide_resnet", {"depth": 4}), ("wide_resnet", {"width": 0}),
-     ("preact_resnet", {"widths": ()}), ("preact_resnet", {"widths": 64}),
-     ("preact_resnet", {"widths": (8, 0)}), ("preact_resnet", {"blocks": 0}),
-     ("preact_resnet", {"stem": 0})],
-)  # fmt: skip
+    [
+        ("wide_resnet", {"depth": 12}),
+        ("wide_resnet", {"depth": 4}),
+        ("wide_resnet", {"width": 0}),
+        ("preact_resnet", {"widths": ()}),
+        ("preact_resnet", {"widths": 64}),
+        ("preact_resnet", {"widths": (8, 0)}),
+        ("preact_resnet", {"blocks": 0}),
+        ("preact_resnet", {"stem": 0}),
+    ],
+)
 def test_impossible_layouts_are_refused(name: str, settings: Any, models: Any) -> None:
-    check(ConfigError, next(iter(settings)),
-          lambda: getattr(models, name)((3, 3, 3), 5, **settings))  # fmt: skip
+    check(
+        ConfigError, next(iter(settings)), lambda: getattr(models, name)((3, 3, 3), 5, **settings)
+    )

@@ -20,9 +20,13 @@ from .mutants.mutant import Mutant
     ],
 )
 def test_a_run_fails_where_mutants_live_unexplained_or_too_many_live(
-    survived: int, listed: bool, whole: bool, status: int,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    survived: int,
+    listed: bool,
+    whole: bool,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     made = [Mutant("core/mask.py", "", (), f"line {n}", "other") for n in range(100)]
     by_hand = [Mutant("core/mask.py", "", (), what="a fault")] * 100  # these do not count
     reasons = {page.key(mutant): "equivalent" for mutant in made} if listed else {}

@@ -33,8 +33,14 @@ NUMBERS = labels(TRAIN, 3)
 @pytest.mark.parametrize("images", [GREY, GREY[..., None], COLOUR, GREY / 250], ids=range(4))
 def test_npz_as_keras_has_it(images: np.ndarray, channels_first: bool, tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
-    np.savez(path, x_train=images, y_train=NUMBERS.astype(np.uint8)[:, None],
-             x_test=images[:5], y_test=NUMBERS[:5], names=["a", "b", "c"])  # fmt: skip
+    np.savez(
+        path,
+        x_train=images,
+        y_train=NUMBERS.astype(np.uint8)[:, None],
+        x_test=images[:5],
+        y_test=NUMBERS[:5],
+        names=["a", "b", "c"],
+    )
     data = load(str(path), channels_first=channels_first)
     expected = images.reshape(TRAIN, 6, 5, -1)
     expected = np.moveaxis(expected, 3, 1) if channels_first else expected
@@ -125,13 +131,19 @@ def test_image_folders_with_a_test_part(tmp_path: Path) -> None:
 def test_an_image_that_differs_is_refused_by_its_name(tmp_path: Path) -> None:
     image_folder(tmp_path, COLOUR)
     wrong = tmp_path / "b" / "first.png"
-    for image, word in ((COLOUR[0, :5], "(5, 5, 3)"), (GREY[0], "(6, 5, 1)"),
-                        (np.dstack([COLOUR[0], GREY[0]]), "RGBA")):  # fmt: skip
+    for image, word in (
+        (COLOUR[0, :5], "(5, 5, 3)"),
+        (GREY[0], "(6, 5, 1)"),
+        (np.dstack([COLOUR[0], GREY[0]]), "RGBA"),
+    ):
         save(tmp_path, "b/first.png", image)
         assert check(DataError, word, lambda: load_last(tmp_path)).subject == str(wrong)
     whole = save(tmp_path, "b/first.png", COLOUR[0]).read_bytes()
-    for content, word in ((b"<!DOCTYPE html>", "UnidentifiedImageError"), (b"", "Unidentified"),
-                          (whole[: len(whole) // 2], "Error")):  # fmt: skip
+    for content, word in (
+        (b"<!DOCTYPE html>", "UnidentifiedImageError"),
+        (b"", "Unidentified"),
+        (whole[: len(whole) // 2], "Error"),
+    ):
         wrong.write_bytes(content)
         assert check(DataError, word, lambda: load_last(tmp_path)).subject == str(wrong)
 
@@ -199,9 +211,14 @@ def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
     assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [1000, 347, 450]
 
 
-@pytest.mark.parametrize(("data", "validation", "word"), [
-    ((X, Y), 4, "fewer than the 4"), ((X, Y), -1, ">= 0"), ((X, Y), 0.25, "integer"),
-    ([(X, Y)], 1, "batches"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "validation", "word"),
+    [
+        ((X, Y), 4, "fewer than the 4"),
+        ((X, Y), -1, ">= 0"),
+        ((X, Y), 0.25, "integer"),
+        ([(X, Y)], 1, "batches"),
+    ],
+)
 def test_what_cannot_be_held_out_is_refused(data: Any, validation: Any, word: str) -> None:
     check(ConfigError, word, lambda: load_last(data, validation=validation))

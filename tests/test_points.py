@@ -66,14 +66,21 @@ def test_tensorflow_asks_the_clean_input_the_start_and_the_end(
 
 def test_tensorflow_wants_every_restart_survived() -> None:
     """The label fails in a slot that takes an eighth of the ball, between the input and the end."""
-    model = keras.Sequential([
-        keras.Input((1,)), Landscape(lambda x: tf.abs(x - 0.5 - EPS / 2) > EPS / 8)
-    ])  # fmt: skip
+    model = keras.Sequential(
+        [keras.Input((1,)), Landscape(lambda x: tf.abs(x - 0.5 - EPS / 2) > EPS / 8)]
+    )
     x, y = np.full((400, 1), 0.5, np.float32), np.zeros(400, np.int64)
 
     def robust(seed: int = 0, restarts: int = 1) -> float:
-        report = spatlib.evaluate(model, (x, y), backend="tf", config=SPATConfig(eps=EPS),
-                                  attacks=("pgd",), seed=seed, restarts=restarts)  # fmt: skip
+        report = spatlib.evaluate(
+            model,
+            (x, y),
+            backend="tf",
+            config=SPATConfig(eps=EPS),
+            attacks=("pgd",),
+            seed=seed,
+            restarts=restarts,
+        )
         return report.metrics["pgd20"]
 
     alone = [robust(7919 * r) for r in range(3)]

@@ -78,9 +78,9 @@ def multipliers(p: Problem, v: np.ndarray, norm: str, tol: np.ndarray) -> np.nda
         least, most = a / (size + tol) - 1, a / np.where(moved, size - tol, 1) - 1
     else:
         least, most = a - size - tol, a - size + tol
-    return np.stack([
-        np.where(free, least, 0).max(axis=1, initial=0), np.where(moved, most, np.inf).min(axis=1)
-    ])  # fmt: skip
+    return np.stack(
+        [np.where(free, least, 0).max(axis=1, initial=0), np.where(moved, most, np.inf).min(axis=1)]
+    )
 
 
 @over_norms
@@ -224,8 +224,14 @@ def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem
     exact = [reference.feasible_box(x, mask, p.eps, p.bounds) for x, mask in examples]
     near = ulps(p.x, 2) * (1 + max(map(abs, p.bounds)))
     for k, side in enumerate((lower, upper)):  # differences of numbers as large as the bounds
-        agree(rows(side), [sides[k] for sides in exact], rtol=ulps(p.x), atol=near, like=side,
-              scale=max(map(abs, p.bounds)))  # fmt: skip
+        agree(
+            rows(side),
+            [sides[k] for sides in exact],
+            rtol=ulps(p.x),
+            atol=near,
+            like=side,
+            scale=max(map(abs, p.bounds)),
+        )
     full = backend.call(feasible_box, p.x, np.ones_like(p.mask), p.eps, p.bounds)
     none = backend.call(feasible_box, p.x, None, p.eps, p.bounds)
     above = backend.call(feasible_box, p.x, 1.3 + p.mask, p.eps, p.bounds)

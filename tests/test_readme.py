@@ -64,8 +64,14 @@ def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(
 
 def test_the_other_examples_give_what_their_comments_say(namespace: dict[str, Any]) -> None:
     assert namespace["result"].measured_on == "test"
-    assert set(namespace["report"].metrics) == {"clean", "apgd20", "corner", "pgd20", "margin20",
-                                                "targeted20"}  # fmt: skip
+    assert set(namespace["report"].metrics) == {
+        "clean",
+        "apgd20",
+        "corner",
+        "pgd20",
+        "margin20",
+        "targeted20",
+    }
     assert "targeted margin PGD-20 (2 targets)" in str(namespace["report"])
     assert namespace["mask"].shape == (8, 1, 4, 4)
     assert set(namespace["mask"].unique().tolist()) <= {0.5, 1.0}
@@ -89,8 +95,11 @@ def test_every_setting_is_in_the_readme_with_its_default(namespace: dict[str, An
 def test_table_of_recipes_is_that_of_the_code() -> None:
     text = (ROOT / "README.md").read_text()
     section = text.partition("## Recipes\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").replace("`", "").split(" | ") for line in section.splitlines()
-            if line.startswith("| `")]  # fmt: skip
+    rows = [
+        line.strip("| ").replace("`", "").split(" | ")
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
     expected = [
         [name, r.data, r.model, r.config.eps, str(r.config.steps), str(r.training.epochs), r.source]
         for name, r in RECIPES.items()

@@ -23,8 +23,12 @@ from spatlib_torch import engine as torch_engine
 
 from .test_errors import check
 
-DATA = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10),
-        "cifar100": ((3, 32, 32), 100)}  # fmt: skip
+DATA = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
 QUICK = TrainConfig(epochs=1, batch_size=8, lr=0.01, schedule="constant", progress=False)
 STEP = SPATConfig(eps=0.1, steps=1, share="rms")
 
@@ -182,10 +186,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "network by name for batches": ({"model": "small_cnn", "data": BATCHES}, "batches"),
     "recipe for batches": ({"recipe": "digits", "data": BATCHES}, "batches"),
     "recipe for grey images": (
-        {"recipe": "cifar10", "data": own((1, 6, 6)), "training": QUICK}, "mean"),
+        {"recipe": "cifar10", "data": own((1, 6, 6)), "training": QUICK},
+        "mean",
+    ),
     "vectors": ({"model": "small_cnn", "data": own((5,))}, "(5,)"),
     "one class": ({"model": "small_cnn", "data": own(classes=1)}, "classes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -217,12 +223,16 @@ def test_recipes_hold_the_published_settings() -> None:
     assert RECIPES["digits"].config == SPATConfig(eps=0.15)
     assert {name for name, recipe in RECIPES.items() if recipe.config.masked} == {"mnist"}
     assert RECIPES["mnist"].config.smoothing == 0
-    assert RECIPES["digits"].training == TrainConfig(epochs=30, batch_size=64, lr=0.05,
-                                                     baseline=True)  # fmt: skip
+    assert RECIPES["digits"].training == TrainConfig(
+        epochs=30, batch_size=64, lr=0.05, baseline=True
+    )
     mnist = RECIPES["mnist"].config
     assert (mnist.eps, mnist.step_size, mnist.steps) == (0.3, 0.01, 40)
-    assert {name: recipe.training.eps_warmup for name, recipe in RECIPES.items()
-            if recipe.training.eps_warmup} == {"mnist": 5}  # fmt: skip
+    assert {
+        name: recipe.training.eps_warmup
+        for name, recipe in RECIPES.items()
+        if recipe.training.eps_warmup
+    } == {"mnist": 5}
     for name, recipe in RECIPES.items():
         assert name.partition("-")[0] == recipe.data
         if recipe.data.startswith("cifar"):
@@ -238,8 +248,9 @@ def test_recipes_hold_the_published_settings() -> None:
 def test_plans_of_the_experiments_can_be_carried_out() -> None:
     for setting in SETTINGS.values():
         for arm in ARMS.values():
-            eps, length = (arm.stretch * getattr(setting.config, name)
-                           for name in ("eps", "step_size"))  # fmt: skip
+            eps, length = (
+                arm.stretch * getattr(setting.config, name) for name in ("eps", "step_size")
+            )
             config = dataclasses.replace(setting.config, eps=eps, step_size=length, **arm.config)
             assert config.eps == pytest.approx(arm.stretch * setting.config.eps)
         if setting.warm_up is not None:

@@ -17,12 +17,16 @@ from . import record, table
 @pytest.mark.parametrize(
     ("actual", "expected", "limits"),
     [
-        (1.0, 1.1, {"atol": 0.09}), (np.nan, 1.0, {"atol": 9.0}), (1.0, np.nan, {"atol": 9.0}),
+        (1.0, 1.1, {"atol": 0.09}),
+        (np.nan, 1.0, {"atol": 9.0}),
+        (1.0, np.nan, {"atol": 9.0}),
         (np.inf, 1.0, {"rtol": 9.0}),
-        (1.0, np.inf, {"rtol": 9.0}), (np.inf, -np.inf, {"rtol": 9.0}),
-        ([1.0, 2.0], [1.0, 2.1], {"atol": np.array([1.0, 0.0])}), (1.0, 1.0 + 1e-15, {}),
+        (1.0, np.inf, {"rtol": 9.0}),
+        (np.inf, -np.inf, {"rtol": 9.0}),
+        ([1.0, 2.0], [1.0, 2.1], {"atol": np.array([1.0, 0.0])}),
+        (1.0, 1.0 + 1e-15, {}),
     ],
-)  # fmt: skip
+)
 def test_what_differs_by_more_than_the_limit_fails(
     actual: Any, expected: Any, limits: dict[str, Any]
 ) -> None:
@@ -74,17 +78,24 @@ def test_examples_are_counted_where_they_finish() -> None:
 
 def report(test: str, outcome: str, **seen: Any) -> SimpleNamespace:
     row = {"backends": ["tf"], "dtypes": ["float32"], "examples": 5, "deviation": None, "ulps": 0.0}
-    return SimpleNamespace(nodeid=f"tests/test_some_area.py::test_{test}", outcome=outcome,
-                           user_properties=[("verified", row | seen)])  # fmt: skip
+    return SimpleNamespace(
+        nodeid=f"tests/test_some_area.py::test_{test}",
+        outcome=outcome,
+        user_properties=[("verified", row | seen)],
+    )
 
 
 def test_table_has_a_row_per_property_over_all_its_parameters() -> None:
-    text = table.property_table([
-        report("sum_is_right[tf-1]", "passed", deviation=1e-7, ulps=0.5),
-        report("sum_is_right[numpy-2]", "passed", backends=["numpy"], deviation=3e-7, ulps=0.25),
-        report("bits_are_equal[tf]", "passed"),
-        report("bits_are_equal[torch]", "failed", backends=["torch"], dtypes=["float64"]),
-    ])  # fmt: skip
+    text = table.property_table(
+        [
+            report("sum_is_right[tf-1]", "passed", deviation=1e-7, ulps=0.5),
+            report(
+                "sum_is_right[numpy-2]", "passed", backends=["numpy"], deviation=3e-7, ulps=0.25
+            ),
+            report("bits_are_equal[tf]", "passed"),
+            report("bits_are_equal[torch]", "failed", backends=["torch"], dtypes=["float64"]),
+        ]
+    )
     assert "2 properties, 20 examples, 1 failed" in text
     assert "### Some area" in text
     assert "| sum is right | numpy, tf | float32 | 10 | 3e-07 | 0.5 | passed |" in text

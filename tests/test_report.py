@@ -90,11 +90,16 @@ def fast(model: Any, x: Any, y: Any) -> Any:
 def test_the_table_names_every_attack_and_the_threat() -> None:
     head, row, note = str(sample((fast, "pgd", "targeted", "margin"), 50, 3)).splitlines()
     assert re.split(r" {2,}", head.strip()) == [
-        "clean", "fast", "PGD-50", "targeted margin PGD-50 (9 targets)", "margin PGD-50 (CW)",
-    ]  # fmt: skip
+        "clean",
+        "fast",
+        "PGD-50",
+        "targeted margin PGD-50 (9 targets)",
+        "margin PGD-50 (CW)",
+    ]
     assert re.split(r" {2,}", row)[:3] == ["model", "100.0 % [67.6, 100.0]", "87.5 % [52.9, 97.8]"]
-    assert note == ("accuracy [95 % interval] on 8 examples; attacks: Linf eps 0.15, "
-                    "3 random starts")  # fmt: skip
+    assert note == (
+        "accuracy [95 % interval] on 8 examples; attacks: Linf eps 0.15, 3 random starts"
+    )
     assert str(sample(("pgd",))).endswith("1 random start")
     assert str(sample((fast,))).endswith("0 random starts")
 
@@ -127,10 +132,18 @@ def clean(model: Any, x: Any, y: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("attacks", "part"),
-    [(("fgsm",), "'pgd', 'margin', 'targeted'"), ("cw", "'cw'"), ((), "()"), (None, "None"),
-     (("pgd", 3), "3"), (("pgd", "pgd"), "'pgd' again"), ((fast, fast), "again"),
-     ((Unmoved(), Unmoved()), "again"), ((clean,), "again")],
-)  # fmt: skip
+    [
+        (("fgsm",), "'pgd', 'margin', 'targeted'"),
+        ("cw", "'cw'"),
+        ((), "()"),
+        (None, "None"),
+        (("pgd", 3), "3"),
+        (("pgd", "pgd"), "'pgd' again"),
+        ((fast, fast), "again"),
+        ((Unmoved(), Unmoved()), "again"),
+        ((clean,), "again"),
+    ],
+)
 def test_other_attacks_and_second_ones_are_refused(attacks: Any, part: str) -> None:
     with pytest.raises(ConfigError, match="callables") as caught:
         Evaluation(CONFIG, attacks, 20, 1, 0)

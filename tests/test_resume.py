@@ -22,8 +22,17 @@ from spatlib.run import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
 
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 CONFIG = SPATConfig(eps=0.1, steps=1, share="rms")
-TRAINING = TrainConfig(epochs=3, batch_size=16, ema=0.9, progress=False, augment="crop",
-                       validation=20, checkpoint_minutes=0, momentum=0.8, eps_warmup=2)  # fmt: skip
+TRAINING = TrainConfig(
+    epochs=3,
+    batch_size=16,
+    ema=0.9,
+    progress=False,
+    augment="crop",
+    validation=20,
+    checkpoint_minutes=0,
+    momentum=0.8,
+    eps_warmup=2,
+)
 STEPS = 4  # per epoch, of 60 examples, the last of 12
 
 
@@ -38,13 +47,27 @@ def network(framework: str) -> Any:
     if framework == "torch":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(),
-                                 nn.Dropout(0.3), nn.Linear(8, 3))  # fmt: skip
+            return nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(36, 8),
+                nn.BatchNorm1d(8),
+                nn.ReLU(),
+                nn.Dropout(0.3),
+                nn.Linear(8, 3),
+            )
     layers = keras.layers
     keras.utils.set_random_seed(0)
-    return keras.Sequential([layers.Input((6, 6, 1)), layers.Flatten(), layers.Dense(8),
-                             layers.BatchNormalization(), layers.ReLU(),
-                             layers.Dropout(0.3, seed=1), layers.Dense(3)])  # fmt: skip
+    return keras.Sequential(
+        [
+            layers.Input((6, 6, 1)),
+            layers.Flatten(),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.3, seed=1),
+            layers.Dense(3),
+        ]
+    )
 
 
 def values(model: Any) -> list[np.ndarray]:
@@ -97,9 +120,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 @pytest.mark.parametrize(
     ("framework", "after"),
-    [*(("torch", n) for n in (1, 3, STEPS, STEPS + 1, STEPS + 2, 2 * STEPS + 3, 3 * STEPS + 3)),
-     *(("tf", n) for n in (1, 2, 3))],
-)  # fmt: skip
+    [
+        *(("torch", n) for n in (1, 3, STEPS, STEPS + 1, STEPS + 2, 2 * STEPS + 3, 3 * STEPS + 3)),
+        *(("tf", n) for n in (1, 2, 3)),
+    ],
+)
 def test_a_resumed_run_equals_the_one_that_was_never_stopped(
     framework: str, after: int, straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,9 +156,12 @@ def test_a_finished_run_is_measured_again_and_not_trained(straight: Any) -> None
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"config": SPATConfig(eps=0.2, steps=1, share="rms")}, "another eps, step_size"),
-     ({"training": TrainConfig(epochs=9)}, "epochs"), ({"backend": "toy"}, "backend")],
-)  # fmt: skip
+    [
+        ({"config": SPATConfig(eps=0.2, steps=1, share="rms")}, "another eps, step_size"),
+        ({"training": TrainConfig(epochs=9)}, "epochs"),
+        ({"backend": "toy"}, "backend"),
+    ],
+)
 def test_a_run_is_not_resumed_with_other_settings(
     change: dict[str, Any], word: str, straight: Any
 ) -> None:
@@ -222,8 +250,11 @@ def test_nothing_is_written_or_deleted_for_a_call_that_is_refused(
 ) -> None:
     _, directory = straight("torch")
     before = sorted(directory.iterdir())
-    bad = ((np.full((8, 1, 6, 6), 7.0, np.float32), np.zeros(8, np.int64)),
-           {"training": replace(TRAINING, device="nowhere")}, {"backend": "nothing"})  # fmt: skip
+    bad = (
+        (np.full((8, 1, 6, 6), 7.0, np.float32), np.zeros(8, np.int64)),
+        {"training": replace(TRAINING, device="nowhere")},
+        {"backend": "nothing"},
+    )
     for target in (directory, tmp_path / "new"):
         for case in bad:
             arguments = case if isinstance(case, dict) else {}
@@ -235,9 +266,13 @@ def test_nothing_is_written_or_deleted_for_a_call_that_is_refused(
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [({"data": ...}, "your own"), ({"data": "digits"}, "as in the run"),
-     ({"model": "small_cnn"}, "as in the run"), ({"model": None}, "your own")],
-)  # fmt: skip
+    [
+        ({"data": ...}, "your own"),
+        ({"data": "digits"}, "as in the run"),
+        ({"model": "small_cnn"}, "as in the run"),
+        ({"model": None}, "your own"),
+    ],
+)
 def test_what_was_ones_own_is_passed_again(
     arguments: dict[str, Any], word: str, straight: Any
 ) -> None:
@@ -248,8 +283,13 @@ def test_what_was_ones_own_is_passed_again(
 
 
 def test_numbers_of_numpy_are_settings_like_others(tmp_path: Path) -> None:
-    training = TrainConfig(epochs=np.int64(1), batch_size=np.int64(16), seed=np.int64(1),
-                           lr=np.float32(0.1), progress=False)  # fmt: skip
+    training = TrainConfig(
+        epochs=np.int64(1),
+        batch_size=np.int64(16),
+        seed=np.int64(1),
+        lr=np.float32(0.1),
+        progress=False,
+    )
     config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1))
     train("torch", tmp_path, training=training, config=config)
     assert Run(tmp_path, resume=True).configs() == (config, training)

@@ -44,15 +44,19 @@ def test_memory_format_and_a_loaders_own_generator_come_back(
     def run(directory: Path, **arguments: Any) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3),
-                                        nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
+            convolution = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+            )
         model = convolution.to(memory_format=torch.channels_last)
         loader = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(x, y), batch_size=40, shuffle=True,
+            torch.utils.data.TensorDataset(x, y),
+            batch_size=40,
+            shuffle=True,
             generator=torch.Generator().manual_seed(3),
-        )  # fmt: skip
-        return spatlib.train(model, loader, run_dir=directory, training=plain, config=CONFIG,
-                             **arguments)  # fmt: skip
+        )
+        return spatlib.train(
+            model, loader, run_dir=directory, training=plain, config=CONFIG, **arguments
+        )
 
     expected = run(tmp_path / "whole")
     with monkeypatch.context() as patch:

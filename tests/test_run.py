@@ -85,9 +85,17 @@ def test_nothing_but_the_file_is_left_after_a_failed_write(
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"x", content(1)[:-1], content(1)[:50], b"\xff" * 100, b"<html>" * 50,
-               safetensors.numpy.save({"w": np.zeros(3)})],
-)  # fmt: skip
+    "damage",
+    [
+        b"",
+        b"x",
+        content(1)[:-1],
+        content(1)[:50],
+        b"\xff" * 100,
+        b"<html>" * 50,
+        safetensors.numpy.save({"w": np.zeros(3)}),
+    ],
+)
 def test_a_damaged_file_is_named(damage: bytes) -> None:
     with pytest.raises(DataError, match=r"best\.safetensors: expected .* written by spatlib"):
         tensors.unpack(safetensors.numpy.load, damage, BEST)
@@ -146,8 +154,10 @@ def test_settings_say_what_decides_a_result(tmp_path: Path) -> None:
 
 
 def rows(*robust: float, single: float = 0.9) -> list[dict[str, float]]:
-    return [{"epoch": i + 1, "loss": 1.0, "val_clean": 0.9, "val_pgd10": value, "val_pgd1": single}
-            for i, value in enumerate(robust)]  # fmt: skip
+    return [
+        {"epoch": i + 1, "loss": 1.0, "val_clean": 0.9, "val_pgd10": value, "val_pgd1": single}
+        for i, value in enumerate(robust)
+    ]
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_robust_accuracy() -> None:

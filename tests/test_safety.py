@@ -24,8 +24,14 @@ ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progres
 
 def train(framework: str, run_dir: Path | None = None, **settings: Any) -> Any:
     training = TrainConfig(**{**ONE_BATCH, **settings})
-    return spatlib.train(network(framework), images(framework), backend=framework, config=CONFIG,
-                         training=training, run_dir=run_dir)  # fmt: skip
+    return spatlib.train(
+        network(framework),
+        images(framework),
+        backend=framework,
+        config=CONFIG,
+        training=training,
+        run_dir=run_dir,
+    )
 
 
 def trainable(model: Any) -> list[np.ndarray]:
@@ -60,8 +66,9 @@ def test_the_average_of_the_weights_decays_from_the_first_update(
     )
     engine.load_weights(last, (tmp_path / LAST).read_bytes())
     engine.load_weights(average, (tmp_path / EMA).read_bytes())
-    for w1, w2, mean, returned in zip(first, *map(trainable, (last, average, result.model)),
-                                      strict=True):  # fmt: skip
+    for w1, w2, mean, returned in zip(
+        first, *map(trainable, (last, average, result.model)), strict=True
+    ):
         np.testing.assert_allclose(mean, 0.75 * w1 + 0.25 * w2, rtol=1e-5, atol=1e-7)
         np.testing.assert_array_equal(returned, mean)
     assert max(np.abs(w2 - w1).max() for w1, w2 in zip(first, trainable(last), strict=True)) > 1e-6
@@ -106,17 +113,23 @@ def test_a_quick_look_takes_the_first_examples(framework: str) -> None:
     x, y = images(framework)
     data = ((x, y), (x, y))
     training = TrainConfig(epochs=1, examples=20, test_examples=10, progress=False)
-    result = spatlib.train(network(framework), data, backend=framework, config=CONFIG,
-                           training=training)  # fmt: skip
+    result = spatlib.train(
+        network(framework), data, backend=framework, config=CONFIG, training=training
+    )
     assert result.report.count == 10
-    alone = spatlib.train(network(framework), ((x[:20], y[:20]), (x[:10], y[:10])),
-                          backend=framework, config=CONFIG,
-                          training=TrainConfig(epochs=1, progress=False))  # fmt: skip
+    alone = spatlib.train(
+        network(framework),
+        ((x[:20], y[:20]), (x[:10], y[:10])),
+        backend=framework,
+        config=CONFIG,
+        training=TrainConfig(epochs=1, progress=False),
+    )
     for mine, its in zip(values(result.model), values(alone.model), strict=True):
         np.testing.assert_array_equal(mine, its)
     attacks = ("pgd", "margin")[: len(result.metrics) - 1]
-    report = spatlib.evaluate(result.model, data, backend=framework, config=CONFIG, examples=10,
-                              attacks=attacks)  # fmt: skip
+    report = spatlib.evaluate(
+        result.model, data, backend=framework, config=CONFIG, examples=10, attacks=attacks
+    )
     assert report.metrics == result.metrics
     with pytest.raises(ConfigError, match="batches"):
         spatlib.evaluate(result.model, [(x, y)], backend=framework, examples=10)

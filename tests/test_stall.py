@@ -26,10 +26,17 @@ def test_share_of_stalled_steps_is_the_oracles(engine: Any, smoothing: float) ->
         y = oracle_labels(oracle, x)
         start = 0.1 * start
         stalls = [
-            reference.attack(oracle, x[n].ravel(), int(y[n]), mask=np.ones(HEIGHT * WIDTH),
-                             channels=CHANNELS, start=start[n].ravel(), **settings)[1]
+            reference.attack(
+                oracle,
+                x[n].ravel(),
+                int(y[n]),
+                mask=np.ones(HEIGHT * WIDTH),
+                channels=CHANNELS,
+                start=start[n].ravel(),
+                **settings,
+            )[1]
             for n in range(COUNT)
-        ]  # fmt: skip
+        ]
         rates.append(subject.stall_rate(x, y, start, config))
         assert rates[-1] == pytest.approx(np.mean(stalls))
     assert len(set(rates)) > 1 or smoothing == 0

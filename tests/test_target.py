@@ -230,11 +230,17 @@ def test_targeted_is_the_goal_less_the_label(backend: Backend, case: Case, shift
 @given(case=cases().filter(lambda case: case.classes <= 10))
 def test_margin_is_the_largest_of_the_targeted_ones(backend: Backend, case: Case) -> None:
     z, label, goals = case.z[:1], case.one_hot[:1], np.eye(case.classes, dtype=case.z.dtype)
-    towards = [backend.call(core.targeted, z, label, goal[None])
-               for goal in np.delete(goals, case.y[0], axis=0)]  # fmt: skip
+    towards = [
+        backend.call(core.targeted, z, label, goal[None])
+        for goal in np.delete(goals, case.y[0], axis=0)
+    ]
     largest = np.abs(z).max()
-    agree(backend.call(margin, z, label), np.max(towards, axis=0), atol=ulps(z) * largest,
-          scale=largest)  # fmt: skip
+    agree(
+        backend.call(margin, z, label),
+        np.max(towards, axis=0),
+        atol=ulps(z) * largest,
+        scale=largest,
+    )
 
 
 @given(case=cases())

@@ -137,8 +137,10 @@ def test_backup_resumes_at_the_epoch_as_if_nothing_had_happened(tmp_path: Path) 
     assert same(resumed, uninterrupted)
     for name, value in resumed.history.history.items():
         assert value == uninterrupted.history.history[name][1:]
-    ours, theirs = ([v.numpy() for v in (*model.variables, *model.optimizer.variables)]
-                    for model in (resumed, uninterrupted))  # fmt: skip
+    ours, theirs = (
+        [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+        for model in (resumed, uninterrupted)
+    )
     assert equal(ours, theirs)  # with the states of the generators
 
 
@@ -162,8 +164,13 @@ def normed() -> keras.Model:
     return network(layers.BatchNormalization(), layers.Dropout(0.5, seed=1), layers.Dense(CLASSES))
 
 
-BASES = {"sequential": network, "functional": functional, "subclassed": subclassed,
-         "normed": normed, "unbuilt": Subclassed}  # fmt: skip
+BASES = {
+    "sequential": network,
+    "functional": functional,
+    "subclassed": subclassed,
+    "normed": normed,
+    "unbuilt": Subclassed,
+}
 OTHER = SPATConfig(norm="L2", base="trades", eps=1, steps=3, keep=0.3, mask_classes=2)
 
 
@@ -180,7 +187,8 @@ def test_a_saved_model_comes_back_and_trains_on(base: str, tmp_path: Path) -> No
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
     if base == "normed":  # Keras itself saves no state of dropout
         loaded.base.layers[-2].seed_generator.state.assign(
-            model.base.layers[-2].seed_generator.state)  # fmt: skip
+            model.base.layers[-2].seed_generator.state
+        )
     logs = [m.train_on_batch(x, y, return_dict=True) for m in (model, loaded)]
     assert logs[0] == logs[1]
     assert "accuracy" in logs[0]

@@ -154,17 +154,26 @@ def test_bad_calls_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 OWN_CALLS: dict[str, tuple[Any, Callable[[], Any], str]] = {
     "nothing to train": (
-        ConfigError, lambda: train(network(SHAPE[1:], trainable=False)), "trainable"),
+        ConfigError,
+        lambda: train(network(SHAPE[1:], trainable=False)),
+        "trainable",
+    ),
     "one logit": (DataError, lambda: train(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one logit to evaluate": (DataError, lambda: evaluate(network(SHAPE[1:], classes=1)), "K >= 2"),
     "softmax": (ConfigError, lambda: train(network(SHAPE[1:], "softmax")), "logits"),
     "one-hot of another width": (
-        DataError, lambda: train(ours(), (ARRAYS[0], np.eye(4)[Y])), "3 classes"),
+        DataError,
+        lambda: train(ours(), (ARRAYS[0], np.eye(4)[Y])),
+        "3 classes",
+    ),
     "no gradient": (DataError, lambda: evaluate(Without()), "gradient"),
     "unknown device": (ConfigError, lambda: evaluate(ours(), device="cuda"), "'CPU:0'"),
     "absent device": (
-        ConfigError, lambda: train(ours(), training=TrainConfig(device="TPU:7")), "'CPU:0'"),
-}  # fmt: skip
+        ConfigError,
+        lambda: train(ours(), training=TrainConfig(device="TPU:7")),
+        "'CPU:0'",
+    ),
+}
 
 
 class Without(keras.Model):

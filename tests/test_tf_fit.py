@@ -36,10 +36,17 @@ over_modes = pytest.mark.parametrize("mode", ["eval", "train"])
 def normed(*middle: keras.Layer) -> keras.Sequential:
     """With BatchNorm, whose statistics are not those of new layers, and dropout."""
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([
-        layers.Input(SHAPE), layers.Flatten(), layers.Dense(8), layers.BatchNormalization(),
-        *middle, layers.Dropout(0.5, seed=1), layers.Dense(CLASSES),
-    ])  # fmt: skip
+    model = keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Flatten(),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            *middle,
+            layers.Dropout(0.5, seed=1),
+            layers.Dense(CLASSES),
+        ]
+    )
     model(arrays(9)[0], training=True)
     return model
 
@@ -107,8 +114,10 @@ def test_validation_changes_no_training() -> None:
 
 def test_validation_loss_counts_the_penalties_of_clean_inputs() -> None:
     (x, y), config = arrays(), SPATConfig(eps=0.5, steps=2, share="min")
-    ours, expected = spat(network(activity_regularizer="l2"), config), network(
-        activity_regularizer="l2")  # fmt: skip
+    ours, expected = (
+        spat(network(activity_regularizer="l2"), config),
+        network(activity_regularizer="l2"),
+    )
     expected.compile(loss=CROSS_ENTROPY)
     loss = ours.test_on_batch(x, y, return_dict=True)["loss"]
     assert loss == pytest.approx(expected.test_on_batch(x, y), rel=1e-6)
@@ -161,8 +170,9 @@ def test_frozen_layers_stay_and_the_others_move() -> None:
     base.layers[1].trainable = base.layers[2].trainable = False  # Dense and BatchNorm
     before = state(base)
     fit(spat(base, optimizer=keras.optimizers.SGD(0.1, momentum=0.9)))
-    after = dict(zip((v.path for v in base.variables), zip(before, state(base), strict=True),
-                     strict=True))  # fmt: skip
+    after = dict(
+        zip((v.path for v in base.variables), zip(before, state(base), strict=True), strict=True)
+    )
     frozen = [v.path for layer in base.layers[1:3] for v in layer.variables]
     moved = [v.path for v in base.layers[-1].variables]
     assert len(frozen) == 6
@@ -194,15 +204,18 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(("way", "optimizer"), [("graph", name) for name in OPTIMIZERS] +
-                         [("eager", "momentum"), ("xla", "momentum")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "optimizer"),
+    [("graph", name) for name in OPTIMIZERS] + [("eager", "momentum"), ("xla", "momentum")],
+)
 def test_a_step_with_a_loss_of_nan_changes_nothing(way: str, optimizer: str) -> None:
     (x, y), config = (
         arrays(count=3 * BATCH),
         SPATConfig(eps=0.1, steps=1, random_start="none", keep=1),
     )
-    models = [spat(normed(), config, optimizer=OPTIMIZERS[optimizer](), **WAYS[way])
-              for _ in range(2)]  # fmt: skip
+    models = [
+        spat(normed(), config, optimizer=OPTIMIZERS[optimizer](), **WAYS[way]) for _ in range(2)
+    ]
     parts = [slice(i * BATCH, (i + 1) * BATCH) for i in range(3)]
     weights = np.ones(3 * BATCH)
     weights[BATCH + 2] = math.nan
@@ -213,16 +226,18 @@ def test_a_step_with_a_loss_of_nan_changes_nothing(way: str, optimizer: str) -> 
                 model.base.layers[-2].seed_generator.state.assign([1, 7])  # the same dropout
             logs = model.train_on_batch(x[part], y[part], weights[part], return_dict=True)
             assert math.isnan(logs["loss"]) == (number == 1)  # what TerminateOnNaN looks at
-    ours, theirs = ([v.numpy() for v in (*m.base.variables, *m.optimizer.variables)]
-                    for m in models)  # fmt: skip
+    ours, theirs = (
+        [v.numpy() for v in (*m.base.variables, *m.optimizer.variables)] for m in models
+    )
     assert equal(ours, theirs, 1e-6 if way == "xla" else 0.0)
     assert len(ours) > len(models[0].base.variables)
     assert not same(models[0].base, normed())
 
 
 def test_a_step_with_an_infinite_gradient_changes_nothing_and_says_so() -> None:
-    model = spat(keras.Sequential([layers.Input(SHAPE), layers.Flatten(), layers.Dense(CLASSES),
-                                   Explode()]))  # fmt: skip
+    model = spat(
+        keras.Sequential([layers.Input(SHAPE), layers.Flatten(), layers.Dense(CLASSES), Explode()])
+    )
     x, y = arrays(count=BATCH)
     model.base.layers[1].bias.assign(tf.ones(CLASSES))
     model.base.layers[1].kernel.assign(tf.zeros((16, CLASSES)))  # so that all logits are 1

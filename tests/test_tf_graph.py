@@ -38,8 +38,9 @@ class Traced(SPATModel):
         return super().train_step(data)
 
 
-@pytest.mark.parametrize(("way", "most"), [({}, 1), ({"jit_compile": True}, 2)],
-                         ids=["graph", "xla"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "most"), [({}, 1), ({"jit_compile": True}, 2)], ids=["graph", "xla"]
+)
 def test_training_is_traced_once_however_long_it_is(way: dict[str, Any], most: int) -> None:
     config = SPATConfig(eps=0.1, steps=1, keep=1)
     model = spat(config=config, cls=Traced, **way)
@@ -105,10 +106,15 @@ def in_every_way(function: Callable[[], Any]) -> list[list[np.ndarray]]:
     return [[value.numpy() for value in way()] for way in ways]
 
 
-@pytest.mark.parametrize(("random_start", "dtype"), [
-    ("uniform", "float32"), ("uniform", "float64"), ("uniform", "bfloat16"),
-    ("gaussian", "float64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("random_start", "dtype"),
+    [
+        ("uniform", "float32"),
+        ("uniform", "float64"),
+        ("uniform", "bfloat16"),
+        ("gaussian", "float64"),
+    ],
+)
 def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, dtype: str) -> None:
     x, state = tf.zeros((7, 5, 3), dtype), tf.Variable([3, 0])
 
@@ -119,8 +125,11 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
             for n in EPS
         ]
         logits = tf.zeros((7, 9), dtype)
-        return [*starts, tf_random.draw_offsets(SPATConfig(mask_classes=4), 9, seed),
-                tf_random.draw_probes(SPATConfig(share="rms"), logits, seed)]  # fmt: skip
+        return [
+            *starts,
+            tf_random.draw_offsets(SPATConfig(mask_classes=4), 9, seed),
+            tf_random.draw_probes(SPATConfig(share="rms"), logits, seed),
+        ]
 
     eager, graph, xla = in_every_way(draw)
     tolerance = {"float64": 1e-13, "float32": 1e-5}.get(dtype, 0.02)
@@ -134,12 +143,15 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
     assert all((a != b.numpy()).any() for a, b in zip(eager, draw(), strict=True))
 
 
-@pytest.mark.parametrize(("base", "norm", "mask", "function"), [
-    ("pgd", "Linf", {"share": "min"}, spatlib_tf.perturb),
-    ("trades", "L2", {"share": "rms"}, spatlib_tf.spat_loss),
-    ("mart", "Linf", {"mask_classes": 3}, spatlib_tf.spat_loss),
-    ("pgd", "L1", {"keep": 1}, spatlib_tf.perturb),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("base", "norm", "mask", "function"),
+    [
+        ("pgd", "Linf", {"share": "min"}, spatlib_tf.perturb),
+        ("trades", "L2", {"share": "rms"}, spatlib_tf.spat_loss),
+        ("mart", "Linf", {"mask_classes": 3}, spatlib_tf.spat_loss),
+        ("pgd", "L1", {"keep": 1}, spatlib_tf.perturb),
+    ],
+)
 def test_float64_results_are_the_same_eagerly_and_under_xla(
     base: str, norm: str, mask: dict[str, Any], function: Callable[..., Any]
 ) -> None:
@@ -214,8 +226,14 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def replicas() -> dict[str, Any]:
     """Results with one device and with two, which must be set up before TensorFlow starts."""
-    done = subprocess.run([sys.executable, "-c", REPLICAS], cwd=ROOT, capture_output=True,
-                          text=True, timeout=300, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

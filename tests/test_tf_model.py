@@ -47,10 +47,15 @@ class Subclassed(keras.Model):
 def network(*end: keras.Layer, **hidden: Any) -> keras.Sequential:
     """A small network with initial weights that are always the same."""
     keras.utils.set_random_seed(0)
-    return keras.Sequential([
-        layers.Input(SHAPE), layers.Flatten(), layers.Dense(8, activation="tanh", **hidden),
-        layers.Dense(CLASSES), *end,
-    ])  # fmt: skip
+    return keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Flatten(),
+            layers.Dense(8, activation="tanh", **hidden),
+            layers.Dense(CLASSES),
+            *end,
+        ]
+    )
 
 
 def functional() -> keras.Model:
@@ -108,10 +113,14 @@ class Batches(keras.utils.PyDataset):
 FORMS = {
     "dataset": lambda: tf.data.Dataset.from_tensor_slices(arrays()).batch(BATCH),
     "dataset of unknown length": lambda: tf.data.Dataset.from_generator(
-        lambda: iter(list(Batches())), output_signature=(
-            tf.TensorSpec((None, *SHAPE), tf.float32), tf.TensorSpec((None,), tf.int64))),
+        lambda: iter(list(Batches())),
+        output_signature=(
+            tf.TensorSpec((None, *SHAPE), tf.float32),
+            tf.TensorSpec((None,), tf.int64),
+        ),
+    ),
     "PyDataset": Batches,
-}  # fmt: skip
+}
 
 
 @cache
@@ -171,8 +180,11 @@ WEIGHTS = {
     "column": lambda: np.linspace(0, 2, COUNT)[:, None],
     "integers": lambda: np.arange(COUNT) % 3,
 }
-PENALTIES = {"none": {}, "kernel": {"kernel_regularizer": "l2"}, "activity": {
-    "activity_regularizer": "l2"}}  # fmt: skip
+PENALTIES = {
+    "none": {},
+    "kernel": {"kernel_regularizer": "l2"},
+    "activity": {"activity_regularizer": "l2"},
+}
 
 
 @pytest.mark.parametrize(
@@ -204,9 +216,19 @@ def test_logs_report_training_and_validation_clean_and_under_attack() -> None:
     (x, y), model = arrays(), spat(config=SPATConfig(eps=0.15, share="min"), metrics=["accuracy"])
     y = np.where(np.arange(COUNT) % 7 == 0, (y + 1) % CLASSES, y)  # never all correct
     accuracies = []
-    history = fit(model, (x, y), epochs=8, validation_data=(x, y), callbacks=[
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: accuracies.append(
-            (np.argmax(model.base(x), axis=1) == y).mean()))])  # fmt: skip
+    history = fit(
+        model,
+        (x, y),
+        epochs=8,
+        validation_data=(x, y),
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda *_: accuracies.append(
+                    (np.argmax(model.base(x), axis=1) == y).mean()
+                )
+            )
+        ],
+    )
     validation = {"val_loss", "val_accuracy", "val_adv_accuracy"}
     assert set(history) == {*TRAIN_LOGS, "accuracy", *validation}
     assert history["val_accuracy"] == pytest.approx(accuracies)

@@ -138,11 +138,14 @@ class Own(layers.BatchNormalization):
 
 @pytest.mark.parametrize(
     ("layer", "x"),
-    [(Own(), batch()), (layers.BatchNormalization(axis=1), batch()),
-     (layers.BatchNormalization(dtype="mixed_float16"), batch()),
-     (layers.BatchNormalization(dtype="float64"), tf.cast(batch(), tf.float64))],
+    [
+        (Own(), batch()),
+        (layers.BatchNormalization(axis=1), batch()),
+        (layers.BatchNormalization(dtype="mixed_float16"), batch()),
+        (layers.BatchNormalization(dtype="float64"), tf.cast(batch(), tf.float64)),
+    ],
     ids=["own call", "channels first", "mixed precision", "float64"],
-)  # fmt: skip
+)
 def test_others_stay_as_they_are(layer: Any, x: Any) -> None:
     model = model_of(layer)
     expected = layer(x)

@@ -65,6 +65,7 @@ def test_train_compiles_with_xla_where_asked(
 
     monkeypatch.setattr(keras.Model, "compile", stop)
     with pytest.raises(AskedError) as stopped:
-        engine.fit(network(), arrays(), SPATConfig(), training(compile=asked), "",
-                   ordinary=ordinary)  # fmt: skip
+        engine.fit(
+            network(), arrays(), SPATConfig(), training(compile=asked), "", ordinary=ordinary
+        )
     assert stopped.value.args == (chosen,)

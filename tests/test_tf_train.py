@@ -29,15 +29,25 @@ METRICS = {"clean", "pgd20"}
 
 
 def training(**settings: Any) -> TrainConfig:
-    quick = {"epochs": 2, "batch_size": BATCH, "lr": 0.05, "schedule": "constant",
-             "progress": False}  # fmt: skip
+    quick = {
+        "epochs": 2,
+        "batch_size": BATCH,
+        "lr": 0.05,
+        "schedule": "constant",
+        "progress": False,
+    }
     return TrainConfig(**quick | settings)
 
 
 def train(data: Any, model: keras.Model | None = None, **settings: Any) -> Result:
     config = settings.pop("config", SPATConfig(eps=0.1, steps=1, share="rms"))
-    return spatlib.train(network() if model is None else model, data, backend="tf",
-                         config=config, training=training(**settings))  # fmt: skip
+    return spatlib.train(
+        network() if model is None else model,
+        data,
+        backend="tf",
+        config=config,
+        training=training(**settings),
+    )
 
 
 @cache
@@ -58,8 +68,10 @@ BATCHES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "form"), [*(("arrays", form) for form in ARRAYS),
-                                            *(("batches", form) for form in BATCHES)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [*(("arrays", form) for form in ARRAYS), *(("batches", form) for form in BATCHES)],
+)
 def test_data_of_every_form_train_alike(kind: str, form: str) -> None:
     result = train((ARRAYS | BATCHES)[form]())
     assert same(result.model, expected(kind).model, 1e-6)
@@ -112,8 +124,9 @@ def test_inputs_keep_their_precision_under_a_mixed_policy(monkeypatch: pytest.Mo
     model, seen = network(), []
     model.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
     original = batches.as_dataset
-    monkeypatch.setattr("spatlib_tf.engine.as_dataset",
-                        lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])  # fmt: skip
+    monkeypatch.setattr(
+        "spatlib_tf.engine.as_dataset", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    )
     train(arrays(), model, epochs=1)
     assert seen[-1][0].element_spec[0].dtype == tf.float32
 
@@ -167,9 +180,10 @@ def test_recipe_trains_the_baseline_and_prints_the_table(
 
     monkeypatch.setitem(MODELS, "small_cnn", linear)  # the real one takes long to evaluate
     result = spatlib.train(
-        backend="tf", config=SPATConfig(eps=0.15, steps=1, keep=1),
+        backend="tf",
+        config=SPATConfig(eps=0.15, steps=1, keep=1),
         training=TrainConfig(epochs=1, batch_size=256, lr=0.05, baseline=True),
-    )  # fmt: skip
+    )
     head, standard, robust, note = str(result).splitlines()
     assert "PGD-20" in head
     assert standard.startswith("standard")

@@ -41,15 +41,18 @@ def twins() -> tuple[nn.Module, keras.Model]:
         convolution.weight.copy_(torch.as_tensor(kernel))
         convolution.bias.copy_(torch.as_tensor(bias))
         dense.weight.copy_(torch.as_tensor(matrix.reshape(CLASSES, -1)))
-    ours = keras.Sequential([
-        layers.Input((SIZE, SIZE, CHANNELS), dtype="float64"),
-        layers.Conv2D(FILTERS, 3, padding="same", activation="relu", dtype="float64"),
-        layers.MaxPooling2D(2, dtype="float64"),
-        layers.Flatten(dtype="float64"),
-        layers.Dense(CLASSES, use_bias=False, dtype="float64"),
-    ])  # fmt: skip
-    ours.set_weights([kernel.transpose(2, 3, 1, 0), bias,
-                      matrix.transpose(2, 3, 1, 0).reshape(-1, CLASSES)])  # fmt: skip
+    ours = keras.Sequential(
+        [
+            layers.Input((SIZE, SIZE, CHANNELS), dtype="float64"),
+            layers.Conv2D(FILTERS, 3, padding="same", activation="relu", dtype="float64"),
+            layers.MaxPooling2D(2, dtype="float64"),
+            layers.Flatten(dtype="float64"),
+            layers.Dense(CLASSES, use_bias=False, dtype="float64"),
+        ]
+    )
+    ours.set_weights(
+        [kernel.transpose(2, 3, 1, 0), bias, matrix.transpose(2, 3, 1, 0).reshape(-1, CLASSES)]
+    )
     return theirs, ours
 
 
@@ -84,8 +87,10 @@ def test_perturbations_and_losses_are_equal(base: str, norm: str) -> None:
     @tf.function
     def both() -> Any:
         arguments = (ours, to_last(x), y, config)
-        return [function(*arguments, start=to_last(start))
-                for function in (spatlib_tf.perturb, spatlib_tf.spat_loss)]  # fmt: skip
+        return [
+            function(*arguments, start=to_last(start))
+            for function in (spatlib_tf.perturb, spatlib_tf.spat_loss)
+        ]
 
     adversarial, own_loss = both()
     np.testing.assert_allclose(adversarial, to_last(expected), rtol=0, atol=1e-9)
@@ -95,19 +100,29 @@ def test_perturbations_and_losses_are_equal(base: str, norm: str) -> None:
 
 @cache
 def report(seed: int = 0, restarts: int = 1, eps: float = 0.1, **settings: Any) -> Any:
-    return spatlib.evaluate(rugged(), labelled(), backend="tf", seed=seed, restarts=restarts,
-                            batch_size=32, config=SPATConfig(eps=eps, **settings))  # fmt: skip
+    return spatlib.evaluate(
+        rugged(),
+        labelled(),
+        backend="tf",
+        seed=seed,
+        restarts=restarts,
+        batch_size=32,
+        config=SPATConfig(eps=eps, **settings),
+    )
 
 
 @cache
 def rugged() -> keras.Model:
     """A network on digits for which the start decides much."""
     large = [keras.initializers.RandomNormal(stddev=3.0, seed=seed) for seed in range(2)]
-    return keras.Sequential([
-        layers.Input((8, 8, 1)), layers.Flatten(),
-        layers.Dense(40, "tanh", kernel_initializer=large[0]),
-        layers.Dense(10, kernel_initializer=large[1]),
-    ])  # fmt: skip
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(40, "tanh", kernel_initializer=large[0]),
+            layers.Dense(10, kernel_initializer=large[1]),
+        ]
+    )
 
 
 @cache

@@ -176,8 +176,14 @@ def test_distributed_wrapper_sees_the_outer_passes_only(base: str, passes: int) 
 def test_starts_do_not_depend_on_the_masks_draws(norm: str, mask: str) -> None:
     model, (x, y) = network(), batch()
     # Half a gaussian start's radius is far above 0.001: neither budget nor ball cuts it.
-    settings: dict[str, Any] = {"norm": norm, "eps": 1.0, "bounds": (-10, 10), "steps": 1,
-                                "step_size": NO_STEP, "random_start": "gaussian"}  # fmt: skip
+    settings: dict[str, Any] = {
+        "norm": norm,
+        "eps": 1.0,
+        "bounds": (-10, 10),
+        "steps": 1,
+        "step_size": NO_STEP,
+        "random_start": "gaussian",
+    }
     with_mask = perturb(model, x, y, SPATConfig(**settings, **MASKS[mask]), generator=seeded())
     without = perturb(model, x, y, SPATConfig(**settings, keep=1), generator=seeded())
     other = perturb(model, x, y, SPATConfig(**settings, keep=1), generator=seeded(3))
@@ -194,8 +200,10 @@ def test_consecutive_calls_use_different_masks(source: str, mask: str) -> None:
     arguments: dict[str, Any] = {} if source == "global" else {"generator": generator}
     if source == "generator and start":
         arguments["start"] = torch.zeros_like(x)
-    moved = [tuple((perturb(model, x, y, settings, **arguments) != x).flatten().tolist())
-             for _ in range(8)]  # fmt: skip
+    moved = [
+        tuple((perturb(model, x, y, settings, **arguments) != x).flatten().tolist())
+        for _ in range(8)
+    ]
     assert len(set(moved)) > 1
 
 
@@ -213,8 +221,9 @@ def distance_from_uniform(values: np.ndarray) -> float:
 
 
 # E[(|d_i| / ||d||)^2] for a uniform direction: on the L2 sphere and on the L1 sphere.
-@pytest.mark.parametrize(("norm", "order", "second_moment"),
-                         [("L2", 2, 1 / 6), ("L1", 1, 2 / (6 * 7))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("norm", "order", "second_moment"), [("L2", 2, 1 / 6), ("L1", 1, 2 / (6 * 7))]
+)
 def test_starts_fill_the_ball(norm: str, order: int, second_moment: float) -> None:
     d = draw(SPATConfig(norm=norm, eps=2.0, **FREE))
     radius = np.linalg.norm(d, order, axis=1) / 2

@@ -20,8 +20,12 @@ KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 def settled(layer: Any) -> Any:
     """With statistics and weights like those of a trained network, in inference mode."""
     source = torch.Generator().manual_seed(1)
-    for name, least in (("running_mean", -1.0), ("running_var", 0.5), ("weight", 0.5),
-                        ("bias", -1.0)):  # fmt: skip
+    for name, least in (
+        ("running_mean", -1.0),
+        ("running_var", 0.5),
+        ("weight", 0.5),
+        ("bias", -1.0),
+    ):
         value = getattr(layer, name)
         if value is not None:
             with torch.no_grad():
@@ -31,8 +35,14 @@ def settled(layer: Any) -> Any:
 
 def network(*first: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(*first, nn.Conv2d(2, 4, 3, padding=1), settled(nn.BatchNorm2d(4)),
-                         nn.ReLU(), nn.Flatten(), nn.Linear(100, 3))  # fmt: skip
+    return nn.Sequential(
+        *first,
+        nn.Conv2d(2, 4, 3, padding=1),
+        settled(nn.BatchNorm2d(4)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(100, 3),
+    )
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -102,10 +112,14 @@ class Own(nn.BatchNorm2d):
 
 @pytest.mark.parametrize(
     "layer",
-    [Own(4), nn.SyncBatchNorm(4), nn.BatchNorm2d(4, track_running_stats=False),
-     nn.BatchNorm2d(4, dtype=torch.bfloat16)],
+    [
+        Own(4),
+        nn.SyncBatchNorm(4),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, dtype=torch.bfloat16),
+    ],
     ids=["own forward", "synchronised", "without statistics", "bfloat16"],
-)  # fmt: skip
+)
 def test_others_stay_as_they_are(layer: nn.Module) -> None:
     with as_affine(layer.eval()):
         assert "forward" not in vars(layer)

@@ -29,10 +29,16 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
-            nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(),
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Conv2d(8, 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Flatten(),
             nn.Linear(72, CLASSES),
-        ).to(dtype)  # fmt: skip
+        ).to(dtype)
         for _ in range(3):
             model(torch.rand(SHAPE, dtype=dtype))
     return model.train()
@@ -46,8 +52,11 @@ def batch(
     x = (1.4 * torch.rand(SHAPE, generator=source, dtype=dtype) - 0.2).clamp(0, 1)
     y = torch.randint(CLASSES, (SHAPE[0],), generator=source)
     start = 1.5 * EPS * (2 * torch.rand(SHAPE, generator=source, dtype=dtype) - 1)
-    return x.contiguous(memory_format=memory_format), y, start.contiguous(
-        memory_format=memory_format)  # fmt: skip
+    return (
+        x.contiguous(memory_format=memory_format),
+        y,
+        start.contiguous(memory_format=memory_format),
+    )
 
 
 def by_hand(
@@ -93,9 +102,12 @@ def config(**settings: Any) -> SPATConfig:
 @pytest.mark.parametrize("base", ["pgd", "mart"])
 @pytest.mark.parametrize("guard", [True, False])
 def test_plain_attack_is_madrys_loop_bit_for_bit(
-    base: str, guard: bool, off: dict[str, Any], dtype: torch.dtype,
+    base: str,
+    guard: bool,
+    off: dict[str, Any],
+    dtype: torch.dtype,
     memory_format: torch.memory_format,
-) -> None:  # fmt: skip
+) -> None:
     model = network(dtype).to(memory_format=memory_format)
     x, y, start = batch(dtype, memory_format)
     ours = perturb(model, x, y, config(base=base, guard=guard, **off), start=start)
@@ -137,8 +149,10 @@ def test_comparison_notices_a_wrong_loop(base: str, variant: str) -> None:
 
 def test_comparison_notices_another_objective() -> None:
     model, (x, y, start) = network(), batch()
-    ours = {base: perturb(model, x, y, config(base=base, keep=1), start=start)
-            for base in ("pgd", "trades")}  # fmt: skip
+    ours = {
+        base: perturb(model, x, y, config(base=base, keep=1), start=start)
+        for base in ("pgd", "trades")
+    }
     assert not torch.equal(ours["pgd"], ours["trades"])
 
 

@@ -40,8 +40,9 @@ def built(name: str = "preact_resnet18_narrow") -> nn.Module:
 def tiny() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(),
-                             nn.Linear(144, CLASSES))  # fmt: skip
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, CLASSES)
+        )
 
 
 def data(count: int = SIZE) -> tuple[Tensor, Tensor]:
@@ -51,8 +52,9 @@ def data(count: int = SIZE) -> tuple[Tensor, Tensor]:
 
 
 def training(**settings: Any) -> TrainConfig:
-    return TrainConfig(**{"epochs": 1, "batch_size": SIZE, "progress": False,
-                          "schedule": "constant"} | settings)  # fmt: skip
+    return TrainConfig(
+        **{"epochs": 1, "batch_size": SIZE, "progress": False, "schedule": "constant"} | settings
+    )
 
 
 def fit(model: nn.Module, count: int = SIZE, **settings: Any) -> list[dict[str, float]]:
@@ -216,8 +218,12 @@ class NoHost(TorchDispatchMode):
     """Raises where a value of a tensor is read: on an accelerator that would wait for it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal",
-                           "aten::nonzero"):  # fmt: skip
+        if func.name() in (
+            "aten::_local_scalar_dense",
+            "aten::is_nonzero",
+            "aten::equal",
+            "aten::nonzero",
+        ):
             raise Asked(func.name())
         return func(*args, **(kwargs or {}))
 

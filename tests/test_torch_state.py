@@ -32,9 +32,16 @@ def network(dropout: float = 0.5, frozen: bool = True) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(dropout),
-            nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(24, CLASSES),
-        )  # fmt: skip
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.Tanh(),
+            nn.Dropout(dropout),
+            nn.Conv2d(6, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(24, CLASSES),
+        )
         for _ in range(2):
             model(torch.rand(SHAPE))
     if frozen:
@@ -65,10 +72,11 @@ def state(model: nn.Module) -> dict[str, Any]:
         "modes": [m.training for m in model.modules()],
         "trainable": [p.requires_grad for p in model.parameters()],
         "weights": [p.tolist() for p in model.parameters()],
-        "grads": [None if p.grad is None else (id(p.grad), p.grad.tolist())
-                  for p in model.parameters()],
+        "grads": [
+            None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()
+        ],
         "buffers": [b.tolist() for b in model.buffers()],
-    }  # fmt: skip
+    }
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, settings: SPATConfig) -> Any:
@@ -95,9 +103,17 @@ def test_state_comes_back(attack: str, base: str, mode: str, mask: str) -> None:
 
 
 @over_modes
-@pytest.mark.parametrize(("attack", "call"), [("perturb", 1), ("perturb", 2), ("perturb", 4),
-                                              ("shared_mask", 1), ("evaluate", 1),
-                                              ("evaluate", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("attack", "call"),
+    [
+        ("perturb", 1),
+        ("perturb", 2),
+        ("perturb", 4),
+        ("shared_mask", 1),
+        ("evaluate", 1),
+        ("evaluate", 4),
+    ],
+)
 def test_state_comes_back_after_an_exception(attack: str, call: int, mode: str) -> None:
     model, calls = network(), []
 
@@ -166,8 +182,10 @@ def test_batch_statistics_are_used_in_train_mode_only(mode: str) -> None:
 def test_frozen_batchnorm_stays_frozen_in_train_mode() -> None:
     model, (x, y) = network(dropout=0.0), batch()
     model[1].eval()
-    results = [perturb(model, x, y, config(attack_mode=mode), start=torch.zeros_like(x))
-               for mode in ("eval", "train")]  # fmt: skip
+    results = [
+        perturb(model, x, y, config(attack_mode=mode), start=torch.zeros_like(x))
+        for mode in ("eval", "train")
+    ]
     assert torch.equal(*results)
 
 
@@ -211,8 +229,10 @@ def test_mask_with_a_generator_leaves_the_global_one_alone(mask: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, second)
     generator = seeded()
-    masks = {tuple(shared_mask(model, x, y, settings, generator=generator).flatten().tolist())
-             for _ in range(8)}  # fmt: skip
+    masks = {
+        tuple(shared_mask(model, x, y, settings, generator=generator).flatten().tolist())
+        for _ in range(8)
+    }
     assert len(masks) > 1
 
 

@@ -73,9 +73,13 @@ def test_the_toys_runs_are_validated_written_loaded_and_audited(tmp_path: Path) 
     engine, digits = load_engine("toy"), spatlib.data.load("digits", channels_first=True)
     shown = engine.examples(model, digits.test, CONFIG, count=5)
     assert {name: value.shape for name, value in shown.items()} == {
-        "x": (5, 8, 8, 1), "mask": (5, 8, 8, 1), "x_adv": (5, 8, 8, 1),
-        "y": (5,), "clean": (5,), "adversarial": (5,),
-    }  # fmt: skip
+        "x": (5, 8, 8, 1),
+        "mask": (5, 8, 8, 1),
+        "x_adv": (5, 8, 8, 1),
+        "y": (5,),
+        "clean": (5,),
+        "adversarial": (5,),
+    }
     assert set(np.unique(shown["mask"])) == {CONFIG.floor, 1.0}
     assert (abs(shown["x_adv"] - shown["x"]) <= CONFIG.eps * shown["mask"] + 1e-12).all()
     x, x_adv = (np.moveaxis(shown[name], -1, 1) for name in ("x", "x_adv"))

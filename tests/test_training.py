@@ -54,8 +54,14 @@ def loader(count: int = COUNT, **settings: Any) -> Any:
 def network(dropout: float = 0.0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
-                             nn.Dropout(dropout), nn.Flatten(), nn.Linear(64, CLASSES))  # fmt: skip
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(64, CLASSES),
+        )
 
 
 def weights(model: nn.Module) -> dict[str, Any]:
@@ -64,15 +70,22 @@ def weights(model: nn.Module) -> dict[str, Any]:
 
 def fit(data: Any, model: nn.Module | None = None, **settings: Any) -> Result:
     config = settings.pop("config", CONFIG)
-    return spatlib.train(network() if model is None else model, data, config=config,
-                         training=training(**settings))  # fmt: skip
+    return spatlib.train(
+        network() if model is None else model, data, config=config, training=training(**settings)
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, share="rms"),
-                                    dataclasses.replace(CONFIG, base="trades", mask_classes=2),
-                                    dataclasses.replace(CONFIG, keep=1, random_start="none")],
-                         ids=["min", "rms", "trades, two classes", "order only"])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, share="rms"),
+        dataclasses.replace(CONFIG, base="trades", mask_classes=2),
+        dataclasses.replace(CONFIG, keep=1, random_start="none"),
+    ],
+    ids=["min", "rms", "trades, two classes", "order only"],
+)
 def test_the_seed_decides_everything(config: SPATConfig, dropout: float) -> None:
     def run(seed: int) -> dict[str, Any]:
         torch.rand(1)  # the global generator is somewhere else each time
@@ -116,8 +129,14 @@ def test_training_learns_and_measures_the_test_part() -> None:
 
 def test_arrays_of_any_kind_train_alike() -> None:
     x, y = arrays()
-    forms = [(x, y), tensors(), (x.astype(np.float64), y.astype(np.int32)), ((x, y), arrays(1)),
-             (np.asfortranarray(x), y), (torch.as_tensor(x), y)]  # fmt: skip
+    forms = [
+        (x, y),
+        tensors(),
+        (x.astype(np.float64), y.astype(np.int32)),
+        ((x, y), arrays(1)),
+        (np.asfortranarray(x), y),
+        (torch.as_tensor(x), y),
+    ]
     results = [fit(form) for form in forms]
     assert all(weights(r.model) == weights(results[0].model) for r in results)
     assert [r.measured_on for r in results] == [*["training"] * 3, "test", *["training"] * 2]
@@ -132,8 +151,9 @@ def test_batches_of_any_kind_train_alike() -> None:
     assert all(r.report.count == COUNT and r.measured_on == "training" for r in results)
 
 
-@pytest.mark.parametrize("data", [arrays, batches, lambda: loader(shuffle=True)],
-                         ids=["arrays", "batches", "loader"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data", [arrays, batches, lambda: loader(shuffle=True)], ids=["arrays", "batches", "loader"]
+)
 def test_generator_and_modes_are_as_before(data: Any) -> None:
     model = network(0.5).eval()
     model[1].train()
@@ -214,8 +234,10 @@ def test_training_stops_at_the_last_good_step(at: int, epoch: int, how: str) -> 
 
 def test_schedules_have_their_shapes() -> None:
     steps = 1000
-    rates = {name: np.array([lr_factor(name, step, steps) for step in range(steps)])
-             for name in ("constant", "onecycle", "piecewise")}  # fmt: skip
+    rates = {
+        name: np.array([lr_factor(name, step, steps) for step in range(steps)])
+        for name in ("constant", "onecycle", "piecewise")
+    }
     assert (rates["constant"] == 1).all()
     peak = int(rates["onecycle"].argmax())
     assert peak == pytest.approx(0.3 * steps, abs=2)
@@ -225,8 +247,9 @@ def test_schedules_have_their_shapes() -> None:
     assert (np.diff(rates["onecycle"][peak:]) < 0).all()
     for at, rate in ((0, 1), (749, 1), (750, 0.1), (899, 0.1), (900, 0.01), (999, 0.01)):
         assert rates["piecewise"][at] == pytest.approx(rate)
-    assert all(0 < lr_factor("onecycle", step, count) <= 1
-               for count in (1, 2, 3) for step in range(count))  # fmt: skip
+    assert all(
+        0 < lr_factor("onecycle", step, count) <= 1 for count in (1, 2, 3) for step in range(count)
+    )
 
 
 def test_eps_and_steps_rise_together_to_the_settings() -> None:

@@ -54,8 +54,9 @@ CASES = [
 def test_weights_after_twenty_steps_equal_the_oracle(
     engine: Any, base: str, norm: str, mask: str, guard: bool
 ) -> None:
-    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=3, guard=guard,
-                        smoothing=0.3, **MASKS[mask])  # fmt: skip
+    config = SPATConfig(
+        base=base, norm=norm, eps=EPS[norm], steps=3, guard=guard, smoothing=0.3, **MASKS[mask]
+    )
     ours = engine(initial_weights(), LR, MOMENTUM)
     oracle = reference.TanhMLP(*initial_weights())
     velocity = [np.zeros_like(w) for w in oracle.parameters]
@@ -64,10 +65,18 @@ def test_weights_after_twenty_steps_equal_the_oracle(
         start = EPS[norm] * start
         offsets, probes = engine.draws(config, COUNT, seed=number)
         expected = reference.train_step(
-            oracle, velocity, x.reshape(COUNT, -1), y, start.reshape(COUNT, -1), lr=LR,
-            momentum=MOMENTUM, offsets=offsets, probes=probes, channels=CHANNELS,
+            oracle,
+            velocity,
+            x.reshape(COUNT, -1),
+            y,
+            start.reshape(COUNT, -1),
+            lr=LR,
+            momentum=MOMENTUM,
+            offsets=offsets,
+            probes=probes,
+            channels=CHANNELS,
             **oracle_settings(config),
-        )  # fmt: skip
+        )
         assert ours.train_step(x, y, start, config, seed=number) == pytest.approx(expected, 1e-10)
     for mine, theirs, before in zip(
         ours.weights(), oracle.parameters, initial_weights(), strict=True
@@ -90,10 +99,16 @@ def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
         saw_dtypes((mine,))
         for n in range(COUNT):
             theirs = reference.mask_at(
-                oracle, x[n].ravel(), int(y[n]), channels=CHANNELS, share=config.share, keep=keep,
-                floor=config.floor, offsets=offsets,
+                oracle,
+                x[n].ravel(),
+                int(y[n]),
+                channels=CHANNELS,
+                share=config.share,
+                keep=keep,
+                floor=config.floor,
+                offsets=offsets,
                 probes=None if probes is None else probes[:, n],
-            )  # fmt: skip
+            )
             np.testing.assert_array_equal(mine[n], theirs)
             kept.add(tuple(theirs))
     assert len(kept) > 1  # the masks differ from example to example

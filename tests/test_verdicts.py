@@ -57,8 +57,9 @@ def test_targets_are_the_nine_best_of_the_other_classes(
 
 @cache
 def rugged_report(name: str, attacks: tuple[Any, ...], restarts: int = 1) -> Report:
-    return measure(name, rugged(name), *points(name), attacks, steps=2, restarts=restarts,
-                   batch_size=32)  # fmt: skip
+    return measure(
+        name, rugged(name), *points(name), attacks, steps=2, restarts=restarts, batch_size=32
+    )
 
 
 def full(name: str) -> tuple[Any, ...]:
@@ -117,7 +118,14 @@ def test_keras_evaluation_is_traced_once() -> None:
     counts = []
     for batches in (1, 3):
         network = model("tf", ridges)
-        measure("tf", network, x[:20 * batches], y[:20 * batches], ("pgd", "targeted"),
-                batch_size=20, steps=2)  # fmt: skip
+        measure(
+            "tf",
+            network,
+            x[: 20 * batches],
+            y[: 20 * batches],
+            ("pgd", "targeted"),
+            batch_size=20,
+            steps=2,
+        )
         counts.append(network.calls)
     assert counts[1] - counts[0] == 2  # one eager look per batch, at the number of classes

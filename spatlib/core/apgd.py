@@ -64,8 +64,17 @@ def auto_ascend(
     def pick(condition: Array, one: Point, other: Point) -> Point:
         return tuple(ops.where(condition, a, b) for a, b in zip(one, other, strict=True))
 
-    def move(number: Array, size: Array, halved: Array, rises: Array, mark: Array, before: Array,
-             now: Point, best: Point, stands: Array) -> tuple[Any, ...]:  # fmt: skip
+    def move(
+        number: Array,
+        size: Array,
+        halved: Array,
+        rises: Array,
+        mark: Array,
+        before: Array,
+        now: Point,
+        best: Point,
+        stands: Array,
+    ) -> tuple[Any, ...]:
         at, value, grad = now
         z = onto(at + ops.cast(size, like=d) * direction(ops, grad, norm))
         alpha = MOMENTUM + (1 - MOMENTUM) * ops.cast(number == 0, like=d)
@@ -83,8 +92,17 @@ def auto_ascend(
         stuck = check & (halved == 0) & (best[1] == mark)
         halve = (rises < RISING * period) | stuck
         halved, mark = pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))
-        return (number, ops.where(halve, size / 2, size), halved, ops.where(check, 0.0, rises),
-                mark, at, pick(halve, best, now), best, stands & right)  # fmt: skip
+        return (
+            number,
+            ops.where(halve, size / 2, size),
+            halved,
+            ops.where(check, 0.0, rises),
+            mark,
+            at,
+            pick(halve, best, now),
+            best,
+            stands & right,
+        )
 
     value, grad, stands = look(d)
     value = value[each]

@@ -46,9 +46,12 @@ STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
 FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
 ERRORS = tuple(
     f"tests/test_tf_errors.py::test_{name}"
-    for name in ("bad_batches_are_refused", "bad_start_or_mask_is_refused",
-                 "errors_keep_their_class_in_a_graph")
-)  # fmt: skip
+    for name in (
+        "bad_batches_are_refused",
+        "bad_start_or_mask_is_refused",
+        "errors_keep_their_class_in_a_graph",
+    )
+)
 SELECTION: dict[str, tuple[str, ...]] = {
     **{
         f"spatlib/core/{name}.py": (*(f"tests/test_{t}.py" for t in tests), "--backends=numpy")
@@ -56,19 +59,28 @@ SELECTION: dict[str, tuple[str, ...]] = {
     },
     "spatlib/core/start.py": ("tests/test_start.py", "--backends=numpy", GAUSSIAN),
     "spatlib_torch/attack.py": (
-        *TORCH, f"{STALL}[torch-0.3]", f"{STALL}[torch-0.0]", "tests/test_torch_plain.py",
-        "tests/test_draws.py", *STATE,
+        *TORCH,
+        f"{STALL}[torch-0.3]",
+        f"{STALL}[torch-0.0]",
+        "tests/test_torch_plain.py",
+        "tests/test_draws.py",
+        *STATE,
     ),
     "spatlib_torch/losses.py": (*TORCH, *STATE),
     "spatlib_tf/attack.py": (
-        *TF, f"{STALL}[tf-0.3]", "tests/test_draws.py",
+        *TF,
+        f"{STALL}[tf-0.3]",
+        "tests/test_draws.py",
         f"{FIT}attacks_leave_every_variable_as_it_was",
-        f"{GRAPH}the_graph_does_not_grow_with_the_steps", *ERRORS,
+        f"{GRAPH}the_graph_does_not_grow_with_the_steps",
+        *ERRORS,
     ),
     "spatlib_tf/losses.py": (
-        *TF, f"{FIT}statistics_move_as_in_the_outer_passes_alone", *ERRORS,
+        *TF,
+        f"{FIT}statistics_move_as_in_the_outer_passes_alone",
+        *ERRORS,
     ),
-}  # fmt: skip
+}
 
 # Arithmetic to arithmetic (tensors have no bits), equality to its opposite, order to order: the
 # rest raises a TypeError at once or, with strings, is arbitrary.

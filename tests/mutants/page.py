@@ -40,19 +40,25 @@ def report(outcomes: list[Outcome], minutes: float, workers: int, *, write: bool
     alive = [mutant for mutant, verdict in outcomes if verdict == "survived"]
     unexpected = [mutant for mutant in alive if key(mutant) not in listed]
     stale = set(listed) - {key(mutant) for mutant in alive}
-    print(f"\n{killed(by_hand)} of {len(by_hand)} made by hand and {killed(made)} of {len(made)} "
-          f"generated were killed, in {minutes:.0f} minutes")  # fmt: skip
+    print(
+        f"\n{killed(by_hand)} of {len(by_hand)} made by hand and {killed(made)} of {len(made)} "
+        f"generated were killed, in {minutes:.0f} minutes"
+    )
     for mutant in unexpected:
         print("NOT LISTED:", mutant.label)
     if write:
         for file, line, mutated in sorted(stale):
             print(f"listed, but killed: {file}: {line}  ->  {mutated}")
-        write_section("mutants", section(by_hand, made, listed, f"{minutes:.0f} minutes with "
-                                         f"{workers} at a time"))  # fmt: skip
+        write_section(
+            "mutants",
+            section(by_hand, made, listed, f"{minutes:.0f} minutes with {workers} at a time"),
+        )
     few = write and killed(made) < LEAST * len(made)
     if few:
-        print(f"TOO FEW: {killed(made) / len(made):.1%} of the generated mutants were killed, "
-              f"{LEAST:.0%} are due")  # fmt: skip
+        print(
+            f"TOO FEW: {killed(made) / len(made):.1%} of the generated mutants were killed, "
+            f"{LEAST:.0%} are due"
+        )
     return 1 if unexpected or few else 0
 
 
@@ -64,8 +70,10 @@ def section(by_hand: list[Outcome], made: list[Outcome], listed: Listed, took: s
         f"cosmic-ray {version('cosmic-ray')}: {killed(made)} of {len(made)}. Without a failing "
         f"test: {count['error']} by an error before it, {count['timeout']} by time. Python "
         f"{platform.python_version()}, {took}.",
-        "", "| file | mutants | killed | survived | score |", "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+        "",
+        "| file | mutants | killed | survived | score |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     files = dict.fromkeys(mutant.file for mutant, _ in made)
     lines += [row(file, [o for o in made if o[0].file == file]) for file in files]
     lines += [

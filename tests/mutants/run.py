@@ -51,8 +51,10 @@ def judge_all(mutants: list[Mutant], folders: SimpleQueue[Path]) -> list[tuple[M
         folder = folders.get()
         verdict, seconds = run(tests, folder, limit=600)
         if verdict != "survived":
-            raise SystemExit(f"{verdict} without a fault: {' '.join(tests)}\n"
-                             + Path(folder, "output.txt").read_text(encoding="utf-8"))  # fmt: skip
+            raise SystemExit(
+                f"{verdict} without a fault: {' '.join(tests)}\n"
+                + Path(folder, "output.txt").read_text(encoding="utf-8")
+            )
         limits[tests] = 60 + PATIENCE * seconds
         folders.put(folder)
         print(f"sound     {seconds:5.1f} s  {' '.join(tests)}", flush=True)

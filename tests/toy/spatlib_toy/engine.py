@@ -87,9 +87,12 @@ def load_weights(model: Linear, content: bytes, source: str = "weights") -> None
     """Put back what :func:`weights` gave; DataError if it is that of another shape."""
     found = load(content).get("weights")
     if found is None or found.shape != model.weights.shape:
-        raise DataError(source, expected=f"weights {model.weights.shape}",
-                        received=None if found is None else found.shape,
-                        fix="Load them into the network that they are of.")  # fmt: skip
+        raise DataError(
+            source,
+            expected=f"weights {model.weights.shape}",
+            received=None if found is None else found.shape,
+            fix="Load them into the network that they are of.",
+        )
     model.weights = xp.asarray(found)
 
 
@@ -107,8 +110,11 @@ def examples(
     budget = budget_of(model, x, config)
     shown = {"x": x, "x_adv": moved, "mask": xp.ones_like(x[:, :1]) if budget is None else budget}
     read = {"clean": x, "adversarial": moved}
-    return {"y": y, **{name: xp.moveaxis(value, 1, -1) for name, value in shown.items()},
-            **{name: xp.argmax(model(value), axis=1) for name, value in read.items()}}  # fmt: skip
+    return {
+        "y": y,
+        **{name: xp.moveaxis(value, 1, -1) for name, value in shown.items()},
+        **{name: xp.argmax(model(value), axis=1) for name, value in read.items()},
+    }
 
 
 def budget_of(model: Linear, x: Any, config: SPATConfig) -> Any:
@@ -136,8 +142,17 @@ def attack(
         rival = ops.argmax_one_hot(xp.where(one_hot > 0, -xp.inf, log_p))
         slope = rival - one_hot if name == "margin" else xp.exp(log_p) - q
         grad = xp.reshape(slope @ model.weights.T, x.shape)
-        d = step.step(ops, d, grad, budget, lower, upper, eps=config.eps,
-                      step_size=config.step_size, norm="Linf")  # fmt: skip
+        d = step.step(
+            ops,
+            d,
+            grad,
+            budget,
+            lower,
+            upper,
+            eps=config.eps,
+            step_size=config.step_size,
+            norm="Linf",
+        )
     return ops.clip(x + d, *config.bounds)
 
 
@@ -156,8 +171,12 @@ def evaluate(
     """Accuracy, clean and under PGD with cross-entropy and the margin, in one batch."""
     evaluation = Evaluation(config, attacks, steps, restarts, seed)
     if not set(evaluation.named.values()) <= {"pgd", "margin"} or evaluation.callables:
-        raise ConfigError("attacks", expected="'pgd' or 'margin'", received=repr(attacks),
-                          fix="The toy has no others.")  # fmt: skip
+        raise ConfigError(
+            "attacks",
+            expected="'pgd' or 'margin'",
+            received=repr(attacks),
+            fix="The toy has no others.",
+        )
     x, y = data[0].astype(np.float64), data[1]
     verdicts = dict.fromkeys(evaluation.keys, xp.argmax(model(x), axis=1) == y)
     for key, name in evaluation.named.items():
