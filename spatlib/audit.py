@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import check_integer
 from .backends import load_engine, load_extra
 from .checks import check_labels
 from .config import SPATConfig
 from .core import numpy_ops as ops
-from .errors import DataError
+from .errors import DataError, require_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +79,16 @@ def audit(
         DataError: Shapes that do not fit each other, or labels that the judge does not know.
         BackendError: No such backend, or scikit-image is missing.
     """
-    check_integer("batch_size", batch_size, 1)
+    require_integer("batch_size", batch_size, 1)
     engine = load_engine(backend)
     before, after, labels = (np.asarray(part) for part in (x, x_adv, y))
     if before.shape != after.shape or labels.shape != before.shape[:1] or not before.size:
         raise DataError(
-            "x_adv",
-            expected=f"the shape of x {before.shape}, and a label each",
-            received=f"{after.shape}, labels {labels.shape}",
-            fix="Pass x' of the same examples in the same order.",
+            f"x_adv must have the shape of x (not empty), and y one label each, got {after.shape} "
+            f"and {labels.shape} for x {before.shape}: pass the same examples in the same order"
         )
     logits = [engine.logits(judge, part, batch_size) for part in (before, after)]
-    similar = None
-    if ssim:
-        similar = similarity(before, after, bounds, engine.CHANNELS_FIRST)
+    similar = similarity(before, after, bounds, engine.CHANNELS_FIRST) if ssim else None
     sizes = np.linalg.norm((after.astype(float) - before).reshape(len(labels), -1), axis=1)
     return measure(logits[0], logits[1], labels, sizes, similar)
 
@@ -189,26 +184,15 @@ def similarity(
     metrics = load_extra("skimage.metrics", "audit")
     if x.ndim != 4:
         raise DataError(
-            "x",
-            expected="images (four axes) for SSIM",
-            received=f"shape {x.shape}",
-            fix="Leave ssim out.",
+            f"x must hold images (four axes) for SSIM, got shape {x.shape}: leave ssim out"
         )
     if channels_first:
         x, x_adv = np.moveaxis(x, 1, -1), np.moveaxis(x_adv, 1, -1)
-    shorter = min(7, *x.shape[1:3])
-    return np.array(
-        [
-            metrics.structural_similarity(
-                a,
-                b,
-                win_size=shorter - 1 + shorter % 2,
-                channel_axis=-1,
-                data_range=bounds[1] - bounds[0],
-            )
-            for a, b in zip(x.astype(float), x_adv.astype(float), strict=True)
-        ]
-    )
+    side = min(7, *x.shape[1:3])
+    window, width = side - 1 + side % 2, bounds[1] - bounds[0]  # the window has to be odd
+    settings = {"win_size": window, "channel_axis": -1, "data_range": width}
+    pairs = zip(x.astype(float), x_adv.astype(float), strict=True)
+    return np.array([metrics.structural_similarity(a, b, **settings) for a, b in pairs])
 
 
 def _evidence(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import numpy as np
 from .backends import load_extra
 from .config import SPATConfig
 
-STEPS, RESTARTS, QUERIES = 100, 5, 5000  # ART's own: of Auto-PGD, of it and Square, of Square
+# ART's defaults: steps of Auto-PGD and DeepFool, restarts of Auto-PGD and Square, queries of Square
+STEPS, RESTARTS, QUERIES = 100, 5, 5000
 Pullback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -42,45 +43,18 @@ def autoattack(
     """
     load_extra("multiprocess", "autoattack")
     evasion = load_extra("art.attacks.evasion", "autoattack")
-    order = np.inf if threat.norm == "Linf" else 2
-    shared: dict[str, Any] = {
-        "norm": order,
-        "eps": float(threat.eps),
-        "eps_step": 2 * threat.eps,
-        "batch_size": batch_size,
-    }
+    ball = {"norm": np.inf if threat.norm == "Linf" else 2, "eps": float(threat.eps)}
+    shared: dict[str, Any] = ball | {"eps_step": 2 * threat.eps, "batch_size": batch_size}
     facts = (pullback, threat.bounds, x.shape[1:], classes, channels_first)
     crossed, ratio = (_estimator(*facts, loss) for loss in (cross_entropy, logits_ratio))
-    attacks = [
-        *(
-            evasion.AutoProjectedGradientDescent(
-                estimator=one,
-                max_iter=steps,
-                loss_type=None,
-                nb_random_init=restarts,
-                verbose=False,
-                **shared,
-            )
-            for one in ((crossed, ratio) if classes > 2 else (crossed,))
-        ),
-        evasion.DeepFool(
-            crossed,
-            max_iter=steps,
-            epsilon=1e-3,
-            nb_grads=min(10, classes),
-            batch_size=batch_size,
-            verbose=False,
-        ),
-        evasion.SquareAttack(
-            crossed,
-            norm=order,
-            max_iter=queries,
-            eps=float(threat.eps),
-            p_init=0.8,
-            nb_restarts=restarts,
-            verbose=False,
-        ),
-    ]
+    auto = {"max_iter": steps, "loss_type": None, "nb_random_init": restarts, "verbose": False}
+    deep = {"max_iter": steps, "epsilon": 1e-3, "nb_grads": min(10, classes), "verbose": False}
+    square = {"max_iter": queries, "p_init": 0.8, "nb_restarts": restarts, "verbose": False}
+    apgd = evasion.AutoProjectedGradientDescent
+    estimators = (crossed, ratio) if classes > 2 else (crossed,)
+    attacks = [apgd(estimator=estimator, **auto, **shared) for estimator in estimators]
+    attacks.append(evasion.DeepFool(crossed, batch_size=batch_size, **deep))
+    attacks.append(evasion.SquareAttack(crossed, **ball, **square))
     attack = evasion.AutoAttack(estimator=crossed, attacks=attacks, **shared)
     found: np.ndarray = attack.generate(x=x.astype(np.float32), y=y)
     return found
@@ -89,7 +63,8 @@ def autoattack(
 def attack(threat: SPATConfig, model: Any, x: Any, y: Any, **settings: Any) -> Any:
     """:func:`autoattack` on native tensors of PyTorch or TensorFlow, as an attack of evaluate."""
     like: Any
-    if type(x).__module__.partition(".")[0] == "torch":
+    channels_first = type(x).__module__.partition(".")[0] == "torch"
+    if channels_first:
         import torch
 
         def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,17 +86,8 @@ def attack(threat: SPATConfig, model: Any, x: Any, y: Any, **settings: Any) -> A
             return tf.cast(z, tf.float64).numpy(), grad.numpy()
 
         x_array, labels, like = x.numpy(), y.numpy(), lambda v: tf.cast(v, x.dtype)
-    classes = int(model(x[:1]).shape[1])
-    found = autoattack(
-        pullback,
-        threat,
-        x_array,
-        labels,
-        classes,
-        **settings,
-        channels_first=type(x).__module__.startswith("torch"),
-    )
-    return like(found)
+    classes, settings = int(model(x[:1]).shape[1]), settings | {"channels_first": channels_first}
+    return like(autoattack(pullback, threat, x_array, labels, classes, **settings))
 
 
 def cross_entropy(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

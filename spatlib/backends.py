@@ -14,7 +14,7 @@ from .result import Report
 from .train_config import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
-INSTALL = {"torch": "pip install torch", "tf": "pip install tensorflow keras"}
+INSTALL = {"torch": "run pip install torch", "tf": "run pip install tensorflow keras"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
 
 
@@ -96,10 +96,8 @@ def load_extra(module: str, extra: str = "data") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise BackendError(
-            module,
-            expected="it to be installed for this",
-            received=f"{type(error).__name__}: {error}",
-            fix=f"Run: pip install 'spatlib[{extra}]'",
+            f"{module} cannot be imported ({type(error).__name__}: {error}): "
+            f"run pip install 'spatlib[{extra}]'"
         ) from error
 
 
@@ -109,24 +107,15 @@ def load_engine(name: str) -> Engine:
     Raises:
         BackendError: No such backend, or its framework is not installed.
     """
-    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    known = {**others, **BACKENDS}
+    known = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | BACKENDS
     if not isinstance(name, str) or name not in known:
-        raise BackendError(
-            "backend",
-            expected=f"one of {', '.join(map(repr, known))}",
-            received=repr(name),
-            fix="Choose one of these names.",
-        )
+        raise BackendError(f"backend must be one of {', '.join(map(repr, known))}, got {name!r}")
     try:
         return cast(Engine, importlib.import_module(known[name]))
+    except BackendError:
+        raise
     except ImportError as error:
-        if isinstance(error, BackendError):
-            raise
-        advice = INSTALL.get(name, "see the package that registered it")
         raise BackendError(
-            f"backend {name!r}",
-            expected="its framework to be installed",
-            received=f"{type(error).__name__}: {error}",
-            fix=f"Run: {advice}",
+            f"backend {name!r} cannot be imported ({type(error).__name__}: {error}): "
+            f"{INSTALL.get(name, 'see the package that registered it')}"
         ) from error

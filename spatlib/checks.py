@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ConfigError, DataError
 
-ROUNDING = 1e-6  # as a share of the input range: what arithmetic on the way in may add
+ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
 
 
 def check_batch(
@@ -19,40 +19,20 @@ def check_batch(
     y_is_integer: bool,
 ) -> None:
     """Raise DataError unless x is a float batch (N, ...) and y integer labels (N,)."""
+    x_shape, y_shape = tuple(x_shape), tuple(y_shape)
     if not x_is_float:
-        raise DataError(
-            "x",
-            expected="a floating dtype",
-            received=x_dtype,
-            fix="Scale the inputs to bounds first, e.g. x / 255.",
-        )
+        raise DataError(f"x must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
     if len(x_shape) < 2:
+        raise DataError(f"x must be a batch (N, ...), got shape {x_shape}: add the batch axis")
+    if 0 in x_shape:
         raise DataError(
-            "x",
-            expected="a batch (N, ...)",
-            received=f"shape {tuple(x_shape)}",
-            fix="Add the batch axis.",
-        )
-    if 0 in tuple(x_shape):
-        raise DataError(
-            "x",
-            expected="at least one example",
-            received=f"shape {tuple(x_shape)}",
-            fix="Skip empty batches.",
+            f"x must hold at least one example, got shape {x_shape}: skip empty batches"
         )
     if not y_is_integer:
+        raise DataError(f"y must hold class indices, got {y_dtype}: cast it to an integer dtype")
+    if y_shape != x_shape[:1]:
         raise DataError(
-            "y",
-            expected="integer class labels",
-            received=y_dtype,
-            fix="Cast the labels to an integer dtype.",
-        )
-    if tuple(y_shape) != (x_shape[0],):
-        raise DataError(
-            "y",
-            expected=f"one label per example, shape ({x_shape[0]},)",
-            received=f"shape {tuple(y_shape)}",
-            fix="Pass class indices, as many as inputs.",
+            f"y must hold one class index per example, shape {x_shape[:1]}, got shape {y_shape}"
         )
 
 
@@ -60,23 +40,19 @@ def check_images(shape: Sequence[int | None]) -> None:
     """Raise ConfigError unless the batch that is to be augmented holds images."""
     if len(shape) != 4:
         raise ConfigError(
-            "augment",
-            expected="'none' for inputs that are no images",
-            received=f"a batch of shape {tuple(shape)}",
-            fix="Images have four axes, grey ones too.",
+            "augment must be 'none' for inputs that are no images, got a batch of shape "
+            f"{tuple(shape)}: images have four axes, grey ones too"
         )
 
 
 def check_range(x_min: float, x_max: float, bounds: tuple[float, float]) -> None:
-    """Raise DataError unless the inputs are numbers inside ``bounds``, up to rounding."""
-    slack = ROUNDING * (bounds[1] - bounds[0])
-    if not (bounds[0] - slack <= x_min and x_max <= bounds[1] + slack):  # also catches NaN
+    """Raise DataError unless the inputs are finite and inside ``bounds``, up to rounding."""
+    lower, upper = bounds
+    slack = ROUNDING * (upper - lower)
+    if not (lower - slack <= x_min and x_max <= upper + slack):  # also catches NaN
         raise DataError(
-            "x",
-            expected=f"finite values in [{bounds[0]:g}, {bounds[1]:g}]",
-            received=f"values from {x_min:g} to {x_max:g}",
-            fix="Scale the inputs, or set SPATConfig.bounds to their range; "
-            "normalisation belongs in the model's first layer.",
+            f"x must hold finite values in [{lower:g}, {upper:g}], got {x_min:g} to {x_max:g}: "
+            "scale it, or set bounds to its range (normalisation is the model's first layer)"
         )
 
 
@@ -84,10 +60,8 @@ def check_labels(y_min: int, y_max: int, classes: int) -> None:
     """Raise DataError unless all labels are in 0..classes - 1."""
     if y_min < 0 or y_max >= classes:
         raise DataError(
-            "y",
-            expected=f"labels from 0 to {classes - 1}",
-            received=f"labels from {y_min} to {y_max}",
-            fix="Number the classes from 0; the model's outputs set how many there are.",
+            f"y must hold labels from 0 to {classes - 1}, as the model has {classes} outputs, "
+            f"got {y_min} to {y_max}: number the classes from 0"
         )
 
 
@@ -96,10 +70,8 @@ def check_logits(shape: Sequence[int | None], batch: int | None) -> None:
     wrong_batch = batch is not None and len(shape) > 0 and shape[0] not in (None, batch)
     if len(shape) != 2 or wrong_batch or shape[1] is None or shape[1] < 2:
         raise DataError(
-            "model",
-            expected=f"logits of shape ({batch or 'N'}, K) with K >= 2",
-            received=f"output of shape {tuple(shape)}",
-            fix="Return one logit per class and example; for two classes return two logits.",
+            f"model must return logits of shape ({batch or 'N'}, K) with K >= 2, got "
+            f"{tuple(shape)}: return one logit per class and example, two for two classes"
         )
 
 
@@ -108,10 +80,8 @@ def check_same_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -
     pairs = zip(shape, expected, strict=False)
     if len(shape) != len(expected) or any(a not in (1, b) for a, b in pairs):
         raise DataError(
-            name,
-            expected=f"a shape that broadcasts to {tuple(expected)}",
-            received=f"shape {tuple(shape)}",
-            fix="Give it the shape of x (a mask: with one channel).",
+            f"{name} must broadcast to the shape of x, {tuple(expected)}, got {tuple(shape)}: "
+            "give it that shape (a mask may have one channel)"
         )
 
 
@@ -119,8 +89,6 @@ def check_mask_classes(mask_classes: int | None, classes: int) -> None:
     """Raise DataError if the mask is to compare more classes than the model has."""
     if mask_classes is not None and mask_classes > classes:
         raise DataError(
-            "mask_classes",
-            expected=f"at most the model's {classes} classes",
-            received=mask_classes,
-            fix="Lower it, or use None for all.",
+            f"mask_classes must be at most {classes}, as the model has no more classes, "
+            f"got {mask_classes}: lower it, or use None for all"
         )

@@ -23,14 +23,8 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    others = (commands.evaluate, commands.audit, commands.show, commands.compare, commands.recipes)
     try:
-        others = (
-            commands.evaluate,
-            commands.audit,
-            commands.show,
-            commands.compare,
-            commands.recipes,
-        )
         tyro.extras.subcommand_cli_from_dict(
             {"train": _with_defaults(given), **{c.__name__: c for c in others}},
             prog="spatlib",

@@ -15,10 +15,11 @@ import spatlib
 from . import SPATConfig, TrainConfig, plots
 from .audit import compare_attacks
 from .backends import load_engine
-from .data import Dataset, load
+from .data import Dataset
 from .recipes import RECIPES
 from .result import Report, table
 from .run import EVALUATION, Run
+from .train import read_data
 from .trained import load_model
 
 Directory = tyro.conf.Positional[Path]
@@ -52,16 +53,10 @@ def train(
         overwrite: Delete the run in run_dir first.
     """
     terminal = sys.stdout.isatty()
-    if (
-        recipe in RECIPES
-        and config.norm != RECIPES[recipe].config.norm
-        and (config.eps == RECIPES[recipe].config.eps)
-    ):
+    published = RECIPES[recipe].config if recipe in RECIPES else config
+    if config.norm != published.norm and config.eps == published.eps:
         raise spatlib.ConfigError(
-            "eps",
-            expected=f"an eps for {config.norm}",
-            received=f"the recipe's, for {RECIPES[recipe].config.norm}",
-            fix="Pass --eps.",
+            f"eps is the recipe's, for {published.norm}: pass --eps for {config.norm}"
         )
     result = spatlib.train(
         model,
@@ -163,20 +158,13 @@ def audit(
         data_dir: Default: that of the training.
     """
     if run.resolve() == judge.resolve():
-        raise spatlib.ConfigError(
-            "judge",
-            expected="a run of another network",
-            received="itself",
-            fix="Train one with another --seed.",
-        )
+        raise spatlib.ConfigError(f"judge is the run itself, {run}: train another with --seed")
     model, of = load_model(run, weights)
     reader, other = load_model(judge, weights)
     if of.settings["data"] != other.settings["data"]:
         raise spatlib.ConfigError(
-            "judge",
-            expected=f"a run on {of.settings['data']}",
-            received=f"one on {other.settings['data']}",
-            fix="Train one on the same data.",
+            f"judge was trained on {other.settings['data']}, the run on {of.settings['data']}: "
+            "train a judge on the same data"
         )
     own, _ = of.configs()
     own = replace(own, eps=own.eps if eps is None else eps, steps=steps or own.steps)
@@ -190,13 +178,8 @@ def audit(
         seed=seed,
         ssim=ssim,
     )
-    facts = {
-        "judge": str(judge),
-        "eps": own.eps,
-        "norm": own.norm,
-        "steps": own.steps,
-        "attacks": content,
-    }
+    facts = {"judge": str(judge), "eps": own.eps, "norm": own.norm, "steps": own.steps}
+    facts["attacks"] = content
     of.write("audit.json", json.dumps(facts, indent=2).encode())
     if pictures["x"].ndim == 4 and len(pictures["x"]):
         of.write("audit.png", plots.drift(pictures, own.bounds))
@@ -237,19 +220,14 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         content = Run(directory, resume=True).read(EVALUATION)
         if content is None:
             raise spatlib.ConfigError(
-                "runs",
-                expected="runs that were evaluated",
-                received=str(directory),
-                fix=f"Run: spatlib evaluate {directory}",
+                f"{directory} was not evaluated: run spatlib evaluate {directory}"
             )
         try:
             reports[str(directory)] = Report.from_json(json.loads(content))
         except (ValueError, KeyError, TypeError) as error:
             raise spatlib.DataError(
-                f"{directory / EVALUATION}",
-                expected="an evaluation",
-                received=f"{type(error).__name__}: {error}",
-                fix=f"Run: spatlib evaluate {directory}",
+                f"{directory / EVALUATION} is no evaluation ({type(error).__name__}: {error}): "
+                f"run spatlib evaluate {directory}"
             ) from error
     alike = {
         (r.config.norm, r.config.eps, r.config.bounds, r.count, r.restarts, tuple(r.metrics))
@@ -257,10 +235,8 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     }
     if len(alike) != 1:
         raise spatlib.ConfigError(
-            "runs",
-            expected="runs measured alike: attacks, eps, examples",
-            received=f"{len(alike)} kinds of measurement",
-            fix="Run spatlib evaluate with the same options.",
+            f"runs must be measured alike (attacks, eps, examples), got {len(alike)} kinds of "
+            "measurement: run spatlib evaluate on each with the same options"
         )
     if sys.stdout.isatty():
         print(table(reports, next(iter(reports.values()))))
@@ -283,17 +259,8 @@ def _dataset(run: Run, data_dir: Path | None) -> Dataset:
     saved, (_, training) = run.settings, run.configs()
     if saved["data"] is None:
         raise spatlib.ConfigError(
-            "run",
-            expected="a run on data by name or path",
-            received="one on data of your own",
-            fix="Call spatlib.load_model and spatlib.evaluate.",
+            f"run {run.directory} is on data of your own, which has no name to load it by: "
+            "call spatlib.load_model and spatlib.evaluate"
         )
-    return load(
-        saved["data"],
-        channels_first=load_engine(saved["backend"]).CHANNELS_FIRST,
-        data_dir=data_dir or saved["data_dir"],
-        validation=training.validation,
-        seed=training.seed,
-        examples=training.examples,
-        test_examples=training.test_examples,
-    )
+    engine = load_engine(saved["backend"])
+    return read_data(saved["data"], engine, training, data_dir or saved["data_dir"])

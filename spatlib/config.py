@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .arguments import check_choice, check_flag, check_integer, check_number, make_plain
-from .errors import ConfigError
+from .errors import (
+    ConfigError,
+    require,
+    require_bool,
+    require_choice,
+    require_integer,
+    require_number,
+)
 
 NORMS = ("Linf", "L2", "L1")
 BASES = ("pgd", "trades", "mart")
@@ -108,81 +114,56 @@ class SPATConfig:
             ("random_start", STARTS),
             ("attack_mode", MODES),
         ):
-            check_choice(name, getattr(self, name), choices)
-        check_integer("steps", self.steps, 1)
-        check_integer("probes", self.probes, 1)
-        if self.mask_classes is not None:
-            check_integer("mask_classes", self.mask_classes, 2)
-        check_flag("guard", self.guard)
+            require_choice(name, getattr(self, name), choices)
+        for name, least in (("steps", 1), ("probes", 1), ("mask_classes", 2)):
+            if name != "mask_classes" or self.mask_classes is not None:
+                self._plain(name, require_integer(name, getattr(self, name), least))
+        require_bool("guard", self.guard)
         self._check_bounds()
         self._default("eps", _Derived(DEFAULT_EPS[self.norm]))
-        check_number("eps", self.eps, above=0.0)
-        self._default("step_size", _Derived(2.5 * self.eps / self.steps))
-        check_number("step_size", self.step_size, above=0.0)
-        check_number("beta", self.beta, least=0.0)
-        check_number("smoothing", self.smoothing, least=0.0, below=1.0)
-        check_number("keep", self.keep, above=0.0, most=1.0)
-        check_number("floor", self.floor, least=0.0, most=1.0)
         for name in ("eps", "step_size", "beta", "smoothing", "keep", "floor"):
             if not _open(getattr(self, name)):
-                make_plain(self, name, float)
-        for name in ("steps", "probes", "mask_classes"):
-            make_plain(self, name, int)
+                self._plain(name, require_number(name, getattr(self, name)))
+        require(self.eps > 0, "eps", "be above 0", self.eps)
+        self._default("step_size", _Derived(2.5 * self.eps / self.steps))
+        require(self.step_size > 0, "step_size", "be above 0", self.step_size)
+        require(self.beta >= 0, "beta", "be at least 0", self.beta)
+        require(0 <= self.smoothing < 1, "smoothing", "be in [0, 1)", self.smoothing)
+        require(0 < self.keep <= 1, "keep", "be in (0, 1]", self.keep)
+        require(0 <= self.floor <= 1, "floor", "be in [0, 1]", self.floor)
         self._check_combinations()
 
     def _default(self, name: str, value: Any) -> None:
         if _open(getattr(self, name)):
-            object.__setattr__(self, name, value)
+            self._plain(name, value)
+
+    def _plain(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def _check_bounds(self) -> None:
         pair = self.bounds
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ConfigError(
-                "bounds",
-                expected="a pair (lower, upper)",
-                received=repr(pair),
-                fix="Use the range of your inputs, e.g. (0, 1).",
-            )
-        for value in pair:
-            check_number("bounds", value)
-        if not pair[0] < pair[1]:
-            raise ConfigError(
-                "bounds",
-                expected="lower < upper",
-                received=repr(tuple(pair)),
-                fix="Use the range of your inputs, e.g. (0, 1).",
-            )
-        object.__setattr__(self, "bounds", Bounds(float(pair[0]), float(pair[1])))
+        valid = isinstance(pair, tuple | list) and len(pair) == 2
+        require(valid, "bounds", "be a pair (lower, upper), the range of the inputs", pair)
+        lower, upper = (require_number("bounds", value) for value in pair)
+        require(lower < upper, "bounds", "have lower < upper", pair)
+        self._plain("bounds", Bounds(lower, upper))
 
     def _check_combinations(self) -> None:
-        lower, upper = self.bounds
+        width = self.bounds.upper - self.bounds.lower  # type: ignore[attr-defined]
         if self.share == "rms" and self.mask_classes is not None:
             raise ConfigError(
-                "mask_classes",
-                expected="None for share='rms'",
-                received=self.mask_classes,
-                fix="Random probes cover all classes at once: set probes instead.",
+                "mask_classes is not for share='rms', whose probes cover all classes: set probes"
             )
-        if self.norm == "Linf" and self.eps > upper - lower:
+        if self.norm == "Linf" and self.eps > width:
             raise ConfigError(
-                "eps",
-                expected=f"a Linf eps of at most the input range {upper - lower:g}",
-                received=f"{self.eps:g}",
-                fix=f"{self.eps:g} or {self.eps:g}/255? eps is in the units of the "
-                "inputs; set bounds if theirs are not [0, 1].",
+                f"eps must be at most the input range, {width:g}, got {self.eps:g}: write "
+                f"{self.eps:g}/255 if you mean that, or set bounds to the range of your inputs"
             )
-        if (
-            self.base == "trades"
-            and self.random_start == "none"
-            and (self.smoothing == 0 or self.guard)
-        ):
+        stuck = self.smoothing == 0 or self.guard
+        if self.base == "trades" and self.random_start == "none" and stuck:
             raise ConfigError(
-                "random_start",
-                expected="a random start for base='trades'",
-                received="'none'",
-                fix="At x' = x the KL gradient is zero up to "
-                "rounding, so the attack could not leave x: use 'uniform' or "
-                "'gaussian' (or smoothing > 0 without guard).",
+                "random_start must be 'uniform' or 'gaussian' for base='trades', got 'none': at "
+                "x' = x its gradient is rounding noise (smoothing without guard has another)"
             )
 
     def evaluation(self, steps: int) -> SPATConfig:

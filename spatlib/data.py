@@ -1,8 +1,16 @@
-"""Data for training: named sets, arrays, or anything that yields batches."""
+"""Data for training: named sets, a .npz file, arrays, or anything that yields batches.
+
+Nothing in a file is executed, and nothing is unpacked onto the disk.
+"""
 
 from __future__ import annotations
 
+import gzip
+import math
 import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -10,31 +18,127 @@ from typing import Any
 
 import numpy as np
 
-from . import download, formats
-from .arguments import check_integer
-from .cifar import cifar
-from .errors import ConfigError, DataError
+from .backends import load_extra
+from .errors import DataError, SpatlibError, require, require_integer
 
-NAMES = ("digits", "mnist", "cifar10", "cifar100")
-DIGITS_MAX = 16  # the scans are stored as counts of dark cells out of 4 x 4
+AnyPath = str | os.PathLike[str]
+Pair = tuple[np.ndarray, np.ndarray]
+
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
+MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # its first home is closed
+URLS = {"mnist": MNIST_URL, "cifar10": TORONTO, "cifar100": TORONTO}
+NAMES = ("digits", *URLS)
+SHA256 = {  # of these names with .gz, as TensorFlow Datasets publishes them too
+    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    "cifar-10-binary.tar": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-100-binary.tar": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+}
+MNIST = tuple(SHA256)[:4]
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CIFAR = {  # number of classes, images in each file; the last file is the test part
+    "cifar10": (10, {f"cifar-10-batches-bin/{batch}.bin": 10_000 for batch in BATCHES}),
+    "cifar100": (100, {"cifar-100-binary/train.bin": 50_000, "cifar-100-binary/test.bin": 10_000}),
+}
+PIXELS = 3 * 32 * 32  # of CIFAR: channel, row, column
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """Training data, and test and validation data if there are any.
 
-    Each is (x, y) or an iterable of batches; x is in ``SPATConfig.bounds``, or uint8: 0..255,
-    which the engines scale to the bounds.
+    Each is (x, y) or an iterable of batches; x is in the bounds of the threat, or uint8: 0..255,
+    which the engines scale to the bounds. ``source`` holds the arguments of :func:`load_data` that
+    load it again. With ``channels_last``, as load_data has it, x of four axes is a NumPy array
+    (N, H, W, C), which each engine gets in its own layout; otherwise x is in the engine's layout.
     """
 
     train: Any
     test: Any = None
     validation: Any = None
+    source: dict[str, Any] | None = None
+    channels_last: bool = False
 
     @property
     def measured(self) -> Any:
         """What accuracies are reported of: the test data, else the training data."""
         return self.train if self.test is None else self.test
+
+
+def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = None) -> Dataset:
+    """Load a named data set or a ``.npz`` file: images (N, H, W, C), integer labels (N,).
+
+    Args:
+        name: ``"digits"`` (in this package, float32 in [0, 1]), ``"mnist"``, ``"cifar10"``,
+            ``"cifar100"`` with its fine labels (uint8, 0..255), or the path of a file of arrays
+            x_train, y_train and perhaps x_test, y_test, or x and y: images (N, H, W) or
+            (N, H, W, 1 or 3), other x as they are, labels (N,) or (N, 1).
+        dir: Where the official files are: MNIST's (with or without ``.gz``, here or in
+            ``MNIST/raw``), the binary version of CIFAR (the ``.tar.gz`` or its folder). What is
+            missing is downloaded to it and checked by SHA-256. Default: the user's cache directory.
+        limit: Take the first so many examples of each part; default all.
+
+    Raises:
+        DataError: An unknown name, a file that is missing, damaged or not what its name says, or a
+            download that failed.
+        BackendError: pooch, which downloads, is not installed.
+    """
+    limit = None if limit is None else require_integer("limit", limit, 1)
+    require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
+    folder = None if dir is None else os.path.abspath(dir)
+    if not isinstance(name, str | os.PathLike) or not (name in NAMES or os.path.exists(name)):
+        names = ", ".join(map(repr, NAMES))
+        raise DataError(f"data must be {names} or the path of a .npz file, got {name!r:.99}")
+    if name == "digits":
+        pairs = _digits()
+    elif name in NAMES:
+        place = Path(folder or load_extra("pooch").os_cache("spatlib"))
+        pairs = _mnist(place) if name == "mnist" else _cifar(str(name), place)
+    else:
+        name = os.path.abspath(name)
+        pairs = _npz(Path(name))
+    train, *test = ((x[:limit], y[:limit]) for x, y in pairs)
+    source = {"name": name, "dir": folder, "limit": limit}
+    return Dataset(train=train, test=test[0] if test else None, source=source, channels_last=True)
+
+
+def as_dataset(data: Any, *, channels_first: bool, validation: int = 0, seed: int = 0) -> Dataset:
+    """Make a data set in the engine's layout of what the user gave.
+
+    Args:
+        data: A :class:`Dataset`, a name or path for :func:`load_data`, ``(x, y)`` of arrays or
+            tensors, batches (x, y) that can be gone through again and again (a list is a list of
+            batches, however long), or a pair of (x, y) or batches: for training, for testing.
+        channels_first: The engine's layout of images, (N, C, H, W) or (N, H, W, C).
+        validation: Training examples to hold out, for data in arrays.
+        seed: Chooses them, whatever else is drawn.
+
+    Raises:
+        DataError: Not one of these, no data, x and y of different length, or as for load_data.
+        ConfigError: ``validation`` is as large as the training data, or they come in batches.
+    """
+    require_integer("validation", validation, 0)
+    require_integer("seed", seed, 0)
+    if isinstance(data, str | os.PathLike):
+        data = load_data(data)
+    elif isinstance(data, tuple) and len(data) == 2 and not any(hasattr(x, "shape") for x in data):
+        data = Dataset(train=data[0], test=data[1])
+    elif not isinstance(data, Dataset):
+        data = Dataset(train=data)
+    parts = {"data": data.train, "test data": data.test, "validation data": data.validation}
+    for where, part in parts.items():
+        if part is not None or where == "data":
+            _check(where, part)
+        if data.channels_last and is_pair(part) and len(part[0].shape) == 4:
+            x = np.asarray(part[0])
+            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if channels_first else x)
+            parts[where] = x, part[1]  # x is copied only if it does not lie so in memory
+    train, test, held = parts.values()
+    last = data.channels_last and not channels_first
+    dataset = replace(data, train=train, test=test, validation=held, channels_last=last)
+    return _hold_out(dataset, validation, seed) if validation else dataset
 
 
 def load(
@@ -47,59 +151,17 @@ def load(
     examples: int | None = None,
     test_examples: int | None = None,
 ) -> Dataset:
-    """Make a data set of what the user gave.
-
-    Args:
-        data: A name (``"digits"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"`` with its fine
-            labels), the path of a ``.npz`` file (:func:`spatlib.formats.npz`) or of a folder of
-            images (:func:`spatlib.formats.images`), ``(x, y)``, ``((x, y), (x_test, y_test))``
-            of arrays or tensors, an iterable of batches (x, y) that can be gone through again and
-            again, or a pair of such iterables, for training and testing.
-        channels_first: Layout of images by name or path, (N, C, H, W) or (N, H, W, C). All but
-            the digits are uint8, 0..255.
-        data_dir: Where the official files of named data sets are, as downloaded or unpacked; what
-            is not there is downloaded to it. Default: the user's cache directory.
-        validation: Training examples to hold out, for data in arrays.
-        seed: Chooses them, whatever else is drawn.
-        examples, test_examples: Take the first so many, for data in arrays; default all.
-
-    Raises:
-        DataError: An unknown name, no data, x and y of different length, a file that is missing,
-            damaged or not what its name says, or a download that failed.
-        ConfigError: ``validation`` is as large as the training data, or a part of data in batches
-            is asked for.
-        BackendError: A package to download or to read images is not installed.
-    """
-    check_integer("validation", validation, 0)
-    check_integer("seed", seed, 0)
-    dataset = _load(data, channels_first, data_dir)
-    dataset = _hold_out(dataset, validation, seed) if validation else dataset
-    return replace(
-        dataset, train=_first(dataset.train, examples), test=_first(dataset.test, test_examples)
-    )
-
-
-def _load(data: Any, channels_first: bool, data_dir: str | os.PathLike[str] | None) -> Dataset:
-    if isinstance(data, str) and data == "digits":
-        return _digits(channels_first)
+    """:func:`as_dataset`, then the first so many examples of data in arrays."""
     if isinstance(data, str | os.PathLike):
-        pairs = [_laid_out(*pair, channels_first) for pair in _read(data, data_dir) if pair]
-        return Dataset(train=pairs[0], test=pairs[1] if len(pairs) > 1 else None)
-    if isinstance(data, tuple):  # a list is a list of batches, however long
-        if len(data) != 2:
-            raise DataError(
-                "data",
-                expected="(x, y) or ((x, y), (x_test, y_test))",
-                received=f"a tuple of {len(data)}",
-                fix="Pass a pair, or batches as a list.",
-            )
-        if all(isinstance(part, tuple | list) and len(part) == 2 for part in data):
-            train, test = (_checked_pair(*part) for part in data)
-            return Dataset(train=train, test=test)
-        if not any(hasattr(part, "shape") or isinstance(part, list) for part in data):
-            return Dataset(train=_checked_batches(data[0]), test=_checked_batches(data[1]))
-        return Dataset(train=_checked_pair(*data))
-    return Dataset(train=_checked_batches(data))
+        data = load_data(data, data_dir)
+    dataset = as_dataset(data, channels_first=channels_first, validation=validation, seed=seed)
+    for name, count in {"train": examples, "test": test_examples}.items():
+        part = getattr(dataset, name)
+        if part is not None and count is not None:
+            require(is_pair(part), "examples", "be None for data that come in batches", count)
+            cut: Any = {name: tuple(array[:count] for array in part)}
+            dataset = replace(dataset, **cut)
+    return dataset
 
 
 def is_pair(data: Any) -> bool:
@@ -115,126 +177,169 @@ def length(batches: Any) -> int | None:
         return None
 
 
-def _checked_batches(data: Any) -> Any:
-    if not hasattr(data, "__iter__"):
-        raise DataError(
-            "data",
-            expected="a name, (x, y), ((x, y), (x_test, y_test)) or an iterable of batches",
-            received=type(data).__name__,
-            fix="Wrap it in one of these.",
-        )
-    if hasattr(data, "__next__"):
-        raise DataError(
-            "data",
-            expected="batches that can be gone through once per epoch",
-            received="an iterator that is used up after one",
-            fix="Pass the list or the loader itself, not its iterator.",
-        )
-    return data
-
-
-def _checked_pair(x: Any, y: Any) -> tuple[Any, Any]:
-    for name, part in (("x", x), ("y", y)):
-        if not hasattr(part, "shape"):
-            raise DataError(
-                name,
-                expected="an array or tensor",
-                received=type(part).__name__,
-                fix="Convert it, e.g. with numpy.asarray.",
-            )
-    if len(x.shape) == 0 or len(x) == 0:
-        raise DataError(
-            "data",
-            expected="at least one example",
-            received="none",
-            fix="Check how the data was selected.",
-        )
-    if len(y.shape) == 0 or len(x) != len(y):
-        raise DataError(
-            "data",
-            expected="as many labels as inputs",
-            received=f"{len(x)} inputs, labels of shape {tuple(y.shape)}",
-            fix="Select inputs and labels together.",
-        )
-    return x, y
-
-
-def _read(
-    data: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
-) -> tuple[formats.Pair, formats.Pair | None]:
-    if data in NAMES:
-        if not isinstance(data_dir, str | os.PathLike | None):
-            raise ConfigError(
-                "data_dir",
-                expected="a path or None",
-                received=repr(data_dir),
-                fix="Pass the directory of the official files.",
-            )
-        folder = download.cache() if data_dir is None else Path(data_dir)
-        return formats.mnist(folder) if data == "mnist" else cifar(str(data), folder)
-    if not os.path.exists(data):
-        raise DataError(
-            "data",
-            expected=f"{', '.join(map(repr, NAMES))}, or the path of a .npz "
-            "file or of a folder of images",
-            received=repr(data),
-            fix="Choose a name, or pass your data as (x, y).",
-        )
-    path = Path(data)
-    return formats.images(path) if path.is_dir() else formats.npz(path)
-
-
-def _laid_out(x: np.ndarray, y: np.ndarray, channels_first: bool) -> tuple[Any, Any]:
-    if x.ndim == 4 and channels_first:
-        x = x.transpose(0, 3, 1, 2)
-    return _checked_pair(np.ascontiguousarray(x), y)
-
-
-def _first(part: Any, count: int | None) -> Any:
-    if part is None or count is None:
-        return part
-    if not is_pair(part):
-        raise ConfigError(
-            "examples",
-            expected="None for data that come in batches",
-            received=count,
-            fix="Pass arrays, or fewer batches.",
-        )
-    return tuple(array[:count] for array in part)
+def _check(where: str, part: Any) -> None:
+    """DataError unless it is (x, y), arrays of equal length, or looks like batches."""
+    if is_pair(part):
+        kinds = ", ".join(type(array).__name__ for array in part)
+        if len(part) != 2 or not all(hasattr(array, "shape") for array in part):
+            raise DataError(f"{where} must be (x, y), two arrays or tensors, got ({kinds})")
+        x, y = (tuple(array.shape) for array in part)
+        if not x or x[0] == 0 or y[:1] != x[:1]:
+            got = f"x of shape {x} and y of shape {y}"
+            raise DataError(f"{where} must hold at least one example, a label of each, got {got}")
+    elif hasattr(part, "__next__") or not {"__iter__", "__getitem__"}.intersection(dir(part)):
+        kinds = "a name, (x, y), ((x, y), (x_test, y_test)) or batches to go through in every epoch"
+        got = type(part).__name__
+        raise DataError(f"{where} must be {kinds} (a loader, not its iterator), got {got}")
 
 
 def _hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
-    if not is_pair(dataset.train):
-        raise ConfigError(
-            "validation",
-            expected="0 for data that come in batches",
-            received=count,
-            fix="Pass arrays, or hold out batches yourself.",
-        )
+    unused = dataset.validation is None
+    require(unused, "validation", "be 0 for data with a validation part", count)
+    require(is_pair(dataset.train), "validation", "be 0 for data that come in batches", count)
     x, y = dataset.train
-    if count >= len(x):
-        raise ConfigError(
-            "validation",
-            expected=f"fewer than the {len(x)} training examples",
-            received=count,
-            fix="Leave some to train on.",
-        )
+    require(count < len(x), "validation", f"be fewer than the {len(x)} training examples", count)
     held = np.zeros(len(x), dtype=bool)  # a mask: arrays of every framework can be indexed by it
     held[np.random.default_rng(seed).permutation(len(x))[:count]] = True
     return replace(dataset, train=(x[~held], y[~held]), validation=(x[held], y[held]))
 
 
-def _digits(channels_first: bool) -> Dataset:
+def _bad(path: Path, expected: str, received: Any) -> DataError:
+    return DataError(f"{path} must be {expected}, got {received}: put the right file there")
+
+
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Whatever a damaged or foreign file makes its reader raise becomes a DataError."""
+    try:
+        yield
+    except SpatlibError:
+        raise
+    except Exception as error:  # readers of damaged files raise almost anything
+        cause = getattr(error, "strerror", None) or error  # an OSError would repeat the path
+        raise _bad(path, expected, f"{type(error).__name__}: {cause}") from error
+
+
+def _download(name: str, path: Path) -> None:
+    """Bring an official file there, whole and with the known SHA-256, or not at all."""
+    pooch, url = load_extra("pooch"), URLS[name] + path.name
+    try:
+        pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        cause, advice = str(error)[:90], "try again, or put it there by hand"
+        raise DataError(f"{path} was not downloaded from {url} ({cause}): {advice}") from error
+
+
+def _digits() -> list[Pair]:
     """1,797 grey 8 x 8 scans of handwritten digits, in [0, 1]; the last 450 are for testing.
 
     E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998 (CC BY 4.0), the test part, in an order shuffled once.
     """
-    with (
-        resources.files(__package__).joinpath("digits.npz").open("rb") as file,
-        np.load(file, allow_pickle=False) as arrays,
-    ):
-        x, y = arrays["x"], arrays["y"].astype(np.int64)
-    scaled = (x / DIGITS_MAX).astype(np.float32)
-    images = scaled[:, None] if channels_first else scaled[..., None]
-    return Dataset(train=(images[:-450], y[:-450]), test=(images[-450:], y[-450:]))
+    with (resources.files(__package__) / "digits.npz").open("rb") as file, np.load(file) as arrays:
+        x, y = arrays["x"][..., None], arrays["y"].astype(np.int64)
+    x = (x / 16).astype(np.float32)  # stored as counts of dark cells out of 4 x 4
+    return [(x[:-450], y[:-450]), (x[-450:], y[-450:])]
+
+
+def _npz(path: Path) -> list[Pair]:
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a directory: load images by torchvision, keras.utils or Hugging Face "
+            "datasets, and pass their data set"
+        )
+    keys = ["x", "y", "x_train", "y_train", "x_test", "y_test"]
+    with _reading(path, "a .npz file of numbers"), np.load(path, allow_pickle=False) as file:
+        found = [key for key in keys if key in file.files]
+        if found not in (keys[:2], keys[2:4], keys[2:]):
+            raise _bad(path, "a file of x_train, y_train, x_test, y_test, or x, y", file.files)
+        arrays = [file[key] for key in found]
+    pairs = []
+    for x, y in zip(arrays[::2], arrays[1::2], strict=True):
+        x = x[..., None] if x.ndim == 3 else x
+        if x.ndim == 4 and x.shape[3] not in (1, 3):
+            raise _bad(path, "of images (N, H, W) or (N, H, W, 1 or 3)", f"x of shape {x.shape}")
+        y = y[:, 0] if y.shape[1:] == (1,) else y
+        pairs.append((x, y.astype(np.int64) if y.dtype.kind in "iu" else y))
+        _check(str(path), pairs[-1])
+    return pairs
+
+
+def _mnist(folder: Path) -> list[Pair]:
+    """MNIST (LeCun, Cortes and Burges) in four IDX files, each as it is or with ``.gz``."""
+    place = folder if any(folder.glob("*-ubyte*")) else folder / "MNIST" / "raw"  # torchvision's
+    plain = [place / name for name in MNIST]
+    files = [path if path.exists() else path.with_suffix(".gz") for path in plain]
+    missing = [path for path in files if not path.exists()]
+    for path in set(files).difference(missing) if missing else ():
+        # What is downloaded must not be mixed with files of another data set.
+        if load_extra("pooch").file_hash(str(path)) != SHA256.get(path.stem):
+            raise _bad(missing[0], f"there beside {path.name}, which is not MNIST's", "no file")
+    for path in missing:
+        _download("mnist", path)
+    pairs = [(_idx(files[i], 3)[..., None], _idx(files[i + 1], 1)) for i in (0, 2)]
+    for path, (x, y) in zip(files[1::2], pairs, strict=True):
+        if len(x) != len(y) or y.max() > 9:
+            raise _bad(path, f"{len(x)} labels from 0 to 9", f"{len(y)} labels up to {y.max()}")
+    return [(x, y.astype(np.int64)) for x, y in pairs]
+
+
+def _idx(path: Path, axes: int) -> np.ndarray:
+    """Bytes of a file, plain or gzip, of which no more is unpacked than its header announces."""
+    expected = f"an IDX file of 1 to 60,000 {'labels' if axes == 1 else 'images of 28 x 28'}"
+    with _reading(path, expected), path.open("rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        with gzip.open(file) if zipped else file as stream:
+            head = stream.read(4 + 4 * axes)
+            kind, *shape = np.frombuffer(head.ljust(4 + 4 * axes, b"\0"), ">u4").tolist()
+            if kind != 0x800 + axes or not 0 < shape[0] <= 60_000 or shape[1:] != [28] * (axes - 1):
+                raise _bad(path, expected, f"one that begins with {head!r}")
+            raw = bytearray(stream.read(math.prod(shape) + 1))  # bytes cannot be written to
+    if len(raw) != math.prod(shape):
+        raise _bad(path, f"{math.prod(shape):,} bytes after its header", f"{len(raw):,} or more")
+    return np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+def _cifar(name: str, folder: Path) -> list[Pair]:
+    """CIFAR (A. Krizhevsky, 2009) in its binary version, from its folder or else its archive."""
+    classes, counts = CIFAR[name]
+    width = PIXELS + (1 if classes == 10 else 2)  # CIFAR-100: the coarse label, then the fine one
+    sizes = {file: count * width for file, count in counts.items()}
+    if any((folder / file).exists() for file in sizes):
+        parts = {}
+        for file, size in sizes.items():
+            with _reading(folder / file, f"{size:,} bytes"):
+                parts[folder / file] = np.fromfile(folder / file, np.uint8, size + 1)
+    else:
+        archive = folder / f"cifar-{classes}-binary.tar.gz"
+        python = [path for path in folder.glob(f"cifar-{classes}-*") if "-py" in path.name]
+        if not archive.exists() and python:
+            reason, advice = "whose pickles can run code", f"put {archive.name} of {TORONTO} there"
+            raise DataError(f"{python[0]} is the Python version, {reason}: {advice}")
+        if not archive.exists():
+            _download(name, archive)
+        parts = _members(archive, sizes)
+    for (path, part), size in zip(parts.items(), sizes.values(), strict=True):
+        top = part[width - PIXELS - 1 :: width].max(initial=0)
+        if part.size != size or top >= classes:
+            expected = f"{size:,} bytes with labels below {classes}"
+            raise _bad(path, expected, f"{part.size:,} bytes with labels up to {top}")
+    x = np.concatenate([part.reshape(-1, width)[:, -PIXELS:] for part in parts.values()])
+    y = np.concatenate([part[width - PIXELS - 1 :: width] for part in parts.values()])
+    x, y = x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y.astype(np.int64)
+    end = -(size // width)  # the last file is the test part
+    return [(x[:end], y[:end]), (x[end:], y[end:])]
+
+
+def _members(archive: Path, sizes: dict[str, int]) -> dict[Path, np.ndarray]:
+    """Content of the members of these names, one byte above their sizes at most."""
+    found = {archive / name: np.empty(0, np.uint8) for name in sizes}
+    with _reading(archive, "a .tar.gz archive"), gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.name in sizes and (file := tar.extractfile(member)):
+                    raw = file.read(sizes[member.name] + 1)
+                    found[archive / member.name] = np.frombuffer(raw, np.uint8)
+        while stream.read(1 << 20):  # to the end, where gzip checks its sum
+            pass
+    return found

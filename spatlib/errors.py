@@ -1,23 +1,18 @@
-"""The errors that spatlib raises: each says what was expected, what came and how to fix it."""
+"""The errors that spatlib raises: one sentence says what was expected, what came, what to do."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
 from typing import Any
 
 
+LONGEST = 80  # characters of a value that an error quotes
+
+
 class SpatlibError(Exception):
-    """Base of every error below.
-
-    Args:
-        subject: The argument or object at fault, as the user knows it (``"eps"``).
-        expected: What would have been accepted.
-        received: What came instead.
-        fix: What to do about it.
-    """
-
-    def __init__(self, subject: str, *, expected: str, received: Any, fix: str) -> None:
-        self.subject, self.expected, self.received, self.fix = subject, expected, received, fix
-        super().__init__(f"{subject}: expected {expected}, got {received}. {fix}")
+    """Base of every error below."""
 
 
 class ConfigError(SpatlibError, ValueError):
@@ -48,11 +43,55 @@ class NonFiniteError(DataError):
     def at(cls, step: int, history: list[dict[str, float]]) -> NonFiniteError:
         """The error of a training whose ``step`` was left out."""
         error = cls(
-            "loss",
-            expected="a finite loss and gradient",
-            received=f"NaN or infinity at step {step}",
-            fix="The model holds the weights from before that step. "
-            "Lower lr, or look at the data of that step.",
+            f"the loss or its gradient is not finite at step {step}: the model holds the weights "
+            "from before it; lower lr, or look at the data of that step"
         )
         error.history = history
         return error
+
+
+def require(condition: bool, name: str, what: str, value: Any) -> None:
+    """Raise ConfigError, "``name`` must ``what``, got ``value``", unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name} must {what}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """The value as code, on one line and short enough for a sentence."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def require_number(name: str, value: Any) -> float:
+    """``value`` as a float; ConfigError unless it is a finite real number (no bool)."""
+    valid = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        valid = valid and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        valid = False
+    require(valid, name, "be a finite number", value)
+    return float(value)
+
+
+def require_integer(name: str, value: Any, least: int) -> int:
+    """``value`` as an int; ConfigError unless it is an integer of at least ``least``."""
+    valid = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    require(valid, name, f"be an integer of at least {least}", value)
+    return int(value)
+
+
+def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """ConfigError unless ``value`` is one of ``choices``."""
+    valid = isinstance(value, str) and value in choices
+    require(valid, name, f"be one of {', '.join(map(repr, choices))}", value)
+
+
+def require_bool(name: str, value: Any) -> None:
+    """ConfigError unless ``value`` is True or False."""
+    require(isinstance(value, bool), name, "be True or False", value)
+
+
+def require_type(name: str, value: Any, kind: type) -> None:
+    """ConfigError unless ``value`` is a ``kind``."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")

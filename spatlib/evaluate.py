@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from . import autoattack
-from .arguments import check_integer, check_type
 from .backends import load_engine
 from .config import SPATConfig
 from .core.apgd import auto_ascend
@@ -20,7 +19,7 @@ from .core.projection import feasible_box
 from .core.step import initial, step
 from .core.target import attack_loss
 from .data import load
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, require_integer, require_type
 from .recipes import find
 from .result import Report
 
@@ -89,12 +88,13 @@ def evaluate(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it (a
             DataError too if a callable leaves bounds or ball by more than rounding).
     """
-    check_type("config", config, SPATConfig)
-    check_integer("restarts", restarts, 1)
-    check_integer("batch_size", batch_size, 1)
-    check_integer("seed", seed, 0)
+    if config is not None:
+        require_type("config", config, SPATConfig)
+    require_integer("restarts", restarts, 1)
+    require_integer("batch_size", batch_size, 1)
+    require_integer("seed", seed, 0)
     if examples is not None:
-        check_integer("examples", examples, 1)
+        require_integer("examples", examples, 1)
     chosen, data = find(recipe, data)
     engine = load_engine(backend)
     dataset = load(
@@ -121,9 +121,9 @@ def evaluate(
 class Evaluation:
     """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric.
 
-    ``threat`` is what the attacks may do, ``seeds`` one number per restart (more restarts repeat
-    the fewer and add to them), ``keys`` all metrics in order. Raises ConfigError for attacks that
-    are neither known names nor callables, or share a name.
+    ``threat`` is what the attacks may do, ``seeds`` one number per restart (the first ones are the
+    same for any number of restarts), ``keys`` all metrics in order. Raises ConfigError for attacks
+    that are neither known names nor callables, or share a name.
     """
 
     def __init__(
@@ -140,19 +140,14 @@ class Evaluation:
             key = f"{item}{steps}" if named else getattr(item, "__name__", type(item).__name__)
             if key in self.keys or not (named or callable(item)):
                 raise ConfigError(
-                    "attacks",
-                    expected=f"a tuple of {', '.join(map(repr, TITLES))} "
-                    "or callables attack(model, x, y), each of another name",
-                    received=f"{item!r}{' again' * (key in self.keys)}",
-                    fix="Leave it out, or set its __name__.",
+                    f"attacks must be a tuple of {', '.join(map(repr, TITLES))} or callables "
+                    "attack(model, x, y), each of another name (its __name__), "
+                    f"got {item!r}{' again' * (key in self.keys)}"
                 )
             if named and item.startswith("apgd") and config.norm == "L1":
                 raise ConfigError(
-                    "attacks",
-                    expected="others than APGD for the norm L1",
-                    received=repr(item),
-                    fix="Its step sizes are those for Linf and "
-                    "L2: use 'pgd', 'margin' or 'targeted'.",
+                    f"attacks has {item!r}, whose step sizes are those for Linf and L2: "
+                    "in L1 use 'pgd', 'margin' or 'targeted'"
                 )
             self.keys.append(key)
             (self.named if named else self.callables)[key] = item
@@ -173,10 +168,8 @@ class Evaluation:
         """
         if x_adv.shape != x.shape:
             raise DataError(
-                f"x_adv of {key}",
-                expected=f"shape {x.shape}",
-                received=x_adv.shape,
-                fix="Return one perturbed input per input.",
+                f"x_adv of {key} must have shape {x.shape}, got {x_adv.shape}: "
+                "return one perturbed input per input"
             )
         (lower, upper), eps, norm = self.threat.bounds, self.threat.eps, self.threat.norm
         d, order = (x_adv - x).reshape(len(x), -1), ORDERS[norm]
@@ -186,12 +179,9 @@ class Evaluation:
         beyond = np.linalg.norm(d, order, axis=1).max() - eps
         if not (outside <= slack and beyond <= slack * d.shape[1] ** (1 / order)):  # NaN too
             raise DataError(
-                f"x_adv of {key}",
-                expected=f"finite values in [{lower:g}, {upper:g}] "
-                f"at {norm} distances up to {eps:g}",
-                received="values "
-                f"{max(outside, 0):.3g} outside, distances {max(beyond, 0):.3g} more",
-                fix="Clip or project what the attack returns.",
+                f"x_adv of {key} must hold finite values in [{lower:g}, {upper:g}] at {norm} "
+                f"distances up to {eps:g}, got values {max(outside, 0):.3g} outside, distances "
+                f"{max(beyond, 0):.3g} more: clip or project what the attack returns"
             )
 
 
@@ -204,7 +194,7 @@ def survivors(
     slope: Callable[..., tuple[Array, Array, Array]],
     starts: Iterable[Array],
 ) -> dict[str, Array]:
-    """(N,) whether each example is right clean, and where the runs of an attack say (evaluate).
+    """By ``clean`` and each attack's key, boolean (N,): True where an example counts as correct.
 
     Args:
         threat, named: Of :class:`Evaluation`; the values are names for :func:`attack_loss`.
@@ -255,6 +245,6 @@ def survivors(
 
 
 def is_correct(ops: Ops, logits: Array, label: Array) -> Array:
-    """(N,) whether the largest logit is that of the one-hot label; never where one is NaN."""
+    """Boolean (N,), True where the label has the largest logit, False where a logit is NaN."""
     total = ops.sum(logits, axis=1)
     return (ops.sum(ops.argmax_one_hot(logits) * label, axis=1) > 0) & (total == total)

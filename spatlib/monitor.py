@@ -17,7 +17,7 @@ from .train_config import TrainConfig
 
 VALIDATION_STEPS = 10
 CLEAN, ROBUST, SINGLE = "val_clean", f"val_pgd{VALIDATION_STEPS}", "val_pgd1"
-SHOWN = (CLEAN, ROBUST)  # of the last epoch, in the progress bar
+SHOWN = (CLEAN, ROBUST)  # measures of the last epoch that the progress bar shows
 COLLAPSE = 0.5  # PGD accuracy below this share of its best, while PGD-1 accuracy is at its best
 
 
@@ -29,7 +29,7 @@ class Monitor:
         validate: Clean, PGD-10 and PGD-1 accuracy of a model on held-out data, or None.
         run: Where to write, if anywhere.
         on_epoch: Called with each new row of the history.
-        measure: What makes an epoch the best.
+        measure: Column of the history that is highest in the best epoch.
     """
 
     def __init__(
@@ -47,19 +47,17 @@ class Monitor:
         self.saved = time.monotonic()
 
     def checkpoint(self) -> bytes | None:
-        """What :meth:`save` wrote last, if the run is resumed; files are touched from here on."""
+        """The checkpoint to go on from, if the run is resumed; a new run deletes old files now."""
         return self.run.begin() if self.run is not None else None
 
     def resume(self, history: list[dict[str, float]]) -> None:
-        """Take up the epochs so far."""
+        """Read the best weights of the epochs so far."""
         if self.run is not None and best_epoch(history, self.measure) is not None:
             self.best_weights = self.run.read(BEST)
             if self.best_weights is None:
                 raise DataError(
-                    BEST,
-                    expected="the weights of the best epoch",
-                    received="no file",
-                    fix="Put it back, or begin a new run.",
+                    f"{self.run.directory / BEST} is missing, the weights of the best epoch: "
+                    "put it back, or begin a new run"
                 )
 
     def due(self) -> bool:
@@ -92,7 +90,7 @@ class Monitor:
         Args:
             history: The rows so far; what is measured is added to the last.
             model: What to validate: the averaged network, if there is one.
-            weights, averaged: The two, ready to be written.
+            weights, averaged: Return the file contents of the weights and of their average.
         """
         if self.validate is not None:
             history[-1].update(self.validate(model))
@@ -122,7 +120,7 @@ class Monitor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the step, save and leave; a second one leaves at once."""
+        """SIGINT and SIGTERM stop the run after the step and a save, a second one at once."""
         if self.run is None or threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import check_integer, check_number
-from .errors import ConfigError
+from .errors import ConfigError, require, require_integer, require_number
 
 
 def check_images(
-    shape: Sequence[int],
-    *,
-    channels_first: bool,
-    classes: int,
-    mean: Any,
-    std: Any,
-    least: int = 1,
+    shape: Sequence[int], *, channels_first: bool, classes: int, mean: Any, std: Any, least: int = 1
 ) -> None:
     """Raise ConfigError unless there is a network for such inputs.
 
@@ -27,16 +20,14 @@ def check_images(
         mean, std: One number per channel in the units of the inputs, std > 0; or both None.
         least: Fewest pixels that the network takes per side.
     """
-    check_integer("classes", classes, 2)
+    require_integer("classes", classes, 2)
     shape = tuple(shape)
     sides = shape[1:] if channels_first else shape[:-1]
     if len(shape) != 3 or min(sides) < least:
         layout = "(C, H, W)" if channels_first else "(H, W, C)"
         raise ConfigError(
-            "shape",
-            expected=f"images {layout} of at least {least} x {least} pixels",
-            received=f"{shape}",
-            fix="Give images a channel axis, enlarge them, or pass a network of your own.",
+            f"shape must be that of images {layout} of at least {least} x {least} pixels, got "
+            f"{shape}: give them a channel axis, enlarge them, or pass a network of your own"
         )
     if mean is None and std is None:
         return
@@ -44,14 +35,12 @@ def check_images(
     for name, values in (("mean", mean), ("std", std)):
         if not isinstance(values, tuple | list) or len(values) != channels:
             raise ConfigError(
-                name,
-                expected=f"{channels} numbers, one per channel",
-                received=repr(values),
-                fix="Pass mean and std of these data, or "
-                "neither; another recipe's belong to its images.",
+                f"{name} must be {channels} numbers, one per channel, got {values!r}: pass mean "
+                "and std of these data or neither (a recipe's belong to its own images)"
             )
         for value in values:
-            check_number(name, value, above=0 if name == "std" else None)
+            number = require_number(name, value)
+            require(name == "mean" or number > 0, name, "be above 0", value)
 
 
 def residual(widths: Any, blocks: Any, stem: Any) -> list[tuple[int, int, int]]:
@@ -60,15 +49,10 @@ def residual(widths: Any, blocks: Any, stem: Any) -> list[tuple[int, int, int]]:
     There are ``blocks`` of them per entry of ``widths``, with stride 2 at the start of every
     entry but the first. Raises ConfigError unless all are positive integers.
     """
-    if not isinstance(widths, tuple | list) or not widths:
-        raise ConfigError(
-            "widths",
-            expected="the channels of each stage",
-            received=repr(widths),
-            fix="Pass a tuple, e.g. (64, 128, 256, 512).",
-        )
+    valid = isinstance(widths, tuple | list) and len(widths) > 0
+    require(valid, "widths", "be the channels of each stage, as in (64, 128, 256, 512)", widths)
     for name, value in (("blocks", blocks), ("stem", stem), *(("widths", w) for w in widths)):
-        check_integer(name, value, 1)
+        require_integer(name, value, 1)
     outputs = [width for width in widths for _ in range(blocks)]
     strides = [2 if i and i % blocks == 0 else 1 for i in range(len(outputs))]
     return list(zip([stem, *outputs], outputs, strides, strict=False))
@@ -76,15 +60,9 @@ def residual(widths: Any, blocks: Any, stem: Any) -> list[tuple[int, int, int]]:
 
 def wide(depth: int, width: int) -> dict[str, Any]:
     """The layout of WRN-depth-width (arXiv:1605.07146, table 1); ConfigError for another depth."""
-    check_integer("width", width, 1)
-    check_integer("depth", depth, 10)
-    if depth % 6 != 4:
-        raise ConfigError(
-            "depth",
-            expected="6 n + 4, for n blocks in each of 3 stages",
-            received=depth,
-            fix="Use 10, 16, 22, 28, 34, ...",
-        )
+    require_integer("width", width, 1)
+    require_integer("depth", depth, 10)
+    require(depth % 6 == 4, "depth", "be 6 n + 4 for n blocks per stage (10, 16, 22, ...)", depth)
     return {"widths": (16 * width, 32 * width, 64 * width), "blocks": (depth - 4) // 6, "stem": 16}
 
 

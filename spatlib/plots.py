@@ -84,12 +84,8 @@ def drift(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
 def _draw(axes: Any, pictures: Sequence[tuple[str, Any]]) -> None:
     for panel, (title, picture) in zip(axes, pictures, strict=True):
         grey = picture.shape[-1] != 3
-        panel.imshow(
-            np.clip(picture[..., 0] if grey else picture, 0, 1),
-            vmin=0,
-            vmax=1,
-            cmap="gray" if grey else None,
-        )
+        shown = np.clip(picture[..., 0] if grey else picture, 0, 1)
+        panel.imshow(shown, vmin=0, vmax=1, cmap="gray" if grey else None)
         panel.set_title(title, fontsize=8)
         panel.set_axis_off()
 
@@ -99,10 +95,7 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
     except ImportError as error:
         raise BackendError(
-            "plots",
-            expected="Matplotlib to be installed",
-            received=str(error),
-            fix="Run: pip install 'spatlib[plots]'",
+            f"plots need Matplotlib ({error}): run pip install 'spatlib[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .arguments import check_choice
 from .config import SPATConfig
+from .errors import require_choice
 from .train_config import TrainConfig
 
 
@@ -32,7 +32,7 @@ class Recipe:
 
 
 def find(name: Any, data: Any) -> tuple[Recipe | None, Any]:
-    """The recipe asked for, else the one of the data's name; and the data, if ``...`` its own.
+    """The recipe of this name, or else of the data's, if any; and the data, by default its own.
 
     Raises:
         ConfigError: No recipe of this name.
@@ -40,7 +40,7 @@ def find(name: Any, data: Any) -> tuple[Recipe | None, Any]:
     if name is None:
         data = "digits" if data is ... else data
         return RECIPES.get(data) if isinstance(data, str) else None, data
-    check_choice("recipe", name, RECIPES)
+    require_choice("recipe", name, RECIPES)
     return RECIPES[name], RECIPES[name].data if data is ... else data
 
 
@@ -74,10 +74,7 @@ _CIFAR10 = Recipe(
     source="arXiv:2002.11569, 1901.08573",
 )
 _CIFAR100 = replace(
-    _CIFAR10,
-    data="cifar100",
-    mean=(0.5071, 0.4865, 0.4409),
-    std=(0.2673, 0.2564, 0.2762),
+    _CIFAR10, data="cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)
 )
 # Peak and form of the rate are those of arXiv:2001.03994; the number of epochs is ours.
 _ONECYCLE: dict[str, Any] = {

@@ -46,15 +46,17 @@ class Report:
         attacks: dict[str, str],
         restarts: int = 1,
     ) -> Report:
-        """From the labels (n,) and, for ``clean`` and each attack, bools (n,): who is right."""
+        """From labels (n,) and, for ``clean`` and each attack, boolean verdicts (n,).
+
+        A verdict is True where the prediction is correct.
+        """
         of_class = [labels == k for k in range(classes)]
         per_class = {
             name: [float(right[own].mean()) if own.any() else math.nan for own in of_class]
             for name, right in verdicts.items()
         }
-        metrics = {name: float(right.mean()) for name, right in verdicts.items()}
         return cls(
-            metrics=metrics,
+            metrics={name: float(right.mean()) for name, right in verdicts.items()},
             count=len(labels),
             config=config,
             restarts=restarts,
@@ -72,7 +74,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Report:
-        """The report that :meth:`as_json` was taken of."""
+        """The report with these values of :meth:`as_json`."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
         per_class = {
             name: [math.nan if p is None else p for p in shares]
@@ -83,7 +85,7 @@ class Report:
 
     @property
     def interval(self) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of each metric (:func:`wilson`), were other examples drawn."""
+        """The 95 % interval of each metric (:func:`wilson`), as examples are a random draw."""
         return {name: wilson(round(p * self.count), self.count) for name, p in self.metrics.items()}
 
     def __str__(self) -> str:

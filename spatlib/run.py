@@ -22,9 +22,11 @@ from .train_config import TrainConfig
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 EVALUATION = "evaluation.json"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
-PARTS = ("standard",)  # runs in directories of a run: that of the baseline
+WRITTEN = (CHECKPOINT, METRICS, LAST, BEST, EMA, EVALUATION, "audit.json")
+PICTURES = ("curves.png", "sheet.png", "audit.png")
+PARTS = ("standard",)  # subdirectories with a run of their own: the baseline's
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
-SETTINGS = {"backend", "config", "training", "architecture"}  # what makes a JSON file a run's
+SETTINGS = {"backend", "config", "training", "architecture"}  # what a run's config.json has
 
 
 class Run:
@@ -59,38 +61,23 @@ class Run:
     ) -> None:
         self.directory, self.resumed, self.parent = Path(directory), resume, parent
         if self.directory.exists() and not self.directory.is_dir():
-            raise ConfigError(
-                "run_dir",
-                expected="a directory",
-                received=f"the file {directory}",
-                fix="Choose another path.",
-            )
+            raise ConfigError(f"run_dir must be a directory, got the file {directory}")
         if resume and overwrite:
-            raise ConfigError(
-                "resume",
-                expected="resume or overwrite",
-                received="both",
-                fix="Leave one of them out.",
-            )
+            raise ConfigError("resume and overwrite exclude each other: leave one of them out")
         if resume and not (self.directory / CONFIG).exists():
             raise ConfigError(
-                "run_dir",
-                expected="a run to resume",
-                received=f"no {CONFIG} in {self.directory}",
-                fix="Check the path, or leave resume out.",
+                f"run_dir {directory} holds no run (no {CONFIG}): check the path, or begin one "
+                "without resume"
             )
         if not (resume or overwrite) and (there := next(self._files(), None)) is not None:
             raise ConfigError(
-                "run_dir",
-                expected="a new directory",
-                received=f"one with {there}",
-                fix="Resume that run, choose another directory, or pass "
-                "overwrite=True to delete it.",
+                f"run_dir must be a new directory, got one with {there}: resume that run, choose "
+                "another directory, or pass overwrite=True to delete it"
             )
         self.settings: dict[str, Any] = self.read_settings() if resume else {}
 
     def part(self, name: str) -> Run:
-        """A run in a directory of this one, taken up if this one is and it is there."""
+        """The run in a subdirectory, resumed if it exists and this one is resumed."""
         directory = self.directory / name
         resume = self.resumed and (directory / CONFIG).exists()
         part = Run(directory, resume=resume, overwrite=not resume, parent=self)
@@ -98,9 +85,9 @@ class Run:
         return part
 
     def begin(self) -> bytes | None:
-        """The checkpoint to go on from. A new run deletes what it replaces and says what it is.
+        """The checkpoint to go on from, for the engine to read when all is checked.
 
-        The engine asks for it when it has checked everything and training begins.
+        A new run deletes the files of the one that it replaces and writes its settings here.
         """
         if not self.resumed:
             if self.parent is not None:
@@ -113,24 +100,12 @@ class Run:
         return self.read(CHECKPOINT)
 
     def _files(self) -> Iterator[Path]:
-        """What a run consists of, its settings last: without them there is no run."""
+        """The files of a run; its settings come last, since they make the directory a run."""
         for part in PARTS:
             if (self.directory / part).is_dir():
                 yield from Run(self.directory / part, overwrite=True)._files()
         yield from self.directory.glob("tensorboard/events.*")
-        for name in (
-            CHECKPOINT,
-            METRICS,
-            LAST,
-            BEST,
-            EMA,
-            EVALUATION,
-            "curves.png",
-            "sheet.png",
-            "audit.json",
-            "audit.png",
-            CONFIG,
-        ):
+        for name in (*WRITTEN, *PICTURES, CONFIG):
             if (self.directory / name).exists():
                 yield self.directory / name
 
@@ -141,17 +116,12 @@ class Run:
             settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(
-                "run_dir",
-                expected=f"a run with a readable {path}",
-                received=f"{type(error).__name__}: {error}",
-                fix="Check the path.",
+                f"run_dir has an unreadable {path} ({type(error).__name__}: {error}): "
+                "put the file back, or choose another directory"
             ) from error
         if not (isinstance(settings, dict) and settings.keys() >= SETTINGS):
             raise ConfigError(
-                "run_dir",
-                expected="a run of spatlib",
-                received=f"another {path}",
-                fix="Choose another directory.",
+                f"run_dir holds no run of spatlib but another {path}: choose another directory"
             )
         return settings
 
@@ -165,10 +135,10 @@ class Run:
         self.settings = settings | {"versions": versions(), "git": git_state(), "argv": sys.argv}
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file at once: whoever is killed here leaves the old one or the new one."""
+        """Replace a file whole: a process killed here leaves the old content or the new."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / name
-        temporary = path.with_name(f".{name}.part")  # one name: a killed writer leaves one at most
+        temporary = path.with_name(f".{name}.part")  # always this name: killed writers leave one
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -202,7 +172,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -227,7 +197,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def _write_events(directory: Path, row: dict[str, float]) -> None:
-    """For TensorBoard, a file per epoch: only closing one makes sure that it is written."""
+    """Write a row for TensorBoard to a file of its own: only closing one guarantees the write."""
     try:
         writer = import_module("tensorboardX").SummaryWriter
     except ImportError:

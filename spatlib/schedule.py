@@ -33,8 +33,6 @@ def check_length(schedule: str, steps: int) -> None:
     """Raise ConfigError if the schedule needs to know the number of steps and it is unknown (0)."""
     if steps == 0 and schedule != "constant":
         raise ConfigError(
-            "schedule",
-            expected="'constant' for data of unknown length",
-            received=repr(schedule),
-            fix="Set schedule='constant', or give the data a __len__.",
+            f"schedule must be 'constant' for data of unknown length, got {schedule!r}: "
+            "set that, or give the data a __len__"
         )

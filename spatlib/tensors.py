@@ -1,4 +1,4 @@
-"""Named tensors and JSON in one safetensors file: nothing in it could run."""
+"""Named tensors and JSON in one safetensors file, which holds data only, no code."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def unpack(
         (length,) = LENGTH.unpack_from(content)
         header = json.loads(content[LENGTH.size : LENGTH.size + length])
         return load(content), json.loads(header["__metadata__"][META])
-    except Exception as error:  # safetensors raises an exception without a base of its own
+    except Exception as error:  # SafetensorError derives from Exception itself
         raise DataError(
-            source,
-            expected="weights or a checkpoint written by spatlib",
-            received=f"{type(error).__name__}: {error}",
-            fix="Choose another file.",
+            f"{source} must be weights or a checkpoint written by spatlib, got a file that cannot "
+            f"be read ({type(error).__name__}: {error}): choose another"
         ) from error

@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from . import plots
-from .arguments import check_type
 from .backends import Engine, load_engine
 from .config import SPATConfig
 from .data import NAMES, Dataset, is_pair, load
-from .errors import BackendError, ConfigError, NonFiniteError
+from .errors import BackendError, ConfigError, NonFiniteError, require_type
 from .monitor import CLEAN, ROBUST, Monitor, validation
 from .recipes import Recipe, find
 from .result import Result
 from .run import Run
 from .train_config import TrainConfig
 
-FREE = ("progress", "device", "checkpoint_minutes")  # of TrainConfig: may differ in a resumed run
+FREE = ("progress", "device", "checkpoint_minutes")  # may differ from those of the run resumed
 
 
 def train(
@@ -60,7 +59,7 @@ def train(
         run_dir: Directory for settings, metrics, weights and checkpoints (:class:`Run`), written
             from the moment training begins; of several processes each needs its own.
         resume: Go on with the run in ``run_dir``, bit for bit as if it had never stopped (Keras:
-            from its last whole epoch); what is left out is that of the run, but for a model or
+            from its last whole epoch). Omitted arguments are read from the run, except a model or
             data of your own, which have to be passed again.
         overwrite: Delete the run in ``run_dir`` first.
         on_epoch: Called with each new row of the history.
@@ -76,15 +75,12 @@ def train(
             of the error holds) the last good weights.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
-    check_type("config", config, SPATConfig)
-    check_type("training", training, TrainConfig)
+    if config is not None:
+        require_type("config", config, SPATConfig)
+    if training is not None:
+        require_type("training", training, TrainConfig)
     if run_dir is None and (resume or overwrite):
-        raise ConfigError(
-            "run_dir",
-            expected="a directory to resume or overwrite",
-            received=None,
-            fix="Pass run_dir.",
-        )
+        raise ConfigError("run_dir must name the run to resume or overwrite, got None")
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
     if run is not None and resume:
         config, training = _resumed(run, backend, config, training)
@@ -103,33 +99,23 @@ def train(
         "training": asdict(training),
     }
     engine = load_engine(backend)
-    dataset = load(
-        data,
-        channels_first=engine.CHANNELS_FIRST,
-        data_dir=data_dir,
-        validation=training.validation,
-        seed=training.seed,
-        examples=training.examples,
-        test_examples=training.test_examples,
-    )
+    dataset = read_data(data, engine, training, data_dir)
     model = model or (chosen and chosen.model)
     if model is None:
         raise ConfigError(
-            "model",
-            expected="a model for data of your own",
-            received=None,
-            fix="Pass a network that returns logits, or a name.",
+            "model must be given for data of your own: pass a network that returns logits, "
+            "or the name of one"
         )
     built: dict[str, Any] = {}
     if isinstance(model, str):
         built = _architecture(engine, model, dataset, config, chosen)
     elif training.baseline:
         training = replace(training, baseline=False)  # nothing to build the second network from
-    for part in (dataset.validation, dataset.test):
+    for part in (dataset.validation, dataset.test):  # before the time for training is spent
         if part is not None:
-            engine.check(part, config)  # before the time for training is spent
+            engine.check(part, config)
     if run is not None and not resume:
-        run.describe({**settings, "architecture": built})
+        run.describe(settings | {"architecture": built})
     fit = partial(_fit, engine, dataset, config, training, on_epoch)
     baseline = None
     if training.baseline:
@@ -159,6 +145,15 @@ def train(
     return result
 
 
+def read_data(
+    data: Any, engine: Engine, training: TrainConfig, data_dir: str | os.PathLike[str] | None
+) -> Dataset:
+    """The data in the engine's layout, split and cut to length as ``training`` says."""
+    names = ("validation", "seed", "examples", "test_examples")
+    parts: dict[str, Any] = {name: getattr(training, name) for name in names}
+    return load(data, channels_first=engine.CHANNELS_FIRST, data_dir=data_dir, **parts)
+
+
 def _fit(
     engine: Engine,
     dataset: Dataset,
@@ -175,14 +170,11 @@ def _fit(
     if ordinary:  # no attack that could grow
         training = replace(training, eps_warmup=0)
     validate = dataset.validation and validation(engine, dataset.validation, config)
-    measure = CLEAN if ordinary else ROBUST  # an ordinary network is robust before it has learnt
-    monitor = Monitor(
-        training,
-        validate,
-        run,
-        on_epoch and (lambda row: on_epoch({"network": label, **row})),
-        measure,
-    )
+    # Choose ordinary training's best epoch by clean accuracy: its robust accuracy is best before
+    # training.
+    measure = CLEAN if ordinary else ROBUST
+    tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))
+    monitor = Monitor(training, validate, run, tell, measure)
     with monitor.signals():
         history = engine.fit(
             model, dataset.train, config, training, label, monitor, ordinary=ordinary
@@ -206,10 +198,8 @@ def _resumed(
         different.add("backend")
     if different:
         raise ConfigError(
-            "resume",
-            expected=f"the settings of the run in {run.directory}",
-            received=f"another {', '.join(sorted(different))}",
-            fix="Leave them out, or begin a new run.",
+            f"resume needs the settings of the run in {run.directory}, got another "
+            f"{', '.join(sorted(different))}: leave them out, or begin a new run"
         )
     return saved[0], replace(saved[1], **{name: getattr(asked[1], name) for name in FREE})
 
@@ -225,18 +215,11 @@ def _taken_up(run: Run, model: Any, data: Any, recipe: str | None) -> tuple[Any,
         named = isinstance(given, str | os.PathLike)
         if named and _absolute(given) != its:
             raise ConfigError(
-                what,
-                expected=f"{its!r}, as in the run",
-                received=repr(given),
-                fix="Leave it out, or begin a new run.",
+                f"{what} must be {its!r}, as in the run, got {given!r}: "
+                "leave it out, or begin a new run"
             )
         if its is None and what != "recipe" and (given is None or given is ...):
-            raise ConfigError(
-                what,
-                expected="that of the run, which was your own",
-                received=None,
-                fix="Pass it again.",
-            )
+            raise ConfigError(f"{what} of the run in {run.directory} was your own: pass it again")
     return name or model, saved["data"] or data, saved["recipe"]
 
 
@@ -253,11 +236,8 @@ def _architecture(
     """What builds the model of this name, for the shape and the classes of the data."""
     if not is_pair(dataset.train):
         raise ConfigError(
-            "model",
-            expected="a network, for data in batches",
-            received=repr(name),
-            fix="Build it yourself, with MODELS of the engine's models; batches do "
-            "not say how many classes there are.",
+            f"model must be a network for data in batches, got the name {name!r}: build it with "
+            "MODELS of the engine's models, as batches do not say how many classes there are"
         )
     engine.check(dataset.train, config)
     parts = (dataset.train, dataset.validation, dataset.test)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arguments import check_choice, check_flag, check_integer, check_number, make_plain
-from .errors import ConfigError
+from .errors import (
+    ConfigError,
+    require,
+    require_bool,
+    require_choice,
+    require_integer,
+    require_number,
+)
 
 SCHEDULES = ("constant", "onecycle", "piecewise")
 PRECISIONS = ("float32", "bfloat16")
 AUGMENTS = ("none", "crop", "crop-flip")
+CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS, "augment": AUGMENTS}
+OPTIONAL = ("patience", "examples", "test_examples")  # may be None
+LEAST = {"epochs": 1, "batch_size": 1, "eps_warmup": 0, "seed": 0, "validation": 0}
+LEAST |= dict.fromkeys(OPTIONAL, 1)
 PADDING = 4  # pixels by which "crop" can shift
 
 
@@ -80,61 +90,36 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, 1)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("eps_warmup", self.eps_warmup, 0)
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None or name not in OPTIONAL:
+                self._plain(name, require_integer(name, getattr(self, name), least))
+        for name in ("lr", "momentum", "weight_decay", "ema", "checkpoint_minutes"):
+            self._plain(name, require_number(name, getattr(self, name)))
+        for name, choices in CHOICES.items():
+            require_choice(name, getattr(self, name), choices)
+        for name in ("compile", "baseline", "progress"):
+            require_bool(name, getattr(self, name))
+        require(self.lr > 0, "lr", "be above 0", self.lr)
+        require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "weight_decay", "be at least 0", self.weight_decay)
+        require(0 <= self.ema < 1, "ema", "be in [0, 1)", self.ema)
+        minutes = self.checkpoint_minutes
+        require(minutes >= 0, "checkpoint_minutes", "be at least 0", minutes)
+        if self.clip_grad_norm is not None:
+            norm = require_number("clip_grad_norm", self.clip_grad_norm)
+            require(norm > 0, "clip_grad_norm", "be above 0", norm)
+            self._plain("clip_grad_norm", norm)
         if self.eps_warmup >= self.epochs:
             raise ConfigError(
-                "eps_warmup",
-                expected=f"less than epochs ({self.epochs})",
-                received=self.eps_warmup,
-                fix="Lower it (0 is none; a recipe may "
-                "have set it) or train longer: the last epoch has to be at full "
-                "eps.",
+                f"eps_warmup must be below epochs ({self.epochs}), got {self.eps_warmup}: lower it "
+                "(a recipe may have set it) or train longer, the last epoch has to be at full eps"
             )
-        check_integer("seed", self.seed, 0)
-        check_number("lr", self.lr, above=0.0)
-        check_number("momentum", self.momentum, least=0.0, below=1.0)
-        check_number("weight_decay", self.weight_decay, least=0.0)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_number("ema", self.ema, least=0.0, below=1.0)
-        check_number("checkpoint_minutes", self.checkpoint_minutes, least=0.0)
-        if self.clip_grad_norm is not None:
-            check_number("clip_grad_norm", self.clip_grad_norm, above=0.0)
-        for name in ("patience", "examples", "test_examples"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
-        check_choice("augment", self.augment, AUGMENTS)
-        check_integer("validation", self.validation, 0)
         if self.patience is not None and self.validation == 0:
             raise ConfigError(
-                "patience",
-                expected="None without validation",
-                received=self.patience,
-                fix="Set validation: how many examples to hold out.",
+                f"patience must be None without validation, got {self.patience}: set validation, "
+                "the number of examples to hold out"
             )
-        # Plain numbers: NumPy's have no place in JSON.
-        for name in (
-            "epochs",
-            "batch_size",
-            "eps_warmup",
-            "seed",
-            "validation",
-            "examples",
-            "test_examples",
-            "patience",
-        ):
-            make_plain(self, name, int)
-        for name in (
-            "lr",
-            "momentum",
-            "weight_decay",
-            "ema",
-            "clip_grad_norm",
-            "checkpoint_minutes",
-        ):
-            make_plain(self, name, float)
-        check_flag("compile", self.compile)
-        check_flag("baseline", self.baseline)
-        check_flag("progress", self.progress)
+
+    def _plain(self, name: str, value: float) -> None:
+        """Keep Python's own number: NumPy's have no place in JSON."""
+        object.__setattr__(self, name, value)

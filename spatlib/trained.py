@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .arguments import check_choice
 from .backends import load_engine
-from .errors import ConfigError
+from .errors import ConfigError, require_choice
 from .run import BEST, EMA, LAST, Run
 
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
@@ -19,7 +18,7 @@ def load_model(run_dir: str | os.PathLike[str], weights: str | None = None) -> t
     Args:
         run_dir: Directory of a run of a network that spatlib built, by name.
         weights: ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
-            ``"last"``; default: the first of these that there is.
+            ``"last"``; default: the first of these that the run has.
 
     Returns:
         The network, on the CPU, and the run.
@@ -30,23 +29,19 @@ def load_model(run_dir: str | os.PathLike[str], weights: str | None = None) -> t
     """
     run = Run(run_dir, resume=True)
     if weights is not None:
-        check_choice("weights", weights, WEIGHTS)
+        require_choice("weights", weights, WEIGHTS)
     there = [name for name, file in WEIGHTS.items() if (run.directory / file).exists()]
     name = weights or (there[0] if there else "last")
     if name not in there:
         raise ConfigError(
-            "weights",
-            expected=f"one of {there} in {run.directory}",
-            received=name,
-            fix="Let the first epoch finish, or choose one of these.",
+            f"weights must be one of {there}, those in {run.directory}, got {name!r}: "
+            "choose one of them, or let the first epoch finish"
         )
     architecture = run.settings["architecture"]
     if not architecture:
         raise ConfigError(
-            "run_dir",
-            expected="a run of a network that spatlib built by name",
-            received="one of your own",
-            fix="Build it yourself, and call the engine's load_weights.",
+            f"run_dir {run_dir} is a run of a network of your own, which spatlib cannot build: "
+            "build it, and call the engine's load_weights"
         )
     engine = load_engine(run.settings["backend"])
     model = engine.build_model(seed=0, **architecture)

@@ -9,19 +9,14 @@ try:
     import keras
 except ImportError as error:  # also where Keras was told to use a framework that is missing
     raise BackendError(
-        "spatlib_tf",
-        expected="Keras on TensorFlow",
-        received=f"{error}",
-        fix="Run: pip install tensorflow keras; and set KERAS_BACKEND=tensorflow "
-        f"(it is {_asked!r}).",
+        f"spatlib_tf needs Keras on TensorFlow, got {error}: run pip install tensorflow keras, and "
+        f"set KERAS_BACKEND=tensorflow (it is {_asked!r})"
     ) from error
 
 if keras.backend.backend() != "tensorflow":
     raise BackendError(
-        "spatlib_tf",
-        expected="Keras on TensorFlow",
-        received=f"Keras on {keras.backend.backend()}",
-        fix="Set the environment variable KERAS_BACKEND=tensorflow before keras is imported.",
+        f"spatlib_tf needs Keras on TensorFlow, got Keras on {keras.backend.backend()}: set the "
+        "environment variable KERAS_BACKEND=tensorflow before keras is imported"
     )
 
 from .attack import perturb

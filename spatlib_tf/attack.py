@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -32,7 +33,7 @@ Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Adversarial(NamedTuple):
-    """Perturbed inputs, the clean logits if there was need of them, share of stalled steps."""
+    """Perturbed inputs, clean logits (None: not computed), share of stalled example-steps."""
 
     x: Tensor
     clean: Tensor | None
@@ -91,12 +92,9 @@ def adversarial(
 ) -> Adversarial:
     """What :func:`perturb` returns and what it found on the way, for a prepared batch."""
     needs_mask = mask is None and config.masked
-    # With a start and no generator nothing is drawn from TensorFlow's own.
-    seed = (
-        tf.zeros(2, tf.int32)
-        if generator is None and start is not None
-        else next_seed(generator, x)
-    )
+    # With a start and no generator, TensorFlow's own stays untouched.
+    untouched = generator is None and start is not None
+    seed = tf.zeros(2, tf.int32) if untouched else next_seed(generator, x)
     with attack_state(model, config.attack_mode) as training:
         clean = None
         if needs_mask or config.base == "trades":
@@ -109,7 +107,8 @@ def adversarial(
         lower, upper = feasible_box(ops, x, mask, config.eps, config.bounds)
         d = initial(ops, start, mask, lower, upper, config.eps, config.norm)
         objective = ascent_objective(y, config, clean, validate)
-        x_adv, stall = ascend(model, x, d, mask, lower, upper, config, objective, training)
+        predict = partial(logits_of, model, training=training)
+        x_adv, stall = ascend(predict, x, d, mask, lower, upper, config, objective)
     return Adversarial(tf.stop_gradient(x_adv), clean, stall)
 
 
@@ -140,7 +139,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def ascend(
-    model: keras.Model,
+    predict: Callable[[Tensor], Tensor],
     x: Tensor,
     d: Tensor,
     mask: Tensor | None,
@@ -148,27 +147,17 @@ def ascend(
     upper: Tensor,
     config: SPATConfig,
     objective: Objective,
-    training: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``config.steps`` of projected ascent from the perturbation d; x' and the mean stall."""
+    eps, step_size, norm = config.eps, config.step_size, config.norm
 
     def body(d: Tensor, stall: Tensor) -> tuple[Tensor, Tensor]:
         iterate = ops.clip(x + d, *config.bounds)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(iterate)
-            value, stalled = objective(logits_of(model, iterate, training=training))
+            value, stalled = objective(predict(iterate))
         grad = check_gradient(tape.gradient(value, iterate), x)
-        moved = step(
-            ops,
-            d,
-            grad,
-            mask,
-            lower,
-            upper,
-            eps=config.eps,
-            step_size=config.step_size,
-            norm=config.norm,
-        )
+        moved = step(ops, d, grad, mask, lower, upper, eps=eps, step_size=step_size, norm=norm)
         return moved, stall + tf.cast(stalled, stall.dtype)
 
     d, stall = ops.repeat(body, config.steps, (d, tf.zeros((), x.dtype)))

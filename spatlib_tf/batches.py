@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -39,24 +40,18 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
             yield x[begin : begin + batch_size], y[begin : begin + batch_size]
         return
     empty = True
-    # A PyDataset can be indexed for ever: its length, not an IndexError, is its end.
+    # A PyDataset raises no IndexError at its end: its length says where that is.
     indexed = isinstance(data, keras.utils.PyDataset)
     for batch in (data[i] for i in range(len(data))) if indexed else data:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise DataError(
-                "data",
-                expected="batches (x, y)",
-                received=type(batch).__name__,
-                fix="Yield pairs of inputs and labels.",
-            )
+            kind = type(batch).__name__
+            raise DataError(f"data must yield batches (x, y), inputs and labels, got {kind}")
         yield batch[0], batch[1]
         empty = False
     if empty:
         raise DataError(
-            "data",
-            expected="at least one batch",
-            received="none",
-            fix="Check that the data can be gone through again.",
+            "data must yield at least one batch, got none: make sure that it can be gone "
+            "through again"
         )
 
 
@@ -91,12 +86,11 @@ def _shuffled(
     seed = tf.constant(training.seed, tf.int64)
 
     def epoch(number: Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(len(x)), tf.stack([seed, number]), alg="philox"
-        )
+        rows, key = tf.range(len(x)), tf.stack([seed, number])
+        order = tf.random.experimental.stateless_shuffle(rows, key, alg="philox")
 
         def batch(step: Tensor, chosen: Tensor) -> Any:
-            # A stream of its own, far from the seeds that people choose.
+            # So far from the seeds in use that augmentation never draws what the order draws.
             draw = tf.stack([seed + 2**40, number * steps + step])
             return prepared((tf.gather(x, chosen), tf.gather(y, chosen)), draw)
 
@@ -134,17 +128,11 @@ class _Prepared(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no 
 
 def _generated(data: Any, batch_size: int) -> tf.data.Dataset:
     """Any other iterable of batches as a dataset, of as many if it says how many."""
-    first = next(_batches(data, batch_size))
-    signature = tuple(
-        tf.TensorSpec(
-            (None, *tf.convert_to_tensor(part).shape[1:]), tf.convert_to_tensor(part).dtype
-        )
-        for part in first
-    )
-    dataset = tf.data.Dataset.from_generator(
-        lambda: _batches(data, batch_size), output_signature=signature
-    )
+    first = map(tf.convert_to_tensor, next(_batches(data, batch_size)))
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
+    make = partial(_batches, data, batch_size)
+    dataset = tf.data.Dataset.from_generator(make, output_signature=signature)
     steps = length(data)
-    return (
-        dataset if steps is None else dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    )
+    if steps is None:
+        return dataset
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps))

@@ -29,11 +29,9 @@ def base_of(model: keras.Model) -> keras.Model:
 
 
 def named(variables: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The values by place and path: names may repeat, and change from one process to the next."""
-    return {
-        f"{i}": np.array(keras.ops.convert_to_numpy(v.value), order="C")
-        for i, v in enumerate(variables)
-    }
+    """The values by position: names may repeat, and change from one process to the next."""
+    values = (keras.ops.convert_to_numpy(v.value) for v in variables)
+    return {str(i): np.array(value, order="C") for i, value in enumerate(values)}
 
 
 def put(variables: Sequence[Any], values: Mapping[str, np.ndarray], source: str) -> None:
@@ -43,10 +41,8 @@ def put(variables: Sequence[Any], values: Mapping[str, np.ndarray], source: str)
     theirs = [values[str(i)].shape for i in range(len(values))] if numbered else []
     if mine != theirs:
         raise DataError(
-            source,
-            expected=f"weights of this architecture, {len(mine)} arrays",
-            received=f"{len(values)} others",
-            fix="Build the model as it was trained.",
+            f"{source} must hold the {len(mine)} weights of this architecture, got {len(values)} "
+            "others: build the model as it was trained"
         )
     for i, variable in enumerate(variables):
         variable.assign(values[str(i)])

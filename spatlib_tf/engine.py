@@ -9,11 +9,10 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from spatlib.arguments import check_choice
 from spatlib.checks import check_images
 from spatlib.config import SPATConfig
 from spatlib.data import is_pair
-from spatlib.errors import ConfigError
+from spatlib.errors import ConfigError, require_choice
 from spatlib.monitor import Monitor
 from spatlib.schedule import check_length
 from spatlib.train_config import TrainConfig
@@ -46,7 +45,7 @@ def build_model(
     name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
 ) -> keras.Model:
     """See :class:`spatlib.backends.Engine`."""
-    check_choice("model", name, MODELS)
+    require_choice("model", name, MODELS)
     return MODELS[name](shape, classes, mean, std, seed=seed)
 
 
@@ -64,27 +63,19 @@ def fit(
     check_device(training.device)
     if training.precision != "float32":
         raise ConfigError(
-            "precision",
-            expected="'float32' for tf",
-            received=training.precision,
-            fix="Build the model under keras.mixed_precision.set_global_policy("
-            "'mixed_bfloat16') instead.",
+            f"precision must be 'float32' for tf, got {training.precision!r}: build the model "
+            "under keras.mixed_precision.set_global_policy('mixed_bfloat16') instead"
         )
     check_model(model)
     dtype = model.variable_dtype
-    # Before training, which runs in a graph.
+    # Training runs in a graph, where values cannot be checked: do it here.
     for x, y in batches(data, training.batch_size, config.bounds, dtype):
         x, y = prepare(x, y, config, validate=True)
         if training.augment != "none":
             check_images(x.shape)
         check_label_values(y, logits_of(model, x[:1]).shape[1])
     if not model.trainable_weights:
-        raise ConfigError(
-            "model",
-            expected="weights to train",
-            received="none",
-            fix="Set trainable on some of its layers.",
-        )
+        raise ConfigError("model has no weights to train: set trainable on some of its layers")
     _, steps = as_dataset(data, training, config.bounds, dtype)
     total = training.epochs * (steps or 0)
     check_length(training.schedule, total)
@@ -96,7 +87,7 @@ def fit(
         use_ema=training.ema > 0,
         ema_momentum=training.ema,
     )
-    xla = training.compile or "auto"  # Keras' own choice: with a GPU
+    xla = training.compile or "auto"  # auto: Keras compiles where there is a GPU
     if ordinary:
         trainer = model
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -105,17 +96,9 @@ def fit(
     else:
         trainer = SPATModel(model, config, seed=training.seed)
         trainer.compile(optimizer, jit_compile=xla)
-    with (
-        tf.device(training.device),
-        keeping_graphs(),
-        tqdm(
-            total=total or None,
-            desc=label,
-            unit="step",
-            leave=False,
-            disable=None if training.progress else True,
-        ) as bar,
-    ):
+    hidden = None if training.progress else True  # None: shown in a terminal only
+    bar = tqdm(total=total or None, desc=label, unit="step", leave=False, disable=hidden)
+    with tf.device(training.device), keeping_graphs(), bar:
         loop = Loop(trainer, config, training, total, bar, monitor or Monitor(training))
         if loop.monitor.stopped(loop.history):
             optimizer.finalize_variable_values(trainer.trainable_variables)  # as fit does

@@ -36,7 +36,7 @@ _graphs: ContextVar[dict[Any, Any] | None] = ContextVar("graphs", default=None)
 
 @contextmanager
 def keeping_graphs() -> Iterator[None]:
-    """Inside, an evaluation like an earlier one of the same model is not traced again.
+    """Reuse the graph of an evaluation for the same model and attacks, inside this block.
 
     For a training run, which validates alike in every epoch. Elsewhere each evaluation traces
     anew: between two of them a model may have changed in ways that a graph does not see.
@@ -91,18 +91,18 @@ def _judge(model: keras.Model, evaluation: Evaluation) -> Any:
     if graphs is not None and key in graphs:
         return graphs[key]
 
-    # Without autograph, which would hide our errors behind its own.
+    # Autograph would raise its own errors in place of ours.
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def judge(x: Tensor, y: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         return _survivors(model, x, y, threat, named, tf.unstack(seeds))
 
     if graphs is not None:
-        graphs[key] = judge  # which keeps the model, so its id stays its own
+        graphs[key] = judge  # it keeps the model alive, so no other model gets its id
     return judge
 
 
 def check(data: Any, config: SPATConfig) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
+    """Raise DataError for data that :func:`evaluate` would refuse, before training on others."""
     for x, y in batches(data, 1024, config.bounds, keras.config.floatx()):
         prepare(x, y, config, validate=True)
 
@@ -141,12 +141,5 @@ def _survivors(
         return values, check_gradient(tape.gradient(values, z), x), logits
 
     clean = logits_of(model, x)
-    return survivors(
-        ops,
-        threat,
-        named,
-        (x, clean, one_hot(y, clean)),
-        partial(logits_of, model),
-        slope,
-        (draw_start(x, threat, seed) for seed in seeds),
-    )
+    batch, starts = (x, clean, one_hot(y, clean)), (draw_start(x, threat, seed) for seed in seeds)
+    return survivors(ops, threat, named, batch, partial(logits_of, model), slope, starts)

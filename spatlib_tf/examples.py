@@ -23,20 +23,15 @@ def examples(
     x, y = prepare(x[:count], y[:count], config, validate=True)
     mask = shared_mask(model, x, y, config, generator=keras.random.SeedGenerator(seed))
     x_adv = perturb(model, x, y, config, mask=mask, generator=keras.random.SeedGenerator(seed))
-    clean, adversarial = (tf.argmax(logits_of(model, z), axis=1).numpy() for z in (x, x_adv))
-    return {
-        "x": x.numpy(),
-        "mask": mask.numpy(),
-        "x_adv": x_adv.numpy(),
-        "y": (tf.argmax(y, axis=1) if len(y.shape) == 2 else y).numpy(),
-        "clean": clean,
-        "adversarial": adversarial,
-    }
+    clean, adversarial = (tf.argmax(logits_of(model, z), axis=1) for z in (x, x_adv))
+    y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
+    shown = {"x": x, "mask": mask, "x_adv": x_adv, "y": y}
+    shown |= {"clean": clean, "adversarial": adversarial}
+    return {name: value.numpy() for name, value in shown.items()}
 
 
 def logits(model: keras.Model, x: Any, batch_size: int = 256) -> Any:
     """See :class:`spatlib.backends.Engine`."""
-    parts = (
-        tf.cast(x[k : k + batch_size], model.variable_dtype) for k in range(0, len(x), batch_size)
-    )
-    return tf.concat([logits_of(model, part) for part in parts], axis=0).numpy()
+    parts = (x[k : k + batch_size] for k in range(0, len(x), batch_size))
+    cast = (tf.cast(part, model.variable_dtype) for part in parts)
+    return tf.concat([logits_of(model, part) for part in cast], axis=0).numpy()

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spatlib import checks
 from spatlib.config import SPATConfig
-from spatlib.errors import ConfigError, DataError
+from spatlib.errors import ConfigError, DataError, require, require_type
 
 from . import ops
 
@@ -22,13 +22,7 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
 
     Shapes and dtypes are always checked, values if ``validate`` and not inside a tf.function.
     """
-    if not isinstance(config, SPATConfig):
-        raise ConfigError(
-            "config",
-            expected="a SPATConfig",
-            received=type(config).__name__,
-            fix="Pass spatlib.SPATConfig(...).",
-        )
+    require_type("config", config, SPATConfig)
     x, y = as_tensor("x", x), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
@@ -37,14 +31,8 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
         y = tf.cast(y, tf.int64)
     labels_shape = y.shape[:1] if one_hot else y.shape
     known = [b if a is None else a for a, b in zip(labels_shape, x.shape, strict=False)]
-    checks.check_batch(
-        x.shape,
-        x.dtype.name,
-        x.dtype.is_floating,
-        known,
-        y.dtype.name,
-        one_hot or y.dtype.is_integer,
-    )
+    labels = known, y.dtype.name, one_hot or y.dtype.is_integer
+    checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, *labels)
     if validate and tf.executing_eagerly():
         checks.check_range(_lowest(x), -_lowest(-x), config.bounds)
     return ops.clip(x, *config.bounds), y
@@ -56,53 +44,35 @@ def as_tensor(name: str, value: Any) -> Tensor:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         raise DataError(
-            name,
-            expected="an array or tensor of numbers",
-            received=f"{type(value).__name__} ({error})",
-            fix="Convert it, e.g. with numpy.asarray.",
+            f"{name} must be an array or tensor of numbers, got {type(value).__name__} ({error}): "
+            "convert it, e.g. with numpy.asarray"
         ) from error
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
-        raise DataError(
-            name,
-            expected="an array or tensor of numbers",
-            received=tensor.dtype.name,
-            fix="Encode it as numbers.",
-        )
+        raise DataError(f"{name} must be an array or tensor of numbers, got {tensor.dtype.name}")
     return tensor
 
 
 def check_model(model: Any) -> None:
     """Raise ConfigError unless it is a Keras model."""
     if not isinstance(model, keras.Model):
-        raise ConfigError(
-            "model",
-            expected="a keras.Model",
-            received=type(model).__name__,
-            fix="Pass a network that returns logits.",
-        )
+        kind = type(model).__name__
+        raise ConfigError(f"model must be a keras.Model that returns logits, got {kind}")
 
 
 def check_device(device: str | None) -> None:
     """Raise ConfigError unless it is None or a device of this machine."""
     names = [found.name.removeprefix("/device:") for found in tf.config.list_logical_devices()]
     name = str(device).upper().removeprefix("/").removeprefix("DEVICE:")
-    if device is not None and name not in names:
-        raise ConfigError(
-            "device",
-            expected=f"one of {', '.join(map(repr, names))}",
-            received=repr(device),
-            fix="Choose one of these names.",
-        )
+    valid = device is None or name in names
+    require(valid, "device", f"be one of {', '.join(map(repr, names))}", device)
 
 
 def check_gradient(gradient: Tensor | None, x: Tensor) -> Tensor:
     """The gradient with the static shape of x; DataError if there is none."""
     if gradient is None:
         raise DataError(
-            "model",
-            expected="logits that depend on the input by gradients",
-            received="logits without a gradient",
-            fix="Remove stop_gradient or numpy from its call.",
+            "model must return logits that TensorFlow can differentiate by its input: remove "
+            "stop_gradient or numpy from its call"
         )
     return tf.ensure_shape(gradient, x.shape)  # some layers' gradients forget it in a graph
 
@@ -113,10 +83,8 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
     logits = model(x, training=training)
     if not tf.is_tensor(logits):
         raise DataError(
-            "model",
-            expected="a tensor of logits",
-            received=type(logits).__name__,
-            fix="Wrap the model so that it returns its logits only.",
+            f"model must return a tensor of logits, got {type(logits).__name__}: wrap it in a "
+            "model that returns its logits only"
         )
     checks.check_logits(logits.shape, x.shape[0])
     return tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
@@ -136,12 +104,8 @@ def one_hot(y: Tensor, logits: Tensor) -> Tensor:
 def check_label_width(y: Tensor, classes: int) -> None:
     """Raise DataError unless one-hot labels have a column per class."""
     if len(y.shape) == 2 and y.shape[1] != classes:
-        raise DataError(
-            "y",
-            expected=f"one-hot labels of {classes} classes",
-            received=f"shape {tuple(y.shape)}",
-            fix="Encode as many classes as the model has logits.",
-        )
+        shape = tuple(y.shape)
+        raise DataError(f"y must be one-hot for the model's {classes} classes, got shape {shape}")
 
 
 def check_label_values(y: Tensor, classes: int) -> None:
@@ -151,14 +115,12 @@ def check_label_values(y: Tensor, classes: int) -> None:
         return
     if len(y.shape) == 1:
         checks.check_labels(int(tf.reduce_min(y)), int(tf.reduce_max(y)), classes)
-    elif not bool(tf.reduce_all(tf.reduce_sum(tf.cast(y == 1, y.dtype), axis=1) == 1)) or not bool(
-        tf.reduce_all((y == 0) | (y == 1))
-    ):
+        return
+    ones = tf.reduce_sum(tf.cast(y == 1, tf.int64), axis=1)
+    if not bool(tf.reduce_all(ones == 1) & tf.reduce_all((y == 0) | (y == 1))):
         raise DataError(
-            "y",
-            expected="one-hot rows: a single 1, else 0",
-            received="other values",
-            fix="Pass hard labels; mixed labels have no class to defend.",
+            "y must be one-hot rows, a single 1 and zeros, got other values: pass hard labels, as "
+            "a mixture of classes has none to defend"
         )
 
 
@@ -167,9 +129,7 @@ def check_start(start: Any, x: Tensor, validate: bool) -> Tensor:
     start = tf.cast(as_tensor("start", start), x.dtype)
     checks.check_same_shape("start", start.shape, x.shape)
     if validate and tf.executing_eagerly() and bool(tf.reduce_any(tf.math.is_nan(start))):
-        raise DataError(
-            "start", expected="numbers", received="NaN", fix="Look at where the start comes from."
-        )
+        raise DataError("start must hold numbers, got NaN: look at where it comes from")
     return start
 
 
@@ -179,15 +139,10 @@ def check_budget(mask: Any, x: Tensor, validate: bool) -> Tensor:
     checks.check_same_shape("mask", mask.shape, x.shape)
     inside = (mask >= 0) & (mask <= 1)
     if validate and tf.executing_eagerly() and not bool(tf.reduce_all(inside)):
-        raise DataError(
-            "mask",
-            expected="values in [0, 1]",
-            received="others or NaN",
-            fix="A mask holds each pixel's share of eps.",
-        )
+        raise DataError("mask must be in [0, 1], each pixel's share of eps, got others or NaN")
     return mask
 
 
 def _lowest(x: Tensor) -> float:
-    # TensorFlow's minimum may pass over a NaN.
+    # TensorFlow's minimum may ignore a NaN.
     return float("nan") if bool(tf.reduce_any(tf.math.is_nan(x))) else float(tf.reduce_min(x))

@@ -24,7 +24,7 @@ from .model import SPATModel
 class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
     """Sets the learning rate, moves the bar, keeps the rows, saves, stops where it has to.
 
-    A checkpoint is that of the end of an epoch: Keras cannot take up an epoch in the middle.
+    Checkpoints are made at the end of an epoch: Keras cannot resume in the middle of one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             attack = warmed_up(self.config, self.training.eps_warmup, epoch)
             if attack != self.trainer.config:
                 self.trainer.config = attack
-                self.trainer.make_train_function(force=True)  # eps is a constant of the graph
+                self.trainer.make_train_function(force=True)  # the graph holds eps as a constant
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         factor = lr_factor(self.training.schedule, self.step, self.total)
@@ -97,11 +97,8 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
     def _state(self) -> list[Any]:
         """Every variable that the rest of the training depends on."""
         source = getattr(self.trainer, "seed_generator", None)
-        return [
-            *base_of(self.trainer).variables,
-            *self.trainer.optimizer.variables,
-            *([] if source is None else [source.state]),
-        ]
+        states = [] if source is None else [source.state]
+        return [*base_of(self.trainer).variables, *self.trainer.optimizer.variables, *states]
 
     def _restore(self, content: bytes) -> None:
         values, meta = tensors.unpack(safetensors.numpy.load, content, CHECKPOINT)

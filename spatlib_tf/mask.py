@@ -91,7 +91,7 @@ def mask_from_logits(
         def cotangent(k: Tensor) -> Tensor:
             return core.probe_cotangent(ops, signs[k])
     elif every:
-        # The centred gradients of all classes add up to zero: one backward pass less.
+        # The centred gradients of all classes add up to zero, which saves the last pass.
         rounds, like = classes - 1, tf.zeros_like(logits)
 
         def cotangent(k: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig
-from spatlib.errors import ConfigError
+from spatlib.errors import ConfigError, require_type
 
 from . import ops
 from .attack import adversarial, mean
@@ -51,21 +51,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if config is not None and not isinstance(config, SPATConfig):
-            raise ConfigError(
-                "config",
-                expected="a SPATConfig",
-                received=type(config).__name__,
-                fix="Pass spatlib.SPATConfig(...).",
-            )
+        config = SPATConfig() if config is None else config
+        require_type("config", config, SPATConfig)
         check_model(base)
         _check_gives_logits(base)
-        self.base = base
-        self.config = SPATConfig() if config is None else config
+        self.base, self.config = base, config
         self.seed, self.evaluation_steps = seed, evaluation_steps
         self.evaluation = self.config.evaluation(evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
-        # A source of its own: validating must not change the training.
+        # Separate from seed_generator, so that validation does not change the training.
         self.evaluation_seeds = keras.random.SeedGenerator(seed)
         self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
         self.stall_rate = keras.metrics.Mean(name="stall_rate")
@@ -88,21 +82,19 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         """
         if loss is not None and not _is_plain(loss):
             raise ConfigError(
-                "loss",
-                expected="none, or plain cross-entropy with from_logits=True",
-                received=repr(loss),
-                fix="Leave it out: SPATConfig.base chooses the loss.",
+                "loss must be left out, or be plain cross-entropy with from_logits=True, got "
+                f"{loss!r}: SPATConfig.base chooses the loss"
             )
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.fit, after a look at the first data: a DataError comes at once."""
+        """As keras.Model.fit; bad values in the first data are a DataError."""
         self._check_first(x, y)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.evaluate, likewise."""
+        """As keras.Model.evaluate; bad values in the first data are a DataError."""
         self._check_first(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
@@ -113,7 +105,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             batch = next(iter(x.take(1)), None)
         else:
             batch = None if y is None else (x[:1024], y[:1024])
-        if batch is None:  # a generator would be used up
+        if batch is None:  # reading from a generator would use it up
             return
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         x, y = prepare(x, y, self.config, validate=True)
@@ -123,7 +115,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = prepare(x, y, self.config, validate=False)
         if not self.built:
-            self(x)  # the attack calls the base alone
+            self(x)  # builds the model: the attack calls the base only
         attack = adversarial(self.base, x, labels, self.config, generator=self.seed_generator)
         before = [(v, tf.identity(v.value)) for v in self.base.non_trainable_variables]
         with tf.GradientTape() as tape:
@@ -137,7 +129,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self._record(loss, x, is_correct(logits, labels))
         self.stall_rate.update_state(attack.stall_rate, sample_weight=tf.shape(x)[0])
         if self.has_compiled_metrics:
-            # Compiled metrics speak of clean inputs, in training as in validation.
+            # Compiled metrics are those of clean inputs, in training as in validation.
             clean = logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
         results: dict[str, Any] = self.get_metrics_result()
@@ -149,9 +141,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         logits = logits_of(self.base, x)
         losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _mean(losses, weight) + _sum(self.losses, losses)  # penalties of the clean pass
-        robust = robust_on(
-            self.base, x, labels, self.evaluation, "cross-entropy", self.evaluation_seeds
-        )
+        attack = self.evaluation, "cross-entropy", self.evaluation_seeds
+        robust = robust_on(self.base, x, labels, *attack)
         self._record(loss, x, robust)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
@@ -159,9 +150,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     def _update(self, loss: Tensor, gradients: list[Tensor], before: list[Any]) -> Tensor:
         """Apply the gradients, unless they or the loss are not finite: then nothing changes.
 
-        The loss is returned, as NaN where nothing changed: callbacks see it in the logs.
-        Replicas of a distributed model cannot branch on their own, and a loss-scaling optimizer
-        decides for itself: there the update is always applied.
+        Returns the loss, NaN where nothing changed, for the logs that callbacks see. With replicas,
+        which cannot branch, and with a loss-scaling optimizer, which skips updates itself, the
+        gradients are always applied.
         """
         weights = self.trainable_weights
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -196,7 +187,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.evaluation_seeds.state.assign(store["evaluation_seed"])
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        # Keras leaves a model with a compile of its own uncompiled after loading.
+        # Without this, Keras would not compile a loaded model that overrides compile.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
@@ -212,13 +203,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SPATModel:
-        settings = dict(config)
-        settings["base"] = keras.saving.deserialize_keras_object(
-            settings["base"], custom_objects=custom_objects
-        )
-        method = dict(settings.pop("config"))
-        method["bounds"] = tuple(method["bounds"])
-        return cls(config=SPATConfig(**method), **settings)
+        base = keras.saving.deserialize_keras_object(config["base"], custom_objects=custom_objects)
+        method = SPATConfig(**config["config"])
+        return cls(**{**config, "base": base, "config": method})
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
@@ -250,9 +237,6 @@ def _check_gives_logits(base: keras.Model) -> None:
         keras.activations.log_softmax,
     ):
         raise ConfigError(
-            "base",
-            expected="a model that gives logits",
-            received=f"one that ends in {last.name!r} with a softmax or sigmoid",
-            fix="Remove the last activation: the attack through a softmax would "
-            "lose its gradient where the model is confident.",
+            f"base must give logits, but ends in {last.name!r} with a softmax or sigmoid: remove "
+            "that activation, through which the gradient vanishes where the model is confident"
         )

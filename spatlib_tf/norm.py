@@ -1,4 +1,4 @@
-"""BatchNorm in inference mode as TensorFlow's processor kernels do it best."""
+"""BatchNorm in inference mode in one pass over memory, on a CPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _call(
     training: bool | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    # The variables are read here: who traces this call may keep the trace.
+    # Reads the variables at each call, so that a traced graph sees their current values.
     image = len(inputs.shape) == 4 and layer.axis in (-1, 3) and inputs.dtype == tf.float32
     if training or not image:
         return type(layer).call(layer, inputs, training=training, mask=mask)

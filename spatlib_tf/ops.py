@@ -89,8 +89,8 @@ def repeat(
     state: tuple[Tensor, ...],
     done: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
-    # done is not asked: on a GPU the loop would wait for the answer in every round.
-    if not tf.executing_eagerly():  # a graph loop: unrolled, XLA would compile for minutes
+    # done is not read: on a GPU the loop would wait for it in every round.
+    if not tf.executing_eagerly():  # as a graph loop, since XLA compiles unrolled steps for minutes
         return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))
     for _ in range(times):
         state = body(*state)

@@ -22,7 +22,7 @@ def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = N
     if generator is None:
         seed = tf.random.uniform((2,), maxval=tf.int32.max, dtype=tf.int32)
     else:
-        # In a graph that finds the data at their end, the generator must not move on.
+        # Wait for x: where a graph finds no more data, the generator must not move on.
         with tf.control_dependencies([] if x is None else [x]):
             seed = tf.cast(generator.next(), tf.int32)
     context = tf.distribute.get_replica_context()

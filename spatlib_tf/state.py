@@ -1,4 +1,4 @@
-"""Leave no trace: the variables that an attack in training mode would move, put back."""
+"""The variables that an attack in training mode moves, put back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
 
     In ``"train"`` mode batch statistics are used and dropout is on; the non-trainable variables
     (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
-    after an exception. In ``"eval"`` mode no variable is touched, and BatchNorm is computed
-    otherwise until the end of the block (:mod:`spatlib_tf.norm`).
+    after an exception. In ``"eval"`` mode no variable is touched, and BatchNorm is computed in
+    one pass until the end of the block (:mod:`spatlib_tf.norm`).
     """
     check_model(model)
     if mode == "eval":
@@ -30,10 +30,8 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
         return
     if not model.built:
         raise ConfigError(
-            "attack_mode",
-            expected="'eval' for a model that is not built yet",
-            received="'train'",
-            fix="Call the model on a batch first.",
+            "attack_mode must be 'eval' for a model that is not built yet, got 'train': call the "
+            "model on a batch first"
         )
     before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
     try:

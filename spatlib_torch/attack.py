@@ -90,7 +90,8 @@ def adversarial(
     needs_mask = mask is None and config.masked
     random_mask = needs_mask and draws_at_random(config)
     drawn = start is None and config.random_start != "none"
-    # The random mask is seeded by the source, which must therefore move on even without a start.
+    # The generator's state seeds a random mask, so it has to move on even where no start is drawn;
+    # the global generator stays where a start is given.
     stays = drawn or (start is not None and generator is None)
     own_source = generator is not None or start is not None
     with attack_state(module, config.attack_mode, x.device, keep_rng=own_source):
@@ -127,7 +128,7 @@ class Ascent:
         self.stalls: list[Tensor] = []
 
     def __call__(self, logits: Tensor) -> Tensor:
-        if self.label is None:  # the labels stay the same from step to step
+        if self.label is None:  # once: labels stay the same from step to step
             if self.validate:
                 check_label_values(self.y, logits.shape[1])
             self.label = one_hot(self.y, logits)
@@ -156,22 +157,13 @@ def ascend(
     objective: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """``config.steps`` of projected ascent from the perturbation d, inside attack_state."""
+    eps, step_size, norm = config.eps, config.step_size, config.norm
     for _ in range(config.steps):
         iterate = (x + d).clamp_(*config.bounds).requires_grad_()
         logits = logits_of(model, iterate)
         check_graph(logits)
         (grad,) = torch.autograd.grad(objective(logits), iterate)
-        d = step(
-            ops,
-            d,
-            grad,
-            mask,
-            lower,
-            upper,
-            eps=config.eps,
-            step_size=config.step_size,
-            norm=config.norm,
-        )
+        d = step(ops, d, grad, mask, lower, upper, eps=eps, step_size=step_size, norm=norm)
     return (x + d).clamp_(*config.bounds)
 
 

@@ -15,21 +15,14 @@ from spatlib.errors import ConfigError, DataError
 def device_of(model: nn.Module, device: str | None) -> torch.device:
     """The device asked for, else the one the model's parameters are on, else the CPU."""
     if not isinstance(model, nn.Module):
-        raise ConfigError(
-            "model",
-            expected="a torch.nn.Module",
-            received=type(model).__name__,
-            fix="Pass a network that returns logits.",
-        )
+        kind = type(model).__name__
+        raise ConfigError(f"model must be a torch.nn.Module that returns logits, got {kind}")
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ConfigError(
-                "device",
-                expected="a device of this machine",
-                received=repr(device),
-                fix=f"PyTorch says: {error}",
+                f"device must be one that PyTorch finds on this machine, got {device!r} ({error})"
             ) from error
         return torch.device(device)
     first = next(model.parameters(), None)
@@ -43,8 +36,8 @@ class Batches:
         data: ``(x, y)`` of arrays or tensors, moved to the device once, or an iterable of
             batches, each moved as it comes. Inputs of uint8 become floats on the device, batch
             by batch: 0..255 is ``bounds``.
-        batch_size: Examples per batch of arrays; the last may be smaller (one example that is
-            left over waits for the next pass).
+        batch_size: Examples per batch of arrays; the last may be smaller (in training, a last
+            batch of one example is left out).
         model: Sets the dtype of floating inputs.
         device: Where the batches go.
         bounds: Lowest and highest input value.
@@ -73,31 +66,24 @@ class Batches:
         """One pass; ``order`` shuffles arrays (a loader has an order of its own)."""
         if self.arrays is not None:
             x, y = self.arrays
-            indices = (
-                torch.arange(len(x)) if order is None else torch.randperm(len(x), generator=order)
-            )
-            for chosen in torch.split(indices.to(self.device), self.batch_size):
-                # BatchNorm cannot train on one example: it waits for the next order.
-                if order is None or len(chosen) > 1 or 1 in (self.batch_size, len(x)):
+            count = len(x)
+            rows = torch.arange(count) if order is None else torch.randperm(count, generator=order)
+            for chosen in torch.split(rows.to(self.device), self.batch_size):
+                # BatchNorm cannot train on a batch of one: such a rest is left out of this epoch.
+                if order is None or len(chosen) > 1 or 1 in (self.batch_size, count):
                     yield self._scaled(x[chosen]), y[chosen]
             return
         empty = True
         for batch in self.source:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    "data",
-                    expected="batches (x, y)",
-                    received=type(batch).__name__,
-                    fix="Yield pairs of inputs and labels.",
-                )
+                kind = type(batch).__name__
+                raise DataError(f"data must yield batches (x, y), inputs and labels, got {kind}")
             yield self._scaled(self._move(batch[0])), self._move(batch[1])
             empty = False
         if empty:
             raise DataError(
-                "data",
-                expected="at least one batch",
-                received="none",
-                fix="Check that the data can be gone through again.",
+                "data must yield at least one batch, got none: make sure that it can be gone "
+                "through again"
             )
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -111,10 +97,8 @@ class Batches:
             tensor = torch.as_tensor(part)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                "data",
-                expected="arrays or tensors of numbers",
-                received=f"{type(part).__name__} ({error})",
-                fix="Convert it, e.g. with numpy.asarray.",
+                f"data must hold arrays or tensors of numbers, got {type(part).__name__} ({error})"
+                ": convert it, e.g. with numpy.asarray"
             ) from error
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)

@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> N
 
 
 def copies(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the host, none sharing memory with another (as tied weights do): safetensors refuses."""
+    """On the host, each with memory of its own: safetensors refuses tensors that share it."""
     return {name: t.detach().cpu().clone().contiguous() for name, t in named.items()}
 
 
@@ -34,8 +34,5 @@ def put(model: nn.Module, named: Mapping[str, Tensor], source: str) -> None:
         unwrap(model).load_state_dict(named)
     except RuntimeError as error:
         raise DataError(
-            source,
-            expected="weights of this architecture",
-            received=str(error),
-            fix="Build the model as it was trained.",
+            f"{source} must hold weights of this architecture: build the model as it was trained"
         ) from error

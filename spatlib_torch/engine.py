@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spatlib.arguments import check_choice
 from spatlib.checks import check_images
 from spatlib.config import SPATConfig
+from spatlib.errors import require_choice
 from spatlib.monitor import Monitor
 from spatlib.schedule import check_length
 from spatlib.train_config import TrainConfig
@@ -44,11 +44,11 @@ def build_model(
     name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
 ) -> nn.Module:
     """See :class:`spatlib.backends.Engine`; the global generator stays as it was."""
-    check_choice("model", name, MODELS)
+    require_choice("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MODELS[name](shape, classes, mean, std)
-    # Convolutions hand their format on: all activations are in it, whatever the input is in.
+    # The first convolution gives its output this format, and so do the layers after it.
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
@@ -64,8 +64,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train in place, return the history; see :func:`spatlib.train`.
 
-    The update of a step whose loss or gradient is not finite is left out on the device, together
-    with the module's buffers (BatchNorm statistics); the host learns of it at the next look.
+    From the first step whose loss or gradient is not finite, the device leaves out every update of
+    parameters and buffers; NonFiniteError follows when the host next reads from the device.
     """
     device = device_of(model, training.device)
     model.to(device)
@@ -76,22 +76,16 @@ def fit(
         _check(model, batches, config, training)
     devices = [device] if device.type == "cuda" else []
     modes = [(module, module.training) for module in model.modules()]
-    with (
-        torch.random.fork_rng(devices=devices),
-        tqdm(
-            total=total or None,
-            desc=label,
-            unit="step",
-            leave=False,
-            disable=None if training.progress else True,
-        ) as bar,
-    ):
+    hidden = None if training.progress else True  # None: shown in a terminal only
+    bar = tqdm(total=total or None, desc=label, unit="step", leave=False, disable=hidden)
+    with torch.random.fork_rng(devices=devices), bar:
         _seed_dropout(training.seed, device)
         model.train()
         monitor = monitor or Monitor(training)
         try:
             loop = Loop(model, batches, config, training, total, bar, monitor, ordinary)
-            with compiled(unwrap(model), training.compile):  # not before the loop has copied it
+            # Compile after the loop has made its copy of the model for the moving average.
+            with compiled(unwrap(model), training.compile):
                 return loop.run()
         finally:
             for module, flag in modes:
@@ -99,7 +93,7 @@ def fit(
 
 
 def _check(model: nn.Module, batches: Batches, config: SPATConfig, training: TrainConfig) -> None:
-    """Go through the data once before the model changes: a DataError comes at once."""
+    """Raise DataError for bad data before the model changes."""
     with attack_state(unwrap(model), "eval", batches.device, keep_rng=True), torch.no_grad():
         for x, y in batches.go_through():
             x, y = prepare(x, y, config, validate=True)

@@ -49,7 +49,7 @@ def evaluate(
 
 
 def check(data: Any, config: SPATConfig) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
+    """Raise DataError for data that :func:`evaluate` would refuse, before training on others."""
     with torch.random.fork_rng(devices=[]):  # a loader draws from the global generator
         batches = Batches(data, 1024, nn.Identity(), torch.device("cpu"), config.bounds)
         for x, y in batches.go_through():
@@ -73,23 +73,15 @@ def _judge(
     clean = predict(x)
     check_label_values(y, clean.shape[1])
     label = one_hot(y, clean)
-    verdicts = survivors(
-        ops,
-        threat,
-        evaluation.named,
-        (x, clean, label),
-        predict,
-        slope,
-        (draw_start(x, threat, source) for source in sources),
-    )
+    batch, starts = (x, clean, label), (draw_start(x, threat, source) for source in sources)
+    verdicts = survivors(ops, threat, evaluation.named, batch, predict, slope, starts)
     for key, attack in evaluation.callables.items():
-        # "train" saves the buffers too; the modules stay in the inference mode they are in.
+        # "train" puts the buffers back too; here the modules are in inference mode already.
         with attack_state(model, "train", x.device, keep_rng=True):
             found = attack(model, x.clone(), y.clone())
         check_tensor(f"x_adv of {key}", found)
         found = found.detach().to(x)
-        evaluation.check_inside(
-            key, x.cpu().double().numpy(), found.cpu().double().numpy(), ops.mantissa_bits(x)
-        )
+        before, after = (t.cpu().double().numpy() for t in (x, found))
+        evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
         verdicts[key] = verdicts["clean"] & is_correct(ops, predict(found), label)
     return verdicts, clean.shape[1]

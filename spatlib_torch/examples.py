@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spatlib.config import SPATConfig
 
@@ -23,19 +23,15 @@ def examples(
     device = device_of(model, None)
     x, y = next(Batches(data, count, model, device, config.bounds).go_through())
     x, y = x[:count], y[:count]
-    mask = shared_mask(model, x, y, config, generator=torch.Generator(device).manual_seed(seed))
-    x_adv = perturb(
-        model, x, y, config, mask=mask, generator=torch.Generator(device).manual_seed(seed)
-    )
+    first, second = (torch.Generator(device).manual_seed(seed) for _ in range(2))
+    mask = shared_mask(model, x, y, config, generator=first)
+    x_adv = perturb(model, x, y, config, mask=mask, generator=second)
     with attack_state(unwrap(model), "eval", device, keep_rng=True), torch.no_grad():
         clean, adversarial = (logits_of(unwrap(model), z).argmax(dim=1) for z in (x, x_adv))
-    return {
-        "x": _last(x),
-        "mask": _last(mask),
-        "x_adv": _last(x_adv),
-        "y": y.cpu().numpy(),
-        "clean": clean.cpu().numpy(),
-        "adversarial": adversarial.cpu().numpy(),
+    images = {"x": x, "mask": mask, "x_adv": x_adv}
+    classes = {"y": y, "clean": clean, "adversarial": adversarial}
+    return {name: image.movedim(1, -1).float().cpu().numpy() for name, image in images.items()} | {
+        name: read.cpu().numpy() for name, read in classes.items()
     }
 
 
@@ -45,7 +41,3 @@ def logits(model: nn.Module, x: Any, batch_size: int = 256) -> Any:
     batches = Batches((x, torch.zeros(len(x))), batch_size, model, device, (0, 1)).go_through()
     with attack_state(module, "eval", device, keep_rng=True), torch.no_grad():
         return torch.cat([logits_of(module, z) for z, _ in batches]).cpu().numpy()
-
-
-def _last(x: Tensor) -> Any:
-    return x.movedim(1, -1).float().cpu().numpy()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spatlib import checks
 from spatlib.config import SPATConfig
-from spatlib.errors import ConfigError, DataError
+from spatlib.errors import DataError, require_type
 
 from . import ops
 
@@ -19,13 +19,7 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
 
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
     """
-    if not isinstance(config, SPATConfig):
-        raise ConfigError(
-            "config",
-            expected="a SPATConfig",
-            received=type(config).__name__,
-            fix="Pass spatlib.SPATConfig(...).",
-        )
+    require_type("config", config, SPATConfig)
     for name, value in (("x", x), ("y", y)):
         check_tensor(name, value)
     y_is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
@@ -44,10 +38,8 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     logits = model(x)
     if not isinstance(logits, Tensor):
         raise DataError(
-            "model",
-            expected="a tensor of logits",
-            received=type(logits).__name__,
-            fix="Wrap the model so that it returns its logits only.",
+            f"model must return a tensor of logits, got {type(logits).__name__}: wrap it in a "
+            "module that returns its logits only"
         )
     checks.check_logits(logits.shape, len(x))
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -68,22 +60,16 @@ def check_label_values(y: Tensor, classes: int) -> None:
 def check_tensor(name: str, value: Any) -> None:
     """Raise DataError unless it is a tensor."""
     if not isinstance(value, Tensor):
-        raise DataError(
-            name,
-            expected="a torch.Tensor",
-            received=type(value).__name__,
-            fix="Convert it with torch.as_tensor.",
-        )
+        kind = type(value).__name__
+        raise DataError(f"{name} must be a torch.Tensor, got {kind}: convert it by torch.as_tensor")
 
 
 def check_graph(logits: Tensor) -> None:
     """Raise DataError unless a gradient can be taken of the logits."""
     if not logits.requires_grad:
         raise DataError(
-            "model",
-            expected="logits that depend on the input through autograd",
-            received="detached logits",
-            fix="Remove no_grad, detach or item from its forward.",
+            "model must return logits that depend on its input through autograd: remove no_grad, "
+            "detach or item from its forward"
         )
 
 
@@ -92,9 +78,7 @@ def check_start(start: Tensor, x: Tensor, validate: bool) -> Tensor:
     check_tensor("start", start)
     checks.check_same_shape("start", start.shape, x.shape)
     if validate and bool(start.isnan().any()):
-        raise DataError(
-            "start", expected="numbers", received="NaN", fix="Look at where the start comes from."
-        )
+        raise DataError("start must hold numbers, got NaN: look at where it comes from")
     return start.detach().to(x.dtype)
 
 
@@ -103,10 +87,5 @@ def check_budget(mask: Tensor, x: Tensor, validate: bool) -> Tensor:
     check_tensor("mask", mask)
     checks.check_same_shape("mask", mask.shape, x.shape)
     if validate and not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise DataError(
-            "mask",
-            expected="values in [0, 1]",
-            received="others or NaN",
-            fix="A mask holds each pixel's share of eps.",
-        )
+        raise DataError("mask must be in [0, 1], each pixel's share of eps, got others or NaN")
     return mask.detach().to(x.dtype)

@@ -27,7 +27,8 @@ from .inputs import check_label_values, logits_of, one_hot, prepare
 from .losses import BatchLoss, batch_loss
 from .state import unwrap
 
-READ_EVERY = 50  # steps between two looks at the device: whether all was finite, progress
+READ_EVERY = 50  # steps between two reads from the device
+PROGRESS = ("history", "step", "done", "count", "seconds")  # the numbers in a checkpoint
 
 
 class Loop:
@@ -46,37 +47,32 @@ class Loop:
     ) -> None:
         self.model, self.batches, self.bar, self.monitor = model, batches, bar, monitor
         self.config, self.training, self.total = config, training, total
-        self.attack = config  # of the epoch: smaller during the warm-up
+        self.attack = config  # the epoch's settings: eps is smaller during the warm-up
         self.loss = _standard_loss if ordinary else batch_loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ConfigError(
-                "model",
-                expected="parameters to train",
-                received="none",
-                fix="Set requires_grad on some of them.",
-            )
-        # fused: the one implementation that can leave an update out without asking the host.
+            raise ConfigError("model has no parameters to train: set requires_grad on some of them")
+        # Only the fused implementation can leave an update out without a read by the host.
         self.optimizer = torch.optim.SGD(
             self.parameters,
-            lr=training.lr,
-            fused=True,
+            training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
+            fused=True,
         )
         self.average = copy.deepcopy(unwrap(model)).requires_grad_(False) if training.ema else None
         device = batches.device
         self.order = torch.Generator().manual_seed(training.seed)
         self.starts = torch.Generator(device).manual_seed(training.seed)
-        # A stream of its own, far from the seeds that people choose for the others.
+        # So far from the seeds in use that crops never draw what starts or the order draw.
         self.crops = torch.Generator(device).manual_seed(training.seed + 2**40)
         self.step = 0
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
         self.history: list[dict[str, float]] = []
-        # Inside an epoch: batches done, examples in them, the sums of what is reported of them,
-        # seconds, and the state of the generators when it began.
+        # Of the current epoch: batches done, examples in them, sums of what is reported, seconds,
+        # and the states of the generators at its beginning.
         self.done, self.count, self.seconds = 0, 0, 0.0
-        wide = torch.float32 if device.type == "mps" else torch.float64  # all that MPS has
+        wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.sums = torch.zeros(3, dtype=wide, device=device)
         self.began: dict[str, Tensor] = {}
 
@@ -92,12 +88,12 @@ class Loop:
         return self.history
 
     def _finish_epoch(self) -> None:
-        """Take up the epoch where it is, or begin one."""
+        """The rest of the epoch that was interrupted, or a new epoch."""
         clock = time.perf_counter() - self.seconds
         first = not self.history and self.batches.arrays is None
         self.attack = warmed_up(self.config, self.training.eps_warmup, len(self.history))
         now = self._generators()
-        if self.done:  # the same order again, up to the batch that comes next
+        if self.done:  # repeat the epoch's order and skip the batches that are done
             self._set_generators({**now, **self.began})
         else:
             self.began = {name: now[name] for name in ("order", "global", "loader") if name in now}
@@ -134,17 +130,14 @@ class Loop:
         self.done, self.count, self.seconds = 0, 0, 0.0
         self.sums = torch.zeros_like(self.sums)
         average = self.average
-        self.monitor.epoch(
-            self.history,
-            self.model if average is None else average,
-            lambda: weights(self.model),
-            None if average is None else lambda: weights(average),
-        )
+        used = self.model if average is None else average
+        averaged = None if average is None else lambda: weights(average)
+        self.monitor.epoch(self.history, used, lambda: weights(self.model), averaged)
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
     def _train_on(self, x: Tensor, y: Tensor, *, validate: bool) -> Tensor:
-        """One step; returns loss, accuracy on the training inputs and stall rate, unread."""
+        """One step; returns loss, accuracy on the training inputs and stall rate on the device."""
         self._set_lr()
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         low = self.training.precision == "bfloat16"
@@ -169,7 +162,7 @@ class Loop:
 
     def _gated_update(self, buffers: list[tuple[Tensor, Tensor]]) -> None:
         stopped = self.first_bad > 0
-        # What torch.amp.GradScaler does: a fused optimizer skips its update where this is 1.
+        # As torch.amp.GradScaler does: a fused optimizer skips its update where found_inf is 1.
         self.optimizer.found_inf = stopped.float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -178,7 +171,8 @@ class Loop:
         if self.average is not None:
             current = unwrap(self.model)
             pairs = (list(module.parameters()) for module in (self.average, current))
-            decay = self.training.ema if self.step > 1 else 0.0  # it begins with the first update
+            # The average starts at the weights after the first update.
+            decay = self.training.ema if self.step > 1 else 0.0
             move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             move(*pairs, 0)
             for mine, its in zip(self.average.buffers(), current.buffers(), strict=True):
@@ -249,14 +243,8 @@ class Loop:
             "epoch": {"sums": self.sums},
         }
         named = {f"{part}.{name}": t for part, all_ in parts.items() for name, t in all_.items()}
-        meta = {
-            "device": self.batches.device.type,
-            "history": self.history,
-            "step": self.step,
-            "done": self.done,
-            "count": self.count,
-            "seconds": self.seconds,
-        }
+        meta = {name: getattr(self, name) for name in PROGRESS}
+        meta["device"] = self.batches.device.type
         return tensors.pack(safetensors.torch.save, copies(named), meta)
 
     def _restore(self, content: bytes) -> None:
@@ -266,28 +254,21 @@ class Loop:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         if not parts.keys() >= {"model", "now", "began", "epoch"}:
-            raise DataError(
-                CHECKPOINT,
-                expected="a checkpoint of PyTorch",
-                received="others",
-                fix="Put the file of the run back.",
-            )
+            raise DataError(f"{CHECKPOINT} must be one of PyTorch: put the file of the run back")
         if meta["device"] != self.batches.device.type:
             raise ConfigError(
-                "device",
-                expected=f"{meta['device']!r}, where the run began",
-                received=repr(self.batches.device.type),
-                fix="Resume it there: random numbers differ.",
+                f"device must be {meta['device']!r}, where the run began, got "
+                f"{self.batches.device.type!r}: each kind of device draws other random numbers"
             )
         put(self.model, parts["model"], CHECKPOINT)
         if self.average is not None:
             put(self.average, parts["average"], CHECKPOINT)
         for i, buffer in parts.get("momentum", {}).items():
             p = self.parameters[int(i)]
-            # In the memory format of p: a fused optimizer goes through raw memory.
+            # A fused optimizer reads raw memory, so the buffer needs the memory format of p.
             self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
-        self.history, self.step = meta["history"], meta["step"]
-        self.done, self.count, self.seconds = meta["done"], meta["count"], meta["seconds"]
+        for name in PROGRESS:
+            setattr(self, name, meta[name])
         self.sums.copy_(parts["epoch"]["sums"])
         self.began = parts["began"]
         self._set_generators(parts["now"])

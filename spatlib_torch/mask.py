@@ -105,7 +105,7 @@ def _gradients(
         for signs in draw_probes(config, logits.shape, draws).to(logits, non_blocking=True):
             yield backward(core.probe_cotangent(ops, signs))
     elif config.mask_classes in (None, classes):
-        # The centred gradients of all classes add up to zero: one backward pass less.
+        # The centred gradients of all classes add up to zero, which saves the last pass.
         total = torch.zeros_like(x)
         for row in torch.eye(classes, dtype=logits.dtype, device=logits.device)[:-1]:
             grad = backward(core.class_cotangent(row.expand_as(logits)))

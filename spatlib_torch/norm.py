@@ -1,4 +1,4 @@
-"""BatchNorm in inference mode as what it is: a product and a sum per channel."""
+"""BatchNorm in inference mode as a product and a sum per channel."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def as_affine(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm layers in inference mode multiply and add until the end of the block.
 
-    On a CPU, where PyTorch's own kernels for it, backward above all, take a fifth of a whole
-    training step (docs/performance.md). Layers with a forward of their own, those that are given
-    another precision than theirs, and all of a compiled network stay as they are.
+    On a CPU only, where PyTorch's kernels for it take a fifth of a training step
+    (docs/performance.md). Layers with a forward of their own, inputs of another precision and
+    compiled networks are left to PyTorch.
     """
     found = _terms(model)
     if found and is_compiled(model):
@@ -32,7 +32,7 @@ def as_affine(model: nn.Module) -> Iterator[None]:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a module has something that torch.compile made: it would be compiled ever anew."""
+    """Whether a module holds compiled code, which every replaced forward would compile again."""
     return any(
         hasattr(value, "_torchdynamo_orig_callable")
         for module in model.modules()
@@ -41,7 +41,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _terms(model: nn.Module) -> dict[_BatchNorm, tuple[Tensor, Tensor]]:
-    """The factor and the addend of each channel, as constants, of the layers that are meant."""
+    """Factor and addend of each channel, as constants, for every layer to change."""
     found = {}
     for layer in model.modules():
         if not isinstance(layer, _BatchNorm) or type(layer).forward is not _BatchNorm.forward:

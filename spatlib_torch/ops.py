@@ -84,7 +84,7 @@ def repeat(
     state: tuple[Tensor, ...],
     done: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
-    # Elsewhere asking would wait for the device, or break the graph.
+    # Reading done would wait for a GPU and break a graph: stop early on the CPU only.
     free = not torch.compiler.is_compiling() and state[0].device.type == "cpu"
     for _ in range(times):
         if free and done is not None and bool(done(*state).all()):

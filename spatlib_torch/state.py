@@ -1,4 +1,4 @@
-"""Leave no trace: what an attack changes on a module or a generator, and puts back."""
+"""What an attack changes on a module or a generator, and puts back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def attack_state(
         if keep_rng:
             devices = [device] if device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-        # The mask goes back several times through one compiled forward pass.
+        # The mask needs several backward passes through one compiled forward pass.
         stack.enter_context(compiled_backward.patch(donated_buffer=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -67,9 +67,9 @@ def attack_state(
 def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Compile the network's forward pass (torch.compile) until the end of the block.
 
-    The module stays what it is, parameters, names of its state and all; one that its owner has
-    compiled stays that. The attack and the update differ in flags that are constants of the
-    compiled code, so each has a version of its own, and a second one for other batch sizes.
+    The module stays the same object with the same state dict; one that its owner has compiled is
+    left alone. Training flags are constants of compiled code, so the attack and the update have a
+    version each, and each a second one for other batch sizes.
     """
     own = "forward" in vars(model) or model._compiled_call_impl is not None
     if not wanted or own:
@@ -93,7 +93,7 @@ def mask_generator(generator: torch.Generator | None, device: torch.device) -> t
 
 
 def advance(generator: torch.Generator | None, device: torch.device) -> None:
-    """Move a generator on where no start was drawn from it, so that the next mask differs."""
+    """Draw once from a generator that gave no start, so that the next mask differs."""
     torch.rand(1, generator=generator, device=device)
 
 

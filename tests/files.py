@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
-import pickle
 import struct
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pytest
+
+from spatlib import data
 
 TRAIN, TEST = 12, 5
 
@@ -49,59 +50,58 @@ def write_mnist(folder: Path, *, zipped: bool = True) -> Path:
     return folder
 
 
+FOLDERS = {10: "cifar-10-batches-bin", 100: "cifar-100-binary"}
+
+
 def cifar_parts(classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By file of the Python version: images (N, 3, 32, 32) and labels."""
+    """By path in the archive: images (N, 3, 32, 32) and labels."""
     x, y = pixels(TRAIN + TEST, 3, 32, 32), labels(TRAIN + TEST, classes)
-    if classes == 100:
-        return {"train": (x[:TRAIN], y[:TRAIN]), "test": (x[TRAIN:], y[TRAIN:])}
-    cuts = [0, 2, 3, 6, 8, TRAIN]
-    batches = {
-        f"data_batch_{i + 1}": (x[cuts[i] : cuts[i + 1]], y[cuts[i] : cuts[i + 1]])
-        for i in range(5)
+    cuts = [0, 2, 3, 6, 8, TRAIN] if classes == 10 else [0, TRAIN]
+    names = [f"data_batch_{i}" for i in range(1, 6)] if classes == 10 else ["train"]
+    parts = {
+        f"{FOLDERS[classes]}/{name}.bin": (x[begin:end], y[begin:end])
+        for name, begin, end in zip(names, cuts[:-1], cuts[1:], strict=True)
     }
-    return {**batches, "test_batch": (x[TRAIN:], y[TRAIN:])}
+    test = "test_batch" if classes == 10 else "test"
+    return {**parts, f"{FOLDERS[classes]}/{test}.bin": (x[TRAIN:], y[TRAIN:])}
 
 
-def binary(x: np.ndarray, y: np.ndarray, classes: int) -> bytes:
+def expect_small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let spatlib expect as many images in each file as there are here."""
+    for classes in FOLDERS:
+        counts = {name: len(y) for name, (_, y) in cifar_parts(classes).items()}
+        monkeypatch.setitem(data.CIFAR, f"cifar{classes}", (classes, counts))
+
+
+def cifar_files(classes: int) -> dict[str, bytes]:
     """Records of (coarse label,) label, red, green and blue plane."""
     coarse = [] if classes == 10 else [19]
-    return b"".join(
-        bytes([*coarse, int(label)]) + image.tobytes() for image, label in zip(x, y, strict=True)
-    )
+    return {
+        name: b"".join(
+            bytes([*coarse, int(label)]) + image.tobytes()
+            for image, label in zip(x, y, strict=True)
+        )
+        for name, (x, y) in cifar_parts(classes).items()
+    }
 
 
-def pickled(x: np.ndarray, y: np.ndarray, classes: int, *, old: bool = True) -> bytes:
-    """What Python 2 (or, not old, Python 3) would have written."""
-    key = b"labels" if classes == 10 else b"fine_labels"
-    batch: dict[Any, Any] = {b"data": x.reshape(len(x), -1), key: y.tolist(), b"filenames": [b"a"]}
-    raw = pickle.dumps(batch, protocol=2 if old else 4)
-    return raw.replace(b"numpy._core", b"numpy.core") if old else raw
-
-
-def cifar_files(classes: int, form: str) -> dict[str, bytes]:
-    """By path in the archive; ``form`` is "bin" or "py"."""
-    parts = cifar_parts(classes).items()
-    if form == "py":
-        folder = "cifar-10-batches-py" if classes == 10 else "cifar-100-python"
-        return {f"{folder}/{name}": pickled(*part, classes) for name, part in parts}
-    folder = "cifar-10-batches-bin" if classes == 10 else "cifar-100-binary"
-    return {f"{folder}/{name}.bin": binary(*part, classes) for name, part in parts}
-
-
-def write_cifar(folder: Path, classes: int, form: str) -> Path:
-    for name, raw in cifar_files(classes, form).items():
+def write_cifar(folder: Path, classes: int) -> None:
+    for name, raw in cifar_files(classes).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
-    return folder
 
 
-def archive(classes: int, form: str) -> tuple[str, bytes]:
-    """Name and bytes of the ``.tar.gz``."""
+def archive(files: dict[str, bytes], level: int = 0) -> bytes:
+    """A ``.tar.gz``."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as tar:
-        for name, raw in {"readme.html": b"<p>", **cifar_files(classes, form)}.items():
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=level) as tar:
+        for name, raw in {"readme.html": b"<p>", **files}.items():
             member = tarfile.TarInfo(name)
             member.size = len(raw)
             tar.addfile(member, io.BytesIO(raw))
-    return f"cifar-{classes}-{'binary' if form == 'bin' else 'python'}.tar.gz", buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_archive(folder: Path, classes: int) -> None:
+    (folder / f"cifar-{classes}-binary.tar.gz").write_bytes(archive(cifar_files(classes)))

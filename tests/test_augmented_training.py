@@ -245,7 +245,7 @@ def test_only_images_can_be_augmented(case: str) -> None:
     training = replace(QUICK, augment="crop")
     check(
         ConfigError,
-        "augment",
+        "augment must be 'none'",
         lambda: train(model, data, backend=case.split()[0], config=METHOD, training=training),
     )
 
@@ -262,4 +262,4 @@ def test_only_images_can_be_augmented(case: str) -> None:
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
-    check(ConfigError, next(iter(settings)), lambda: TrainConfig(**settings))
+    check(ConfigError, f"{next(iter(settings))} must be", lambda: TrainConfig(**settings))

@@ -171,7 +171,7 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
         (("train", "--backend", "jax"), "'torch'"),
         (("train", "--resume"), "run_dir"),
         (("train", "--data", "nothing.npz"), "nothing.npz"),
-        (("train", "--run-dir", "nowhere", "--resume"), "a run to resume"),
+        (("train", "--run-dir", "nowhere", "--resume"), "nowhere holds no run"),
     ],
 )
 def test_bad_input_is_said_in_a_sentence(

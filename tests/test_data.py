@@ -12,7 +12,7 @@ from torch import nn
 
 import spatlib
 from spatlib import BackendError, ConfigError, DataError, SPATConfig, SpatlibError, TrainConfig
-from spatlib.data import load
+from spatlib.data import as_dataset, load_data
 
 from .test_errors import CLASSES, X, Y, check, network
 
@@ -50,8 +50,8 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown name": (lambda: "letters", "'digits'"),
     "nothing": (lambda: None, "NoneType"),
     "a number": (lambda: 3, "int"),
-    "an iterator": (lambda: iter([(X, Y)]), "iterator"),
-    "a generator": (lambda: ((X, Y) for _ in range(3)), "iterator"),
+    "an iterator": (lambda: iter([(X, Y)]), "not its iterator), got list_iterator"),
+    "a generator": (lambda: ((X, Y) for _ in range(3)), "not its iterator), got generator"),
     "no examples": (lambda: (x[:0], y[:0]), "at least one"),
     "no batches": (lambda: [], "at least one batch"),
     "no arrays": (lambda: (), "data"),
@@ -63,16 +63,17 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "triples": (lambda: [(X, Y, Y)], "(x, y)"),
     "dicts": (lambda: [{"x": X, "y": Y}], "(x, y)"),
     "strings": (lambda: [("ab", "c")], "array"),
-    "nested lists": (lambda: (x.tolist(), y.tolist()), "list"),
+    "nested lists": (lambda: (x.tolist(), y.tolist()), "(x, y)"),
+    "a list of labels": (lambda: (x, y.tolist()), "got (ndarray, list)"),
     "object arrays": (lambda: (np.array([None] * 4), y), "array"),
-    "fewer labels": (lambda: (x, y[:3]), "4 inputs"),
-    "a single label": (lambda: (x, y[0]), "4 inputs"),
-    "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "4 inputs"),
+    "fewer labels": (lambda: (x, y[:3]), "y of shape (3,)"),
+    "a single label": (lambda: (x, y[0]), "y of shape ()"),
+    "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "y of shape (3,)"),
     "integers": (lambda: ((255 * x).astype(np.int16), y), "255"),
     "inputs out of bounds": (lambda: (2 * x, y), "bounds"),
     "nan": (lambda: (x * np.nan, y), "finite"),
-    "labels from 1": (lambda: (x, y + 1), "labels from 1 to 3"),
-    "labels below 0": (lambda: (x, y - 1), "labels from -1 to 1"),
+    "labels from 1": (lambda: (x, y + 1), "got 1 to 3"),
+    "labels below 0": (lambda: (x, y - 1), "got -1 to 1"),
     "float labels": (lambda: (x, y.astype(np.float32)), "float32"),
 }
 
@@ -159,7 +160,7 @@ def test_refused_data_leave_the_model_as_it_was() -> None:
 
 @pytest.mark.parametrize("channels_first", [True, False])
 def test_digits_are_images_in_the_layout_asked_for(channels_first: bool) -> None:
-    digits = load("digits", channels_first=channels_first)
+    digits = as_dataset(load_data("digits"), channels_first=channels_first)
     image = (1, 8, 8) if channels_first else (8, 8, 1)
     (x, y), (x_test, y_test) = digits.train, digits.test
     assert (x.shape, y.shape) == ((1347, *image), (1347,))

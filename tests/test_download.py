@@ -15,28 +15,26 @@ import pooch
 import pytest
 
 from spatlib import BackendError, DataError
-from spatlib.data import load
-from spatlib.download import CHUNK, SOURCES
+from spatlib.data import MNIST, NAMES, SHA256, URLS, as_dataset, load_data
 
 from . import files
 from .test_errors import check
 from .test_formats import HTML
 
-NAME, ARCHIVE = files.archive(10, "bin")
-HALF = len(ARCHIVE) // 2  # more than a chunk
+NAME, ARCHIVE = "cifar-10-binary.tar.gz", files.archive(files.cifar_files(10))
+ZIPPED = [f"{name}.gz" for name in MNIST]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content``; ``asked`` lists path and Range of every request."""
+    """Serves ``content``; ``asked`` lists the path of every request."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[str] = []
         self.stop_at: int | None = None  # the connection is cut before this byte
-        self.ranges = True  # whether it knows of them
 
     @property
     def address(self) -> str:
@@ -47,22 +45,16 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        name, wanted = self.path.removeprefix("/"), self.headers.get("Range")
-        self.server.asked.append((name, wanted))
+        name = self.path.removeprefix("/")
+        self.server.asked.append(name)
         if name not in self.server.content:
             self.send_error(404)
             return
         whole = self.server.content[name]
-        begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        if not self.server.ranges:
-            begin = 0
-        elif wanted and begin >= len(whole):
-            self.send_error(416)
-            return
-        self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(whole) - begin))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(whole)))
         self.end_headers()
-        self.wfile.write(whole[begin : self.server.stop_at])
+        self.wfile.write(whole[: self.server.stop_at])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -72,13 +64,16 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Holds CIFAR-10 and MNIST, whose addresses and sums are replaced by its own."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    files.expect_small_cifar(monkeypatch)
     with Server() as server:
         server.content = {NAME: ARCHIVE} | {
             f"{name}.gz": gzip.compress(raw) for name, raw in files.mnist_files().items()
         }
-        for data, official in (("cifar10", [NAME]), ("mnist", SOURCES["mnist"][1])):
-            sums = {name: hashlib.sha256(server.content[name]).hexdigest() for name in official}
-            monkeypatch.setitem(SOURCES, data, (server.address, sums))
+        for name, content in server.content.items():
+            known = hashlib.sha256(content).hexdigest()
+            monkeypatch.setitem(SHA256, name.removesuffix(".gz"), known)
+        for name in URLS:
+            monkeypatch.setitem(URLS, name, server.address)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
@@ -87,7 +82,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def cifar10(folder: Path | None) -> np.ndarray:
-    x: np.ndarray = load("cifar10", channels_first=True, data_dir=folder).train[0]
+    x: np.ndarray = as_dataset(load_data("cifar10", folder), channels_first=True).train[0]
     return x
 
 
@@ -99,23 +94,21 @@ def test_the_right_file_is_downloaded_once(server: Server, tmp_path: Path) -> No
     folder = tmp_path / "new" / "folder"
     assert right(cifar10(folder))
     assert right(cifar10(folder))
-    assert server.asked == [(NAME, None)]
+    assert server.asked == [NAME]
     assert [path.name for path in folder.iterdir()] == [NAME]
     assert (folder / NAME).read_bytes() == ARCHIVE
 
 
 def test_mnist_is_downloaded_to_where_torchvision_has_it(server: Server, tmp_path: Path) -> None:
-    first, second = (load("mnist", channels_first=True, data_dir=tmp_path) for _ in range(2))
-    assert sorted(server.asked) == sorted((name, None) for name in SOURCES["mnist"][1])
-    assert {path.name for path in (tmp_path / "MNIST" / "raw").iterdir()} == {
-        name for name, _ in server.asked
-    }
+    first, second = (load_data("mnist", tmp_path) for _ in range(2))
+    assert sorted(server.asked) == sorted(ZIPPED)
+    assert {path.name for path in (tmp_path / "MNIST" / "raw").iterdir()} == set(ZIPPED)
     for data in (first, second):
         assert np.array_equal(data.train[1], files.labels(files.TRAIN, 10))
-        assert np.array_equal(data.test[0][:, 0], files.pixels(files.TEST, 28, 28))
+        assert np.array_equal(data.test[0][..., 0], files.pixels(files.TEST, 28, 28))
 
 
-def test_without_a_data_dir_it_is_the_cache_directory(
+def test_without_a_dir_it_is_the_cache_directory(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / project)
@@ -131,87 +124,61 @@ def test_a_file_with_another_hash_is_refused_and_not_kept(
 ) -> None:
     server.content[NAME] = content
     found = check(DataError, server.address + NAME, lambda: cifar10(tmp_path))
-    assert found.subject == str(tmp_path / NAME)
-    assert hashlib.sha256(content).hexdigest() in str(found)
-    assert "by hand" in found.fix
+    assert str(tmp_path / NAME) in str(found)
+    assert "does not match the known hash" in str(found)
+    assert "by hand" in str(found)
     assert list(tmp_path.iterdir()) == []
     server.content[NAME] = ARCHIVE
     assert right(cifar10(tmp_path))
 
 
-def test_a_cut_connection_is_reported_and_the_next_call_goes_on(
-    server: Server, tmp_path: Path
-) -> None:
-    server.stop_at = HALF
+def test_of_a_cut_connection_nothing_is_left(server: Server, tmp_path: Path) -> None:
+    server.stop_at = len(ARCHIVE) // 2
     found = check(DataError, server.address + NAME, lambda: cifar10(tmp_path))
-    assert found.subject == str(tmp_path / NAME)
-    assert not (tmp_path / NAME).exists()
-    (part,) = (path.read_bytes() for path in tmp_path.iterdir())
-    assert ARCHIVE.startswith(part)
-    assert HALF - CHUNK < len(part) <= HALF
-    server.stop_at = None
-    assert right(cifar10(tmp_path))
-    assert server.asked == [(NAME, None), (NAME, f"bytes={len(part)}-")]
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
-
-
-def test_a_server_without_ranges_sends_all_again(server: Server, tmp_path: Path) -> None:
-    server.ranges, server.stop_at = False, HALF
-    check(DataError, NAME, lambda: cifar10(tmp_path))
-    server.stop_at = None
-    assert right(cifar10(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "kept", [ARCHIVE[:HALF] + b"?", b"?" * len(ARCHIVE)], ids=["half", "whole"]
-)
-def test_a_damaged_part_costs_one_call(kept: bytes, server: Server, tmp_path: Path) -> None:
-    (tmp_path / f"{NAME}.part").write_bytes(kept)
-    check(DataError, "hash", lambda: cifar10(tmp_path))
+    assert str(tmp_path / NAME) in str(found)
+    assert "try again" in str(found)
     assert list(tmp_path.iterdir()) == []
+    server.stop_at = None
     assert right(cifar10(tmp_path))
 
 
-def test_a_whole_part_needs_no_more(server: Server, tmp_path: Path) -> None:
-    (tmp_path / f"{NAME}.part").write_bytes(ARCHIVE)
-    assert right(cifar10(tmp_path))
-    assert server.asked == [(NAME, f"bytes={len(ARCHIVE)}-")]
-
-
-def test_an_interrupted_download_is_kept_too(
+def test_of_an_interrupted_download_nothing_is_left(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first_then_interrupt(*_: object, **__: object) -> Iterator[bytes]:
-        yield ARCHIVE[:HALF]
+        yield ARCHIVE[:1000]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("requests.Response.iter_content", first_then_interrupt)
         with pytest.raises(KeyboardInterrupt):
             cifar10(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.part"]
+    assert list(tmp_path.iterdir()) == []
     assert right(cifar10(tmp_path))
-    assert server.asked[1] == (NAME, f"bytes={HALF}-")
 
 
 def test_mnist_goes_on_with_the_files_that_are_missing(server: Server, tmp_path: Path) -> None:
-    last = server.content.pop("t10k-labels-idx1-ubyte.gz")
-    found = check(DataError, "404", lambda: load("mnist", channels_first=True, data_dir=tmp_path))
+    last = server.content.pop(ZIPPED[-1])
+    found = check(DataError, "404", lambda: load_data("mnist", tmp_path))
     raw = tmp_path / "MNIST" / "raw"
-    assert found.subject == str(raw / "t10k-labels-idx1-ubyte.gz")
-    assert len(list(raw.iterdir())) == 3
-    server.content["t10k-labels-idx1-ubyte.gz"] = last
+    assert str(raw / ZIPPED[-1]) in str(found)
+    assert {path.name for path in raw.iterdir()} == set(ZIPPED[:-1])
+    server.content[ZIPPED[-1]] = last
     before = len(server.asked)
-    assert len(load("mnist", channels_first=True, data_dir=tmp_path).test[1]) == files.TEST
+    assert len(load_data("mnist", tmp_path).test[1]) == files.TEST
     assert len(server.asked) == before + 1
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 def test_files_from_elsewhere_are_not_mixed_with_downloaded_ones(
-    server: Server, tmp_path: Path
+    zipped: bool, server: Server, tmp_path: Path
 ) -> None:
-    own = files.write_mnist(tmp_path, zipped=False)
-    (own / "train-labels-idx1-ubyte").unlink()
-    check(DataError, "train-labels", lambda: load("mnist", channels_first=True, data_dir=tmp_path))
+    own = files.write_mnist(tmp_path, zipped=zipped)
+    missing = own / ("train-labels-idx1-ubyte" + ".gz" * zipped)
+    missing.unlink()
+    if zipped:  # one of another data set
+        (own / ZIPPED[0]).write_bytes(gzip.compress(files.idx(files.pixels(9, 28, 28))))
+    check(DataError, str(missing), lambda: load_data("mnist", tmp_path))
     assert server.asked == []
 
 
@@ -239,13 +206,13 @@ def test_no_connection_and_no_folder_are_reported(
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     check(DataError, NAME, lambda: cifar10(blocked))
-    monkeypatch.setitem(SOURCES, "cifar10", ("http://127.0.0.1:1/", SOURCES["cifar10"][1]))
+    monkeypatch.setitem(URLS, "cifar10", "http://127.0.0.1:1/")
     check(DataError, "http://127.0.0.1:1/", lambda: cifar10(tmp_path))
+    assert list(tmp_path.iterdir()) == [blocked]
 
 
 def test_addresses_are_secure_and_sums_are_whole() -> None:
-    assert set(SOURCES) == {"mnist", "cifar10", "cifar100"}
-    for address, sums in SOURCES.values():
-        assert address.startswith("https://")
-        assert address.endswith("/")
-        assert all(len(bytes.fromhex(known)) == 32 for known in sums.values())
+    assert {"digits", *URLS} == set(NAMES)
+    assert all(url.startswith("https://") and url.endswith("/") for url in URLS.values())
+    assert all(len(bytes.fromhex(known)) == 32 for known in SHA256.values())
+    assert set(SHA256) == {*MNIST, "cifar-10-binary.tar", "cifar-100-binary.tar"}

@@ -122,4 +122,4 @@ def test_input_is_checked_under_optimisation() -> None:
     optimised, *results = run("\n".join(lines), "-O").splitlines()
     assert optimised == "1"
     for result, expected in zip(results, CHECKS.values(), strict=True):
-        assert result.startswith(f"{expected}: expected")
+        assert result.startswith(f"{expected} must ")

@@ -1,9 +1,10 @@
-"""Data of one's own in files: .npz and folders of images; and what is held out of any data."""
+"""Data of one's own: .npz files, data sets made by hand, and what is held out of any data."""
 
 from __future__ import annotations
 
 import io
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
-from spatlib import BackendError, ConfigError, DataError
-from spatlib.data import Dataset, load
+from spatlib import ConfigError, DataError
+from spatlib.data import Dataset, as_dataset, load_data
 
 from .files import TRAIN, labels, pixels
 from .test_errors import X, Y, check
-from .test_formats import check_images
+from .test_formats import check_images, load_as
 
 
-def load_last(data: Any, **arguments: Any) -> Dataset:
-    return load(data, channels_first=False, **arguments)
+def made_last(data: Any, **arguments: Any) -> Dataset:
+    return as_dataset(data, channels_first=False, **arguments)
 
 
 GREY, COLOUR = pixels(TRAIN, 6, 5), pixels(TRAIN, 6, 5, 3)
@@ -41,7 +42,7 @@ def test_npz_as_keras_has_it(images: np.ndarray, channels_first: bool, tmp_path:
         y_test=NUMBERS[:5],
         names=["a", "b", "c"],
     )
-    data = load(str(path), channels_first=channels_first)
+    data = load_as(str(path), channels_first)
     expected = images.reshape(TRAIN, 6, 5, -1)
     expected = np.moveaxis(expected, 3, 1) if channels_first else expected
     check_images(data.train, expected, NUMBERS)
@@ -53,7 +54,7 @@ def test_npz_without_a_test_part_and_without_images(tmp_path: Path) -> None:
     rows = GREY.reshape(TRAIN, -1) / 250
     for names in (("x", "y"), ("x_train", "y_train")):
         np.savez(path, **dict(zip(names, (rows, NUMBERS), strict=True)))
-        data = load(path, channels_first=True)
+        data = as_dataset(path, channels_first=True)
         check_images(data.train, rows, NUMBERS)
         assert data.test is None
 
@@ -83,97 +84,114 @@ def test_npz_of_other_content_is_refused_by_its_name(case: str, tmp_path: Path) 
     raw, word = BAD_NPZ[case]
     path = tmp_path / "set.npz"
     path.write_bytes(raw)
-    assert check(DataError, word, lambda: load_last(path)).subject == str(path)
+    assert str(path) in str(check(DataError, word, lambda: load_data(path)))
 
 
 def test_npz_with_fewer_labels_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "set.npz").write_bytes(npz_bytes(x=GREY, y=NUMBERS[:5]))
-    check(DataError, "12 inputs", lambda: load_last(tmp_path / "set.npz"))
+    path = tmp_path / "set.npz"
+    path.write_bytes(npz_bytes(x=GREY, y=NUMBERS[:5]))
+    found = check(DataError, "(5,)", lambda: load_data(path))
+    assert str(path) in str(found)
 
 
-def save(folder: Path, name: str, image: np.ndarray) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-    return path
-
-
-def image_folder(folder: Path, images: np.ndarray) -> None:
-    """Images 0 and 1 are of class a, 2 of class b, 3 of class c."""
-    for i, name in enumerate(("b/z.png", "a/9.PNG", "c/x.bmp", "a/10.png")):
-        save(folder, name, images[[2, 1, 3, 0][i]])
-    (folder / "notes.txt").write_text("no class")
-    (folder / "a" / "notes.txt").write_text("no image")
-    (folder / ".cache").mkdir()
-
-
-@pytest.mark.parametrize("channels_first", [True, False])
-@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
-def test_image_folders(images: np.ndarray, channels_first: bool, tmp_path: Path) -> None:
-    image_folder(tmp_path, images)
-    data = load(str(tmp_path), channels_first=channels_first)
-    expected = images[:4].reshape(4, 6, 5, -1)
-    expected = np.moveaxis(expected, 3, 1) if channels_first else expected
-    check_images(data.train, expected, np.array([0, 0, 1, 2]))
-    assert data.test is None
-
-
-def test_image_folders_with_a_test_part(tmp_path: Path) -> None:
-    for part, first in (("train", 0), ("val", 4)):
-        image_folder(tmp_path / part, COLOUR[first:])
-    y = np.array([0, 0, 1, 2])
-    check_images(load_last(tmp_path).train, COLOUR[:4], y)
-    check_images(load_last(tmp_path).test, COLOUR[4:8], y)
-    image_folder(tmp_path / "test", COLOUR[8:])
-    check_images(load_last(tmp_path).test, COLOUR[8:], y)
-
-
-def test_an_image_that_differs_is_refused_by_its_name(tmp_path: Path) -> None:
-    image_folder(tmp_path, COLOUR)
-    wrong = tmp_path / "b" / "first.png"
-    for image, word in (
-        (COLOUR[0, :5], "(5, 5, 3)"),
-        (GREY[0], "(6, 5, 1)"),
-        (np.dstack([COLOUR[0], GREY[0]]), "RGBA"),
-    ):
-        save(tmp_path, "b/first.png", image)
-        assert check(DataError, word, lambda: load_last(tmp_path)).subject == str(wrong)
-    whole = save(tmp_path, "b/first.png", COLOUR[0]).read_bytes()
-    for content, word in (
-        (b"<!DOCTYPE html>", "UnidentifiedImageError"),
-        (b"", "Unidentified"),
-        (whole[: len(whole) // 2], "Error"),
-    ):
-        wrong.write_bytes(content)
-        assert check(DataError, word, lambda: load_last(tmp_path)).subject == str(wrong)
-
-
-def test_folders_without_images_or_with_other_classes_are_refused(tmp_path: Path) -> None:
-    check(DataError, str(tmp_path), lambda: load_last(tmp_path))
-    image_folder(tmp_path / "train", COLOUR)
-    save(tmp_path / "test", "a/0.png", COLOUR[0])
-    check(DataError, str(tmp_path / "test"), lambda: load_last(tmp_path))
-    for name in ("a/0.png", "b/0.png", "c/0.png"):
-        save(tmp_path / "test", name, GREY[0])
-    check(DataError, str(tmp_path / "test" / "a"), lambda: load_last(tmp_path))
-
-
-def test_without_pillow_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("load", [load_data, made_last])
+def test_a_directory_is_refused_with_who_can_read_images(
+    load: Callable[[Any], Dataset], tmp_path: Path
 ) -> None:
-    image_folder(tmp_path, COLOUR)
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    check(BackendError, "spatlib[data]", lambda: load_last(tmp_path))
+    found = check(DataError, str(tmp_path), lambda: load(tmp_path))
+    for library in ("torchvision", "keras.utils", "Hugging Face datasets"):
+        assert library in str(found)
 
 
+@pytest.mark.parametrize("load", [load_data, made_last])
 @pytest.mark.parametrize("name", ["mnsit", "no/such/file.npz", "x" * 9999, "a\0b", ""])
-def test_neither_a_name_nor_a_path(name: str) -> None:
-    found = check(DataError, "'cifar100'", lambda: load_last(name))
+def test_neither_a_name_nor_a_path(name: str, load: Callable[[Any], Dataset]) -> None:
+    found = check(DataError, "'cifar100'", lambda: load(name))
     assert "'digits', 'mnist', 'cifar10'" in str(found)
 
 
-def test_a_data_dir_that_is_no_path() -> None:
-    check(ConfigError, "data_dir", lambda: load_last("mnist", data_dir=3))
+def test_arguments_of_other_kinds() -> None:
+    check(ConfigError, "dir must be a path", lambda: load_data("mnist", 3))  # type: ignore[arg-type]
+    check(DataError, "'digits'", lambda: load_data(3))  # type: ignore[arg-type]
+    for limit in (0, -1, 2.5, True, "3"):
+        check(ConfigError, "limit must", lambda limit=limit: load_data("digits", limit=limit))
+
+
+def test_a_limit_takes_the_first_examples_of_each_part() -> None:
+    whole, part, more = (load_data("digits", limit=limit) for limit in (None, 500, 10**6))
+    for all_of_it, some, all_again in zip(
+        *((d.train, d.test) for d in (whole, part, more)), strict=True
+    ):
+        for a, b, c in zip(all_of_it, some, all_again, strict=True):
+            assert np.array_equal(b, a[:500])
+            assert np.array_equal(c, a)
+    assert (len(part.train[1]), len(part.test[1])) == (500, 450)
+
+
+def test_a_source_in_json_loads_the_same_again_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "set.npz").write_bytes(npz_bytes(x=COLOUR, y=NUMBERS))
+    monkeypatch.chdir(tmp_path / "here")
+    for arguments in (("set.npz", None, 5), (Path("set.npz"), "data", None), ("digits", None, 7)):
+        name, folder, limit = arguments
+        monkeypatch.chdir(tmp_path / "here")
+        data = load_data(name, folder, limit=limit)
+        source = json.loads(json.dumps(data.source))
+        assert as_dataset(data, channels_first=True, validation=2).source == source
+        monkeypatch.chdir(tmp_path)
+        again = load_data(**source)
+        assert again.source == source
+        for a, b in zip(data.train, again.train, strict=True):
+            assert np.array_equal(a, b)
+    assert made_last((COLOUR, NUMBERS)).source is None
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_only_what_has_its_channels_last_is_turned(channels_first: bool) -> None:
+    pair = COLOUR, NUMBERS
+    own = as_dataset(Dataset(train=pair, validation=pair), channels_first=channels_first)
+    assert own.train[0] is own.validation[0] is COLOUR
+    last = Dataset(
+        train=pair, test=pair, validation=(torch.tensor(COLOUR), NUMBERS), channels_last=True
+    )
+    turned = as_dataset(last, channels_first=channels_first)
+    for x, _ in (turned.train, turned.test, turned.validation):
+        assert np.array_equal(x, np.moveaxis(COLOUR, 3, 1) if channels_first else COLOUR)
+    again = as_dataset(turned, channels_first=channels_first)
+    assert again.train[0] is turned.train[0]
+
+
+LOADER = DataLoader(TensorDataset(X, Y), batch_size=2)
+PAIR, BATCHES = (X, Y), [(X, Y), (X, Y)]
+
+
+@pytest.mark.parametrize("train", [PAIR, BATCHES, LOADER], ids=["arrays", "list", "loader"])
+@pytest.mark.parametrize("test", [PAIR, BATCHES, LOADER], ids=["arrays", "list", "loader"])
+def test_training_and_test_data_come_in_any_pair(train: Any, test: Any) -> None:
+    for data in ((train, test), Dataset(train=train, test=test)):
+        made = made_last(data)
+        for part, given in ((made.train, train), (made.test, test), (made.measured, test)):
+            assert part is given
+        assert made.validation is None
+    alone = made_last(Dataset(train=train))
+    assert alone.measured is alone.train is train
+
+
+BAD_PARTS: dict[str, tuple[Any, str]] = {
+    "no training data": (Dataset(train=None), "NoneType"),
+    "fewer test labels": (Dataset(train=PAIR, test=(X, Y[:3])), "test data must"),
+    "validation data used up": (Dataset(train=PAIR, validation=iter([])), "validation data must"),
+    "three arrays": (Dataset(train=(X, Y, Y)), "two arrays"),
+    "a test name": ((PAIR, ("test", Y)), "test data must be (x, y), two arrays or tensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_a_part_that_is_no_data_is_named(case: str) -> None:
+    data, word = BAD_PARTS[case]
+    check(DataError, word, lambda: made_last(data))
 
 
 FORMS = {
@@ -191,7 +209,7 @@ def test_examples_are_held_out_by_the_seed(form: str) -> None:
     numbers = there(np.arange(count))
     chosen = []
     for seed in (0, 0, 1):
-        data = load_last(((rows, numbers), (rows, numbers)), validation=15, seed=seed)
+        data = made_last(((rows, numbers), (rows, numbers)), validation=15, seed=seed)
         (x, y), (x_held, y_held) = (
             tuple(map(back, part)) for part in (data.train, data.validation)
         )
@@ -206,8 +224,8 @@ def test_examples_are_held_out_by_the_seed(form: str) -> None:
 
 
 def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
-    assert load_last("digits").validation is None
-    data = load_last("digits", validation=347)
+    assert made_last("digits").validation is None
+    data = made_last("digits", validation=347)
     assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [1000, 347, 450]
 
 
@@ -215,10 +233,11 @@ def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
     ("data", "validation", "word"),
     [
         ((X, Y), 4, "fewer than the 4"),
-        ((X, Y), -1, ">= 0"),
+        ((X, Y), -1, "at least 0"),
         ((X, Y), 0.25, "integer"),
         ([(X, Y)], 1, "batches"),
+        (Dataset(train=PAIR, validation=PAIR), 1, "validation part"),
     ],
 )
 def test_what_cannot_be_held_out_is_refused(data: Any, validation: Any, word: str) -> None:
-    check(ConfigError, word, lambda: load_last(data, validation=validation))
+    check(ConfigError, word, lambda: made_last(data, validation=validation))

@@ -147,7 +147,7 @@ def clean(model: Any, x: Any, y: Any) -> Any:
 def test_other_attacks_and_second_ones_are_refused(attacks: Any, part: str) -> None:
     with pytest.raises(ConfigError, match="callables") as caught:
         Evaluation(CONFIG, attacks, 20, 1, 0)
-    assert caught.value.subject == "attacks"
+    assert str(caught.value).startswith("attacks must be ")
     assert part in str(caught.value)
 
 
@@ -189,7 +189,8 @@ def test_perturbations_are_accepted_up_to_the_edge_and_no_further(
             check("fast", np.float64(x), np.float64(far), bits)
         excess = float(re.search(r"distances ([\d.e-]+) more", str(caught.value))[1])
         assert 1.3 * room < excess < 1.7 * room * SIZE
-        assert caught.value.subject == "x_adv of fast"
+        assert "x_adv of fast" in str(caught.value)
+        assert "clip or project" in str(caught.value)
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 3.0)])

@@ -150,7 +150,7 @@ def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
     assert run.settings["architecture"]["name"] == "small_cnn"
     for mine, its in zip(values(model), values(result.model), strict=True):
         np.testing.assert_array_equal(mine, its)
-    with pytest.raises(ConfigError, match=r"one of \['last'\]"):
+    with pytest.raises(ConfigError, match=r"weights must be one of \['last'\]"):
         spatlib.load_model(tmp_path, "ema")
     (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-100])
     with pytest.raises(DataError, match=r"last\.safetensors"):

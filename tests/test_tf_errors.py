@@ -58,7 +58,7 @@ CONFIG = SPATConfig(share="min")
 OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "one-hot of another width": ({"y": np.eye(4)[Y]}, "3 classes"),
     "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "(3,)"),
-    "soft labels": ({"y": np.full((N, CLASSES), 1 / 3)}, "one-hot"),
+    "soft labels": ({"y": np.full((N, CLASSES), 1 / 3)}, "pass hard labels"),
     "labels of three axes": ({"y": np.zeros((N, CLASSES, 1))}, "float64"),
     "strings": ({"x": np.full(BATCH["x"].shape, "a")}, "string"),
     "objects": ({"x": np.full(BATCH["x"].shape, None)}, "array"),
@@ -66,8 +66,8 @@ OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "logits without batch": ({"model": Wrong(lambda z: tf.reduce_sum(z, axis=0))}, "(N, K)"),
     "fewer logits than inputs": ({"model": Wrong(lambda z: z[:2])}, "(2, 3)"),
     "one logit": ({"model": Wrong(lambda z: z[:, :1])}, "K >= 2"),
-    "tuple": ({"model": Wrong(lambda z: (z, z))}, "tuple"),
-    "no gradient": ({"model": Wrong(tf.stop_gradient)}, "gradient"),
+    "tuple": ({"model": Wrong(lambda z: (z, z))}, "got tuple: wrap it"),
+    "no gradient": ({"model": Wrong(tf.stop_gradient)}, "remove stop_gradient"),
 }
 TABLE = OWN_BATCHES | {
     name: ({key: translated(value) for key, value in wrong.items()}, word)
@@ -84,6 +84,7 @@ def test_bad_batches_are_refused(case: str, function: Callable[..., Any]) -> Non
     error = DataError if arguments["config"] else ConfigError
     found = check(error, "", lambda: function(**arguments))
     assert word in str(found).replace(f"({N}, K)", "(N, K)")
+    assert str(found).split()[0] in {*wrong, "mask_classes"}, "the argument at fault comes first"
 
 
 def test_no_case_of_the_table_is_left_out() -> None:
@@ -106,8 +107,9 @@ def test_bad_start_or_mask_is_refused(case: str, function: Callable[..., Any]) -
 @pytest.mark.parametrize("model", ["resnet", None, Wrong, layers.Dense])
 @pytest.mark.parametrize("function", [perturb, spat_loss, shared_mask])
 def test_what_is_no_keras_model_is_refused(function: Callable[..., Any], model: Any) -> None:
-    check(ConfigError, "keras.Model", lambda: function(model, *BATCH.values(), CONFIG))
-    check(ConfigError, "keras.Model", lambda: SPATModel(model))
+    word = "model must be a keras.Model that returns logits"
+    check(ConfigError, word, lambda: function(model, *BATCH.values(), CONFIG))
+    check(ConfigError, word, lambda: SPATModel(model))
 
 
 @pytest.mark.parametrize("case", ["no gradient", "one logit", "tuple"])
@@ -152,26 +154,27 @@ def test_bad_calls_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> No
     check(error, word, act)
 
 
+DEVICE = "device must be one of 'CPU:0'"
 OWN_CALLS: dict[str, tuple[Any, Callable[[], Any], str]] = {
     "nothing to train": (
         ConfigError,
         lambda: train(network(SHAPE[1:], trainable=False)),
-        "trainable",
+        "model has no weights to train: set trainable",
     ),
     "one logit": (DataError, lambda: train(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one logit to evaluate": (DataError, lambda: evaluate(network(SHAPE[1:], classes=1)), "K >= 2"),
-    "softmax": (ConfigError, lambda: train(network(SHAPE[1:], "softmax")), "logits"),
+    "softmax": (ConfigError, lambda: train(network(SHAPE[1:], "softmax")), "base must give"),
     "one-hot of another width": (
         DataError,
         lambda: train(ours(), (ARRAYS[0], np.eye(4)[Y])),
         "3 classes",
     ),
-    "no gradient": (DataError, lambda: evaluate(Without()), "gradient"),
-    "unknown device": (ConfigError, lambda: evaluate(ours(), device="cuda"), "'CPU:0'"),
+    "no gradient": (DataError, lambda: evaluate(Without()), "remove stop_gradient"),
+    "unknown device": (ConfigError, lambda: evaluate(ours(), device="cuda"), DEVICE),
     "absent device": (
         ConfigError,
         lambda: train(ours(), training=TrainConfig(device="TPU:7")),
-        "'CPU:0'",
+        DEVICE,
     ),
 }
 
@@ -221,8 +224,8 @@ def functional(last: keras.Layer) -> keras.Model:
 
 @pytest.mark.parametrize("case", SOFTMAX)
 def test_a_base_that_ends_in_probabilities_is_refused(case: str) -> None:
-    error = check(ConfigError, "logits", lambda: SPATModel(SOFTMAX[case]()))
-    assert "gradient" in str(error)
+    error = check(ConfigError, "base must give logits", lambda: SPATModel(SOFTMAX[case]()))
+    assert "remove that activation" in str(error)
 
 
 def test_a_softmax_inside_the_base_is_fine() -> None:
@@ -242,7 +245,9 @@ LOSSES: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", LOSSES)
 def test_a_loss_other_than_cross_entropy_from_logits_is_refused(case: str) -> None:
-    check(ConfigError, "from_logits", lambda: SPATModel(network()).compile("sgd", LOSSES[case]))
+    model = SPATModel(network())
+    error = check(ConfigError, "loss must", lambda: model.compile("sgd", LOSSES[case]))
+    assert "from_logits=True" in str(error)
 
 
 @pytest.mark.parametrize("kind", ["Sparse", ""])
@@ -255,4 +260,4 @@ def test_cross_entropy_from_logits_is_accepted(kind: str) -> None:
 
 @pytest.mark.parametrize("config", [{}, 0.1, TrainConfig()], ids=str)
 def test_settings_of_another_kind_are_refused(config: Any) -> None:
-    check(ConfigError, "SPATConfig", lambda: SPATModel(network(), config))
+    check(ConfigError, "config must be a spatlib.SPATConfig", lambda: SPATModel(network(), config))

@@ -206,7 +206,7 @@ def test_the_mask_goes_back_often_through_one_compiled_pass() -> None:
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
 def test_compile_is_a_flag(value: Any) -> None:
-    with pytest.raises(ConfigError, match="compile"):
+    with pytest.raises(ConfigError, match="compile must be True or False"):
         TrainConfig(compile=value)
 
 

@@ -11,8 +11,9 @@ import array_api_compat.numpy as xp
 import numpy as np
 from safetensors.numpy import load, save
 
-from spatlib import ConfigError, DataError, Report, SPATConfig, TrainConfig
+from spatlib import DataError, Report, SPATConfig, TrainConfig
 from spatlib.core import losses, mask, projection, start, step, target
+from spatlib.errors import require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
@@ -39,7 +40,7 @@ def build_model(name: str, seed: int, *, shape: Any, classes: int, mean: Any, st
 def check(data: Any, config: SPATConfig) -> None:
     """Raise DataError unless the inputs are numbers in the bounds."""
     if not np.all((data[0] >= config.bounds[0]) & (data[0] <= config.bounds[1])):
-        raise DataError("x", expected="values in the bounds", received="others", fix="Scale them.")
+        raise DataError(f"x must be in {tuple(config.bounds)}: scale the inputs")
 
 
 def fit(
@@ -87,12 +88,8 @@ def load_weights(model: Linear, content: bytes, source: str = "weights") -> None
     """Put back what :func:`weights` gave; DataError if it is that of another shape."""
     found = load(content).get("weights")
     if found is None or found.shape != model.weights.shape:
-        raise DataError(
-            source,
-            expected=f"weights {model.weights.shape}",
-            received=None if found is None else found.shape,
-            fix="Load them into the network that they are of.",
-        )
+        shape = None if found is None else found.shape
+        raise DataError(f"{source} must hold weights {model.weights.shape}, got {shape}")
     model.weights = xp.asarray(found)
 
 
@@ -136,23 +133,14 @@ def attack(
     lower, upper = projection.feasible_box(ops, x, budget, config.eps, config.bounds)
     noise = start.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
     d = step.initial(ops, noise, budget, lower, upper, config.eps, "Linf")
+    eps, step_size = config.eps, config.step_size
     for _ in range(config.steps):
         log_p = ops.log_softmax(model(x + d))
         q = target.smoothed_target(ops, one_hot, one_hot, log_p, config.smoothing, config.guard)
         rival = ops.argmax_one_hot(xp.where(one_hot > 0, -xp.inf, log_p))
         slope = rival - one_hot if name == "margin" else xp.exp(log_p) - q
         grad = xp.reshape(slope @ model.weights.T, x.shape)
-        d = step.step(
-            ops,
-            d,
-            grad,
-            budget,
-            lower,
-            upper,
-            eps=config.eps,
-            step_size=config.step_size,
-            norm="Linf",
-        )
+        d = step.step(ops, d, grad, budget, lower, upper, eps=eps, step_size=step_size, norm="Linf")
     return ops.clip(x + d, *config.bounds)
 
 
@@ -170,13 +158,8 @@ def evaluate(
 ) -> Report:
     """Accuracy, clean and under PGD with cross-entropy and the margin, in one batch."""
     evaluation = Evaluation(config, attacks, steps, restarts, seed)
-    if not set(evaluation.named.values()) <= {"pgd", "margin"} or evaluation.callables:
-        raise ConfigError(
-            "attacks",
-            expected="'pgd' or 'margin'",
-            received=repr(attacks),
-            fix="The toy has no others.",
-        )
+    known = set(evaluation.named.values()) <= {"pgd", "margin"} and not evaluation.callables
+    require(known, "attacks", "be 'pgd' or 'margin'", attacks)
     x, y = data[0].astype(np.float64), data[1]
     verdicts = dict.fromkeys(evaluation.keys, xp.argmax(model(x), axis=1) == y)
     for key, name in evaluation.named.items():
