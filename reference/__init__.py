@@ -11,7 +11,7 @@ from .arrays import Array
 from .attack import attack, mask_at
 from .evaluation import robust
 from .losses import outer_loss
-from .mask import centred, class_cohort, shared_mask, shared_score
+from .mask import centred, class_cohort, keep_best, shared_mask, shared_score, used_pixels
 from .models import Classifier, SoftmaxLinear, TanhMLP
 from .projection import feasible_box, project
 from .step import direction, initial, step
@@ -41,6 +41,7 @@ __all__ = [
     "direction",
     "feasible_box",
     "initial",
+    "keep_best",
     "log_softmax",
     "mask_at",
     "objective",
@@ -56,4 +57,5 @@ __all__ = [
     "step",
     "targeted_ratio",
     "train_step",
+    "used_pixels",
 ]

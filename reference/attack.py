@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .arrays import Array, pixel_count
-from .mask import centred, class_cohort, shared_mask
+from .mask import centred, class_cohort, keep_best, shared_mask
 from .models import Classifier
 from .projection import feasible_box
 from .step import initial, step
@@ -20,7 +20,7 @@ def attack(
     x: Array,
     y: int,
     *,
-    base: str,
+    loss: str,
     eps: float,
     step_size: float,
     steps: int,
@@ -41,7 +41,7 @@ def attack(
         raise ValueError(f"expected a mask of {x.size} / {channels} pixels, got {mask.shape}")
     lo, hi = bounds
     x = np.clip(x, lo, hi)  # an input may leave the range by rounding
-    b = base_target(base, y, softmax(model.logits(x)))
+    b = base_target(loss, y, softmax(model.logits(x)))
     lower, upper = feasible_box(x, mask, eps, bounds)
     d = initial(start, mask, lower, upper, eps, norm)
     stalls = 0
@@ -62,25 +62,32 @@ def mask_at(
     y: int,
     *,
     channels: int,
-    share: str | None,
+    score: str | None,
     keep: float,
     floor: float,
     offsets: Sequence[int] | None,
     probes: Array | None,
+    noise: Array | None = None,
 ) -> Array:
-    """Return the shared-pixel mask at x, (P,); probes (n_probes, K) are the signs of "rms".
+    """Return the shared-pixel mask at x, (P,).
 
-    All ones when share is None, keep is 1 or floor is 1.
+    probes (n_probes, K) are the signs of "rms", noise (P,) the scores of "random". All ones when
+    score is None, keep is 1 or floor is 1.
     """
-    if share is None or keep == 1 or floor == 1:
-        return np.ones(pixel_count(x.size, channels))
+    pixels = pixel_count(x.size, channels)
+    if score is None or keep == 1 or floor == 1:
+        return np.ones(pixels)
+    if score == "random":
+        if noise is None or noise.shape != (pixels,):
+            raise ValueError('score="random" needs noise of shape (P,)')
+        return keep_best(noise, keep, floor)
     gradients = model.input_gradients(x)
-    if share == "rms":
+    if score == "rms":
         if probes is None:
-            raise ValueError('share="rms" needs probes of shape (n_probes, K)')
+            raise ValueError('score="rms" needs probes of shape (n_probes, K)')
         # sum_k v_k (g_k - mean g) = sum_k (v_k - mean v) g_k. The right-hand side is exactly 0 for
         # a probe of one sign; the left-hand side is rounding noise, of which no mask can be made.
         compared = np.stack([(probe - probe.mean()) @ gradients for probe in probes])
     else:
         compared = centred(gradients)[class_cohort(y, len(gradients), offsets)]
-    return shared_mask(compared, channels, share, keep, floor)
+    return shared_mask(compared, channels, score, keep, floor)

@@ -41,34 +41,35 @@ def boosted_term(z: Array, y: int) -> tuple[float, Array]:
 
 
 def loss_and_cotangents(
-    z: Array, z_adv: Array, y: int, base: str, beta: float
+    z: Array, z_adv: Array, y: int, loss: str, beta: float
 ) -> tuple[float, Array, Array]:
     """Return the loss, and its gradients for the logits z and z' (K,)."""
     log_p, log_p_adv = log_softmax(z), log_softmax(z_adv)
     p, p_adv = np.exp(log_p), np.exp(log_p_adv)
     e_y = one_hot(y, z.size)
-    if base == "pgd":
+    if loss == "pgd":
         return -float(log_p_adv[y]), np.zeros_like(z), p_adv - e_y
     kl = math.fsum(p * (log_p - log_p_adv))
     kl_z = p * (log_p - log_p_adv - kl)
     kl_z_adv = p_adv - p
-    if base == "trades":
+    if loss == "trades":
         return -float(log_p[y]) + beta * kl, p - e_y + beta * kl_z, beta * kl_z_adv
-    if base == "mart":
+    if loss == "mart":
         boosted, boosted_z_adv = boosted_term(z_adv, y)
         doubt = 1.0 - float(p[y])
-        loss = -float(log_p_adv[y]) + boosted + beta * kl * doubt
+        value = -float(log_p_adv[y]) + boosted + beta * kl * doubt
         to_z = beta * (doubt * kl_z - kl * p[y] * (e_y - p))
         to_z_adv = p_adv - e_y + boosted_z_adv + beta * doubt * kl_z_adv
-        return loss, to_z, to_z_adv
-    raise ValueError(f'base must be "pgd", "trades" or "mart", not {base!r}')
+        return value, to_z, to_z_adv
+    raise ValueError(f'loss must be "pgd", "trades" or "mart", not {loss!r}')
 
 
 def outer_loss(
-    model: Classifier, x: Array, x_adv: Array, y: int, *, base: str, beta: float
+    model: Classifier, x: Array, x_adv: Array, y: int, *, loss: str, beta: float
 ) -> tuple[float, list[Array]]:
     """Return the loss and its gradient for each parameter; x and x_adv are (D,)."""
-    loss, to_z, to_z_adv = loss_and_cotangents(model.logits(x), model.logits(x_adv), y, base, beta)
+    logits = model.logits(x), model.logits(x_adv)
+    value, to_z, to_z_adv = loss_and_cotangents(*logits, y, loss, beta)
     clean = model.parameter_gradients(x, to_z)
     perturbed = model.parameter_gradients(x_adv, to_z_adv)
-    return loss, [a + b for a, b in zip(clean, perturbed, strict=True)]
+    return value, [a + b for a, b in zip(clean, perturbed, strict=True)]

@@ -7,6 +7,8 @@ arXiv:2009.10978). With g_k = d(z_k - mean_j z_j)/dx, channels first, the salien
 
 and the score is min_k s_k ("min"), mean_k s_k ("mean"), -max_k s_k ("neutral"), or for "rms" the
 root of the mean over probes v of sum over channels of (sum_k v_k g_k[c, u])^2, not normalised.
+Pixels on which none of the compared classes depends rank last and are never kept, unless there is
+no other.
 """
 
 import math
@@ -44,14 +46,14 @@ def saliency_table(gradients: Array, channels: int) -> list[list[float]]:
     return table
 
 
-def shared_score(gradients: Array, channels: int, share: str) -> Array | None:
+def shared_score(gradients: Array, channels: int, score: str) -> Array | None:
     """Return the score of every pixel, (P,), or None when no class takes part.
 
     gradients (R, D): those of the compared classes, centred, for "min", "mean" and "neutral"; for
     "rms" those of the probes, sum_k v_k g_k.
     """
     pixels = pixel_count(gradients.shape[1], channels)
-    if share == "rms":
+    if score == "rms":
         probes = gradients.reshape(-1, channels, pixels)
         squares = [math.fsum((probes[:, :, u] ** 2).flat) for u in range(pixels)]
         return np.array([math.sqrt(square / len(probes)) for square in squares])
@@ -59,24 +61,42 @@ def shared_score(gradients: Array, channels: int, share: str) -> Array | None:
     if not table:
         return None
     columns = [[row[u] for row in table] for u in range(pixels)]
-    if share == "min":
+    if score == "min":
         return np.array([min(column) for column in columns])
-    if share == "mean":
+    if score == "mean":
         return np.array([math.fsum(column) / len(column) for column in columns])
-    if share == "neutral":
+    if score == "neutral":
         return np.array([-max(column) for column in columns])
-    raise ValueError(f'share must be "min", "mean", "rms" or "neutral", not {share!r}')
+    raise ValueError(f'score must be "min", "mean", "rms" or "neutral", not {score!r}')
 
 
-def shared_mask(gradients: Array, channels: int, share: str, keep: float, floor: float) -> Array:
-    """Return the mask (P,): 1 on the n pixels of highest score, `floor` elsewhere.
+def used_pixels(gradients: Array, channels: int) -> list[bool]:
+    """Return for each of the P pixels whether any of the gradients (R, D) reaches it."""
+    pixels = pixel_count(gradients.shape[1], channels)
+    return [bool(np.any(gradients[:, u::pixels] != 0.0)) for u in range(pixels)]
 
-    n = max(1, floor(keep P + 1/2)). Ties at the threshold are all kept. All ones when no
-    class takes part.
+
+def keep_best(scores: Array, keep: float, floor: float) -> Array:
+    """Return 1 on the n of P pixels with the highest scores, `floor` elsewhere.
+
+    n = max(1, floor(keep P + 1/2)). Ties at the threshold are all kept.
     """
-    score = shared_score(gradients, channels, share)
-    if score is None:
-        return np.ones(pixel_count(gradients.shape[1], channels))
-    n = max(1, math.floor(keep * score.size + 0.5))
-    threshold = sorted(score.tolist(), reverse=True)[n - 1]
-    return np.array([1.0 if value >= threshold else floor for value in score.tolist()])
+    n = max(1, math.floor(keep * scores.size + 0.5))
+    threshold = sorted(scores.tolist(), reverse=True)[n - 1]
+    return np.array([1.0 if value >= threshold else floor for value in scores.tolist()])
+
+
+def shared_mask(gradients: Array, channels: int, score: str, keep: float, floor: float) -> Array:
+    """Return the mask (P,): :func:`keep_best` of the scores, but `floor` on every unused pixel.
+
+    All ones when no class takes part.
+    """
+    scores = shared_score(gradients, channels, score)
+    used = used_pixels(gradients, channels)
+    if scores is None or not any(used):
+        return np.ones(len(used))
+    ranked = np.array(
+        [value if seen else -math.inf for value, seen in zip(scores, used, strict=True)]
+    )
+    kept = keep_best(ranked, keep, floor)
+    return np.array([value if seen else floor for value, seen in zip(kept, used, strict=True)])

@@ -1,6 +1,6 @@
 """The ascent target of the inner problem, for one example: z, p, b, q of shape (K,), y an int.
 
-b is one-hot for the base losses "pgd" and "mart" and p(x) for "trades"; q = (1 - a) b + a / K; the
+b is one-hot for the losses "pgd" and "mart" and p(x) for "trades"; q = (1 - a) b + a / K; the
 attack ascends J = -sum_k q_k log p_k. The smoothing is our reading of semantics-preserving
 adversarial training (Lee, Lee & Lee, 2020, arXiv:2009.10978); a = 0 is the inner problem of Madry
 et al. (2018), TRADES (Zhang et al., 2019) and MART (Wang et al., 2020).
@@ -39,13 +39,13 @@ def one_hot(y: int, classes: int) -> Array:
     return b
 
 
-def base_target(base: str, y: int, p_clean: Array) -> Array:
+def base_target(loss: str, y: int, p_clean: Array) -> Array:
     """Return b: one-hot for "pgd" and "mart", p at the clean input for "trades"."""
-    if base in ("pgd", "mart"):
+    if loss in ("pgd", "mart"):
         return one_hot(y, p_clean.size)
-    if base == "trades":
+    if loss == "trades":
         return p_clean.copy()
-    raise ValueError(f'base must be "pgd", "trades" or "mart", not {base!r}')
+    raise ValueError(f'loss must be "pgd", "trades" or "mart", not {loss!r}')
 
 
 def smoothed_target(b: Array, p: Array, y: int, smoothing: float, guard: bool) -> Array:

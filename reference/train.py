@@ -21,7 +21,7 @@ def train_step(
     *,
     lr: float,
     momentum: float,
-    base: str,
+    loss: str,
     beta: float,
     eps: float,
     step_size: float,
@@ -30,18 +30,19 @@ def train_step(
     bounds: tuple[float, float],
     smoothing: float,
     guard: bool,
-    share: str | None,
+    score: str | None,
     keep: float,
     floor: float,
     offsets: Sequence[int] | None,
     probes: Array | None,
+    noise: Array | None = None,
     channels: int,
 ) -> float:
     """Mask, attack and differentiate every example, take one SGD step, return the mean loss.
 
-    x, starts (N, D), y (N,), probes (n_probes, N, K) or None. With g the mean over the examples of
-    the parameter gradients, v <- momentum v + g and w <- w - lr v (torch's SGD: the rate is not
-    in the velocity). `velocity` and the parameters change in place.
+    x, starts (N, D), y (N,), probes (n_probes, N, K) or None, noise (N, P) or None. With g the
+    mean over the examples of the parameter gradients, v <- momentum v + g and w <- w - lr v
+    (torch's SGD: the rate is not in the velocity). `velocity` and the parameters change in place.
     """
     count = len(x)
     total = [np.zeros_like(parameter) for parameter in model.parameters]
@@ -54,17 +55,18 @@ def train_step(
             clean,
             label,
             channels=channels,
-            share=share,
+            score=score,
             keep=keep,
             floor=floor,
             offsets=offsets,
             probes=None if probes is None else probes[:, n],
+            noise=None if noise is None else noise[n],
         )
         x_adv, _ = attack(
             model,
             clean,
             label,
-            base=base,
+            loss=loss,
             eps=eps,
             step_size=step_size,
             steps=steps,
@@ -76,8 +78,8 @@ def train_step(
             channels=channels,
             start=starts[n],
         )
-        loss, gradients = outer_loss(model, clean, x_adv, label, base=base, beta=beta)
-        losses.append(loss)
+        value, gradients = outer_loss(model, clean, x_adv, label, loss=loss, beta=beta)
+        losses.append(value)
         for accumulated, gradient in zip(total, gradients, strict=True):
             accumulated += gradient
     for parameter, v, accumulated in zip(model.parameters, velocity, total, strict=True):

@@ -1,32 +1,36 @@
 """Semantics-preserving adversarial training (SPAT); importing it loads no framework."""
 
 from .audit import Audit, audit
-from .config import Bounds, SPATConfig
+from .config import Mask, SPATConfig, Threat
+from .data import Dataset, load_data
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
 from .evaluate import evaluate
 from .recipes import RECIPES, Recipe
 from .result import Report, Result
+from .runs import load_model
 from .train import train
 from .train_config import TrainConfig
-from .trained import load_model
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "Audit",
     "BackendError",
-    "Bounds",
     "ConfigError",
     "DataError",
+    "Dataset",
+    "Mask",
     "NonFiniteError",
     "Recipe",
     "Report",
     "Result",
     "SPATConfig",
     "SpatlibError",
+    "Threat",
     "TrainConfig",
     "audit",
     "evaluate",
+    "load_data",
     "load_model",
     "train",
 ]

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .backends import load_engine, load_extra
 from .checks import check_labels
-from .config import SPATConfig
+from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
+from .engines import engine_of, load_extra
 from .errors import DataError, require_integer
+from .evaluate import attacked_examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,6 @@ def audit(
     x_adv: Any,
     y: Any,
     *,
-    backend: str = "torch",
     batch_size: int = 256,
     bounds: tuple[float, float] = (0.0, 1.0),
     ssim: bool = False,
@@ -67,20 +67,19 @@ def audit(
     """How far the meaning of x moved on the way to x', whoever made it: see :class:`Audit`.
 
     Args:
-        judge: A network of ``backend`` with logits (N, K), other than the one attacked.
+        judge: A network with logits (N, K), other than the one attacked.
         x, x_adv: Arrays or tensors (N, ...) in the judge's layout; floats in ``bounds``.
         y: Integer labels (N,).
-        backend: Of the judge.
         batch_size: Examples per pass.
         bounds: The input range, for SSIM.
         ssim: Whether to compute it, for images (needs the extra ``audit``).
 
     Raises:
         DataError: Shapes that do not fit each other, or labels that the judge does not know.
-        BackendError: No such backend, or scikit-image is missing.
+        BackendError: scikit-image is missing.
     """
     require_integer("batch_size", batch_size, 1)
-    engine = load_engine(backend)
+    engine = engine_of(judge)
     before, after, labels = (np.asarray(part) for part in (x, x_adv, y))
     if before.shape != after.shape or labels.shape != before.shape[:1] or not before.size:
         raise DataError(
@@ -94,8 +93,8 @@ def audit(
 
 
 def compare_attacks(
-    target: tuple[Any, str],
-    judge: tuple[Any, str],
+    target: Any,
+    judge: Any,
     data: Any,
     config: SPATConfig,
     *,
@@ -107,7 +106,7 @@ def compare_attacks(
     """What the judge says of the training attack and of plain PGD at the same eps and steps.
 
     Args:
-        target, judge: Networks and the names of their backends.
+        target, judge: Networks.
         data: Of which the first ``count`` are attacked, in the layout of the target.
         config: The training attack.
         shown: Examples for the pictures.
@@ -117,19 +116,18 @@ def compare_attacks(
         target's correct examples that it fools; and, for :func:`spatlib.plots.drift`, the
         examples that drifted most under the training attack, then under PGD.
     """
-    plain = config.evaluation(config.steps)
-    engine, reader = load_engine(target[1]), load_engine(judge[1])
+    engine, reader = engine_of(target), engine_of(judge)
     facts, moved, read, worst = dict[str, Any](), {}, {}, list[int]()
-    for name, attack in (("training", config), ("pgd", plain)):
-        found = engine.examples(target[0], data, attack, count=count, seed=seed)
+    for name, attack in (("training", config), ("pgd", plain_pgd(config, config.steps))):
+        found = attacked_examples(engine, target, data, attack, count, seed)
         x, x_adv, y = found["x"], found["x_adv"], found["y"]
         first, then = (np.moveaxis(v, -1, 1) if reader.CHANNELS_FIRST else v for v in (x, x_adv))
-        report = audit(judge[0], first, then, y, backend=judge[1], bounds=config.bounds, ssim=ssim)
+        report = audit(judge, first, then, y, bounds=config.bounds, ssim=ssim)
         right = found["clean"] == y
         fooled = right & (found["adversarial"] != y)
         facts[name] = report.as_json() | {"success": float(fooled.sum() / max(right.sum(), 1))}
         moved[name], worst = x_adv, [*worst, *report.drifted[:shown]]
-        read[name] = reader.logits(judge[0], then).argmax(axis=1)
+        read[name] = reader.logits(judge, then).argmax(axis=1)
     chosen = list(dict.fromkeys(worst))[:shown]
     pictures = {"x": x[chosen], "y": y[chosen]}
     for name in facts:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .backends import load_extra
-from .config import SPATConfig
+from .config import Threat
+from .engines import engine_of, load_extra
 
 # ART's defaults: steps of Auto-PGD and DeepFool, restarts of Auto-PGD and Square, queries of Square
 STEPS, RESTARTS, QUERIES = 100, 5, 5000
@@ -17,7 +17,7 @@ Pullback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def autoattack(
     pullback: Pullback,
-    threat: SPATConfig,
+    threat: Threat,
     x: np.ndarray,
     y: np.ndarray,
     classes: int,
@@ -60,34 +60,18 @@ def autoattack(
     return found
 
 
-def attack(threat: SPATConfig, model: Any, x: Any, y: Any, **settings: Any) -> Any:
-    """:func:`autoattack` on native tensors of PyTorch or TensorFlow, as an attack of evaluate."""
-    like: Any
-    channels_first = type(x).__module__.partition(".")[0] == "torch"
-    if channels_first:
-        import torch
+def attack(threat: Threat, model: Any, x: Any, y: Any, **settings: Any) -> np.ndarray:
+    """:func:`autoattack` on a batch of tensors, as an attack of :func:`spatlib.evaluate`."""
+    engine = engine_of(model)
+    inputs, labels = (np.asarray(part.cpu() if hasattr(part, "cpu") else part) for part in (x, y))
 
-        def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            leaf = torch.as_tensor(at).to(x).requires_grad_()
-            z = model(leaf)
-            (grad,) = torch.autograd.grad(z, leaf, torch.as_tensor(cotangent).to(z))
-            return z.detach().double().cpu().numpy(), grad.cpu().numpy()
+    def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        z, pull = engine.vjp(model, at)
+        return z, pull(cotangent)
 
-        x_array, labels, like = x.cpu().numpy(), y.cpu().numpy(), lambda v: torch.as_tensor(v).to(x)
-    else:
-        import tensorflow as tf
-
-        def pullback(at: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            leaf = tf.cast(at, x.dtype)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(leaf)
-                z = model(leaf, training=False)
-            grad = tape.gradient(z, leaf, tf.cast(cotangent, z.dtype))
-            return tf.cast(z, tf.float64).numpy(), grad.numpy()
-
-        x_array, labels, like = x.numpy(), y.numpy(), lambda v: tf.cast(v, x.dtype)
-    classes, settings = int(model(x[:1]).shape[1]), settings | {"channels_first": channels_first}
-    return like(autoattack(pullback, threat, x_array, labels, classes, **settings))
+    settings |= {"classes": engine.vjp(model, inputs[:1])[0].shape[1]}
+    settings |= {"channels_first": engine.CHANNELS_FIRST}
+    return autoattack(pullback, threat, inputs, labels, **settings)
 
 
 def cross_entropy(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

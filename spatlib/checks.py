@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ConfigError, DataError
 
+RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
 
 
@@ -17,11 +18,14 @@ def check_batch(
     y_shape: Sequence[int],
     y_dtype: Any,
     y_is_integer: bool,
+    name: str = "x",
 ) -> None:
     """Raise DataError unless x is a float batch (N, ...) and y integer labels (N,)."""
     x_shape, y_shape = tuple(x_shape), tuple(y_shape)
     if not x_is_float:
-        raise DataError(f"x must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
+        raise DataError(
+            f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255"
+        )
     if len(x_shape) < 2:
         raise DataError(f"x must be a batch (N, ...), got shape {x_shape}: add the batch axis")
     if 0 in x_shape:
@@ -45,14 +49,15 @@ def check_images(shape: Sequence[int | None]) -> None:
         )
 
 
-def check_range(x_min: float, x_max: float, bounds: tuple[float, float]) -> None:
+def check_range(x_min: float, x_max: float, bounds: tuple[float, float], name: str = "x") -> None:
     """Raise DataError unless the inputs are finite and inside ``bounds``, up to rounding."""
     lower, upper = bounds
     slack = ROUNDING * (upper - lower)
     if not (lower - slack <= x_min and x_max <= upper + slack):  # also catches NaN
         raise DataError(
-            f"x must hold finite values in [{lower:g}, {upper:g}], got {x_min:g} to {x_max:g}: "
-            "scale it, or set bounds to its range (normalisation is the model's first layer)"
+            f"{name} must hold finite values in [{lower:g}, {upper:g}], got {x_min:g} to "
+            f"{x_max:g}: scale it, or set bounds to its range (normalisation is the model's first "
+            "layer)"
         )
 
 
@@ -75,20 +80,25 @@ def check_logits(shape: Sequence[int | None], batch: int | None) -> None:
         )
 
 
-def check_same_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
-    """Raise DataError unless ``shape`` broadcasts to ``expected`` without growing it."""
+def check_same_shape(
+    name: str, shape: Sequence[int | None], expected: Sequence[int | None]
+) -> None:
+    """Raise DataError unless ``shape`` broadcasts to ``expected`` without growing it.
+
+    A length that is not known yet, None, fits all others.
+    """
     pairs = zip(shape, expected, strict=False)
-    if len(shape) != len(expected) or any(a not in (1, b) for a, b in pairs):
+    if len(shape) != len(expected) or any(a not in (1, b) and None not in (a, b) for a, b in pairs):
         raise DataError(
             f"{name} must broadcast to the shape of x, {tuple(expected)}, got {tuple(shape)}: "
             "give it that shape (a mask may have one channel)"
         )
 
 
-def check_mask_classes(mask_classes: int | None, classes: int) -> None:
+def check_mask_classes(count: int, classes: int) -> None:
     """Raise DataError if the mask is to compare more classes than the model has."""
-    if mask_classes is not None and mask_classes > classes:
+    if count > classes:
         raise DataError(
-            f"mask_classes must be at most {classes}, as the model has no more classes, "
-            f"got {mask_classes}: lower it, or use None for all"
+            f"classes of the mask must be at most the model's {classes}, got {count}: lower it, or "
+            "use None for all"
         )

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, Union, get_type_hints
 
 import tyro
 
 import spatlib
 
-from . import commands
-from .recipes import RECIPES
-from .run import Run
+from . import RECIPES, ConfigError, Mask, Recipe, SPATConfig, Threat, TrainConfig, load_data, plots
+from .audit import compare_attacks
+from .data import as_dataset
+from .engines import engine_of
+from .errors import require_integer
+from .evaluate import attacked_examples
+from .result import Report, table
+from .runs import EVALUATION, Run, load_model
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad input; Ctrl-C
+DEFAULT = "digits"  # the recipe where none is named
+NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    others = (commands.evaluate, commands.audit, commands.show, commands.compare, commands.recipes)
+    commands = (Train, Evaluate, Audit, Show, Compare, Recipes)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"train": _with_defaults(given), **{c.__name__: c for c in others}},
+        command: Any = tyro.extras.subcommand_cli_from_dict(
+            {kind.__name__.lower(): kind for kind in commands},
             prog="spatlib",
             description=spatlib.__doc__,
-            args=given,
-            config=(tyro.conf.OmitArgPrefixes,),
-            registry=_registry(),
+            args=arguments,
+            config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+            registry=NUMBERS,
         )
+        command()
     except spatlib.SpatlibError as error:
         print(f"spatlib: {error}", file=sys.stderr)
         return FAILED if isinstance(error, spatlib.NonFiniteError) else REFUSED
@@ -42,41 +49,257 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _with_defaults(given: Sequence[str]) -> Any:
-    """The train command with the defaults of the recipe, or of the run to resume, in ``given``."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "data", "run-dir"):
-        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_known_args(given)[0]
-    if options.resume and options.run_dir:
-        config, training = Run(options.run_dir, resume=True).configs()
-        return partial(commands.train, config=config, training=training)
-    name = options.recipe or (options.data if options.data in RECIPES else "digits")
-    recipe = RECIPES.get(name, RECIPES["digits"])  # spatlib.train says what is wrong with another
-    return partial(commands.train, recipe=name, config=recipe.config, training=recipe.training)
+@NUMBERS.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Numbers may be fractions, 8/255; the settings refuse by name what is no number."""
 
-
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Numbers may be fractions: 8/255."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    def parse(text: list[str]) -> float:
+    def parse(given: list[str]) -> Any:
+        upper, slash, lower = given[0].partition("/")
         try:
-            return float(Fraction(text[0]))
-        except ZeroDivisionError:
-            raise ValueError(f"{text[0]} divides by zero") from None
+            return float(upper) / float(lower) if slash else float(upper)
+        except (ValueError, ZeroDivisionError):
+            return given[0]
 
-    @registry.primitive_rule
-    def number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is not float:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="NUMBER",
-            instance_from_str=parse,
-            is_instance=lambda value: isinstance(value, int | float),
-            str_from_instance=lambda value: [f"{value:.6g}"],
+    if info.type is not float:
+        return None
+    spec = tyro.constructors.PrimitiveConstructorSpec[Any]
+    return spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
+
+
+def _choices() -> Any:
+    """The recipes as subcommands, whose result is the settings that were given, by group."""
+    choices, flat = [], tyro.conf.OmitArgPrefixes
+    for name, recipe in RECIPES.items():
+        groups: Any = {
+            "threat": flat[_options(Threat, recipe.config)],
+            "attack": flat[_options(SPATConfig, recipe.config)],
+            "mask": _options(Mask, recipe.config.mask or Mask()),
+            "training": flat[_options(TrainConfig, recipe.training)],
+            "recipe": tyro.conf.Suppress[str],
+        }
+        kind: Any = TypedDict(name, groups)  # type: ignore[misc]
+        how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
+        about = tyro.conf.subcommand(name, description=_summary(recipe), **how)
+        choices.append(Annotated[kind, about])
+    return Union[tuple(choices)]  # noqa: UP007
+
+
+def _options(kind: type, defaults: Any) -> Any:
+    """The fields that a class of settings adds, as options; those not given are left out."""
+    options, hints = dict[str, Any](), get_type_hints(kind) | {"mask": bool}
+    for name in kind.__annotations__:
+        value = getattr(defaults, name)
+        hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
+        options[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint=hint)]
+    typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
+    typed.__doc__ = kind.__doc__  # has the help on each
+    return typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a robust classifier: spatlib train [RECIPE] [OPTIONS]. A recipe has its own --help."""
+
+    settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_choices)]
+    model: str | None = None  # Name of the network; default: the recipe's.
+    data: str | None = None  # Name of the data or path of a .npz file; default: the recipe's.
+    data_dir: Path | None = None  # Where the files of named data are, or are downloaded to.
+    limit: int | None = None  # Take the first so many examples, for training and for testing.
+    backend: str | None = None  # torch (the default), tf, or one that a package registered.
+    run_dir: Path | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
+    resume: bool = False  # Go on with the run in run_dir (needs no other option), or begin one.
+    overwrite: bool = False  # Delete the run in run_dir first.
+
+    def __call__(self) -> None:
+        groups, terminal = self.settings, sys.stdout.isatty()
+        recipe = RECIPES[groups["recipe"]]
+        given = {**groups["threat"], **groups["attack"], **groups["training"]}
+        place = _given(name=self.data, dir=self.data_dir, limit=self.limit)
+        run = Run(self.run_dir, resume=True) if self.resume and self.run_dir else None
+        alone = False
+        if run is not None and run.resumed:
+            alone = groups["recipe"] == DEFAULT  # what is not given is as in the run
+            model, data, source = self.model, None, run.settings["data"] or {"name": recipe.data}
+            if alone:
+                config, training = run.configs()
+                recipe = replace(recipe, config=config, training=training)
+        else:
+            _check_eps(recipe, {**given, "data": self.data})
+            model, data, source = self.model or recipe.model, recipe.data, {"name": recipe.data}
+        mask, on = groups["mask"], given.get("mask", True)
+        if mask and not on:
+            raise ConfigError(f"--no-mask leaves no mask to set {', '.join(mask)} of: drop one")
+        if mask or "mask" in given:
+            given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
+        given["progress"] = terminal and given.get("progress", recipe.training.progress)
+        recipe = recipe.change(**given)
+        result = spatlib.train(
+            model,
+            load_data(**{**source, **place}) if place else data,
+            **(_of(recipe, "config", "training") if alone else {"recipe": recipe}),
+            **_of(self, "backend", "run_dir", "resume", "overwrite"),
+            on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
         )
+        if not terminal:
+            print(json.dumps(_of(result, "metrics", "measured_on")))
 
-    return registry
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run whose network is looked at."""
+
+    run: tyro.conf.Positional[Path]  # Directory of the run; the results are written there too.
+    weights: Literal["best", "ema", "last"] | None = None  # Default: the first that there are.
+    data_dir: Path | None = None  # Where the files of the data are; default: as in the training.
+
+    def open(self) -> tuple[Any, Run, Any, str]:
+        """The network, its run, the data that it is measured on, and which part these are."""
+        model, run = load_model(self.run, self.weights)
+        source, training = run.settings["data"], run.configs()[1]
+        if source is None:
+            raise ConfigError(f"run {self.run} is on data of your own: call spatlib.evaluate on it")
+        whole, first = load_data(**{**source, **_given(dir=self.data_dir)}), engine_of(model)
+        cut = _of(training, "validation", "seed")
+        data = as_dataset(whole, channels_first=first.CHANNELS_FIRST, **cut)
+        return model, run, data.measured, "training" if data.test is None else "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Trained):
+    """Measure a run's network, clean and under attack, on the test data if there are any."""
+
+    # Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both), autoattack.
+    attacks: tuple[str, ...] = ("pgd", "margin")
+    steps: int = 20  # Steps of each attack.
+    restarts: int = 1  # Random restarts of each attack.
+    eps: float | None = None  # Radius; default: that of the training.
+    batch_size: int = 256  # Examples per pass.
+    seed: int = 0  # Fixes the random starts.
+    device: str | None = None  # Default: the CPU.
+    limit: int | None = None  # Measure the first so many; default: as many as after the training.
+
+    def __call__(self) -> None:
+        model, run, (x, y), part = self.open()
+        count = None if self.limit is None else require_integer("limit", self.limit, 1)
+        threat = replace(run.configs()[0], **_given(eps=self.eps))
+        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
+        report = spatlib.evaluate(model, (x[:count], y[:count]), threat, **how)
+        facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
+        run.write(EVALUATION, json.dumps(facts, indent=2).encode())
+        print(f"{report}\n{part} data" if sys.stdout.isatty() else json.dumps(facts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Trained):
+    """Ask another run's network how far the attacks on this run's network move the meaning.
+
+    The attacks are that of the run's training and plain PGD at the same eps and steps. Each has
+    its success, the share of the network's correct examples that it fools: a weaker attack must
+    not be mistaken for one that keeps the meaning.
+    """
+
+    judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
+    examples: int = 256  # Attack the first so many, of the test data if there are any.
+    eps: float | None = None  # Radius; default: that of the training.
+    steps: int | None = None  # Steps of both attacks; default: that of the training.
+    ssim: bool = False  # Measure the structural similarity too (needs the extra audit).
+    shown: int = 6  # Pictures of the examples that drifted most.
+    seed: int = 0  # Fixes starts and masks.
+
+    def __call__(self) -> None:
+        if self.run.resolve() == self.judge.resolve():
+            raise ConfigError(f"judge is the run itself, {self.run}: train another with --seed")
+        model, run, data, _ = self.open()
+        judge, other = load_model(self.judge, self.weights)
+        its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
+        if its != own:
+            raise ConfigError(f"judge learnt {its}, the run {own}: train a judge on the same data")
+        changed = _given(eps=self.eps, steps=self.steps)
+        changed |= {"step_size": None} if changed else {}  # the step size follows them
+        config = replace(run.configs()[0], **changed)
+        how = _of(self, "shown", "seed", "ssim")
+        found, pictures = compare_attacks(model, judge, data, config, count=self.examples, **how)
+        facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
+        run.write("audit.json", json.dumps(facts, indent=2).encode())
+        if pictures["x"].ndim == 4 and len(pictures["x"]):
+            run.write("audit.png", plots.drift(pictures, config.bounds))
+        print(json.dumps(facts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Trained):
+    """Draw a run's training curves, and test images with mask (if any) and perturbation."""
+
+    count: int = 8  # Images on the sheet.
+
+    def __call__(self) -> None:
+        model, run, data, _ = self.open()
+        config = run.configs()[0]
+        shown = attacked_examples(engine_of(model), model, data, config, self.count)
+        pictures = {"curves.png": plots.curves(run.history())}
+        pictures["sheet.png"] = plots.sheet(shown, config.bounds)
+        for name, picture in pictures.items():
+            run.write(name, picture)
+            print(run.directory / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Set the evaluations of runs side by side, one row each."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # Directories that spatlib evaluate has measured.
+
+    def __call__(self) -> None:
+        reports = {}
+        for run in self.runs:
+            content = Run(run, resume=True).read(EVALUATION)
+            if content is None:
+                raise ConfigError(f"{run} was not evaluated: run spatlib evaluate {run}")
+            try:
+                reports[str(run)] = Report.from_json(json.loads(content))
+            except (ValueError, KeyError, TypeError) as error:
+                what = f"{run / EVALUATION} is no evaluation ({type(error).__name__}: {error})"
+                raise spatlib.DataError(f"{what}: run spatlib evaluate {run}") from error
+        kinds = {(r.threat, r.count, r.restarts, tuple(r.metrics)) for r in reports.values()}
+        if len(kinds) != 1:
+            raise ConfigError(
+                f"runs must be measured alike (attacks, eps, examples), got {len(kinds)} kinds of "
+                "measurement: run spatlib evaluate on each with the same options"
+            )
+        facts = {name: report.as_json() for name, report in reports.items()}
+        first = reports[str(self.runs[0])]
+        print(table(reports, first) if sys.stdout.isatty() else json.dumps(facts))
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes."""
+
+    def __call__(self) -> None:
+        for name, recipe in RECIPES.items():
+            print(f"{name:18} {_summary(recipe)}")
+
+
+def _check_eps(recipe: Recipe, given: dict[str, Any]) -> None:
+    """ConfigError if the recipe's eps would be that of other data, another norm or range."""
+    config = recipe.config
+    for name, its in {"data": recipe.data, "norm": config.norm, "bounds": config.bounds}.items():
+        if given.get(name) not in (None, its) and "eps" not in given:
+            raise ConfigError(
+                f"the recipe's eps is for {name} {its}: pass --eps for {given[name]}, or name "
+                "another recipe"
+            )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _of(owner: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in names}
+
+
+def _summary(recipe: Recipe) -> str:
+    c, t = recipe.config, recipe.training
+    attack = f"{c.norm} eps {c.eps:.4g}, {c.steps} steps"
+    return f"{recipe.model:16} {attack}; {t.epochs} epochs, {t.schedule}; {recipe.source}"

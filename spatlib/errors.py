@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
-
 
 LONGEST = 80  # characters of a value that an error quotes
 
@@ -31,8 +30,8 @@ class NonFiniteError(DataError):
     """The training loss or a gradient stopped being finite.
 
     Attributes:
-        result: The :class:`spatlib.Result` so far, not evaluated; ``result.model`` holds the last
-            good weights.
+        result: The :class:`spatlib.Result` so far, not evaluated; ``result.model`` holds the
+            weights of the last whole epoch.
         history: Its epochs.
     """
 
@@ -41,10 +40,10 @@ class NonFiniteError(DataError):
 
     @classmethod
     def at(cls, step: int, history: list[dict[str, float]]) -> NonFiniteError:
-        """The error of a training whose ``step`` was left out."""
+        """The error of a training that went wrong at ``step``."""
         error = cls(
-            f"the loss or its gradient is not finite at step {step}: the model holds the weights "
-            "from before it; lower lr, or look at the data of that step"
+            f"the loss or a weight is not finite at step {step}: the model holds the weights "
+            "of the last whole epoch; lower lr, or look at the data of that step"
         )
         error.history = history
         return error
@@ -59,7 +58,7 @@ def require(condition: bool, name: str, what: str, value: Any) -> None:
 def shown(value: Any) -> str:
     """The value as code, on one line and short enough for a sentence."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def require_number(name: str, value: Any) -> float:
@@ -95,3 +94,22 @@ def require_type(name: str, value: Any, kind: type) -> None:
     """ConfigError unless ``value`` is a ``kind``."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")
+
+
+def integers(settings: Any, least: dict[str, int], optional: dict[str, int] | None = None) -> None:
+    """Make fields plain ints (NumPy's have no place in JSON), each of at least so much.
+
+    Those of ``optional`` may be None.
+    """
+    for name, lowest in (least | (optional or {})).items():
+        value = getattr(settings, name)
+        if value is not None or name in least:
+            object.__setattr__(settings, name, require_integer(name, value, lowest))
+
+
+def numbers(settings: Any, names: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Make fields plain floats; those of ``optional`` may be None."""
+    for name in (*names, *optional):
+        value = getattr(settings, name)
+        if value is not None or name in names:
+            object.__setattr__(settings, name, require_number(name, value))

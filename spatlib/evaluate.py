@@ -1,26 +1,21 @@
-"""Measure a classifier under attack: what is run and who survives, once for all engines."""
+"""Measure a classifier under attack: what is run, once for all engines."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import autoattack
-from .backends import load_engine
-from .config import SPATConfig
-from .core.apgd import auto_ascend
-from .core.ops import Array, Ops, rivals
-from .core.projection import feasible_box
-from .core.step import initial, step
-from .core.target import attack_loss
-from .data import load
+from .config import SPATConfig, Threat, plain_pgd
+from .core.target import TARGETS
+from .data import as_dataset, is_pair
+from .engines import Engine, engine_of
 from .errors import ConfigError, DataError, require_integer, require_type
-from .recipes import find
+from .recipes import Recipe, find_recipe
 from .result import Report
 
 TITLES = {
@@ -31,27 +26,22 @@ TITLES = {
     "apgd-t": "targeted APGD-DLR-{steps} ({targets})",
     "apgd": "APGD-{steps} (CE and targeted DLR)",
 }
-AUTO = ("apgd-ce", "apgd-t")
-PARTS = {"apgd": AUTO}  # attacks that one name stands for
-TARGETS = 9  # as many as AutoAttack has
 ORDERS = {"Linf": math.inf, "L2": 2, "L1": 1}
+ATTACKS = ("pgd", "margin")
 
 
 def evaluate(
     model: Any,
-    data: Any = ...,
+    data: Any = None,
+    threat: Threat | None = None,
     *,
-    recipe: str | None = None,
-    backend: str = "torch",
-    config: SPATConfig | None = None,
-    attacks: Sequence[Any] = ("pgd", "margin"),
+    recipe: str | Recipe | None = None,
+    attacks: Sequence[Any] = ATTACKS,
     steps: int = 20,
     restarts: int = 1,
     batch_size: int = 256,
     seed: int = 0,
     device: str | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    examples: int | None = None,
 ) -> Report:
     """Accuracy, clean and under each attack.
 
@@ -61,11 +51,11 @@ def evaluate(
     one. All named attacks begin at the same random starts, so none changes the figures of another.
 
     Args:
-        model: Gives logits (N, K); moved to ``device``, otherwise left as it was.
-        data: As for :func:`spatlib.train`; the test part if there is one.
-        backend: ``"torch"``, ``"tf"``, or a name that another package registered.
+        model: A torch.nn.Module, a keras.Model, or a model of a package that registered an
+            engine; gives logits (N, K). It is moved to ``device``, otherwise left as it was.
+        data: As for :func:`spatlib.train`; the test part if there is one. Default: the recipe's.
+        threat: eps, norm and bounds (a SPATConfig is one); default: those of the recipe.
         recipe: As for :func:`spatlib.train`.
-        config: The threat model: eps, norm, bounds. Default: the recipe's, else ``SPATConfig()``.
         attacks: ``"pgd"``: PGD with cross-entropy (metric ``pgd20``). ``"margin"``: with max over
             k != y of z_k - z_y (``margin20``; Carlini & Wagner 2017). ``"targeted"``: with
             z_t - z_y, one run for each t of the min(9, K - 1) classes with the highest clean
@@ -78,44 +68,74 @@ def evaluate(
             (N,): called once per batch; the metric has their ``__name__`` or class name.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
         restarts: Random restarts of each named attack.
-        batch_size: Examples per pass (ignored for data that comes in batches).
+        batch_size: Examples per pass (ignored for data that comes in batches); the random starts
+            of a seed differ from one size to another.
         seed: Fixes the random starts (a callable has to seed itself).
         device: Where to evaluate; default: where the model is.
-        data_dir: As for :func:`spatlib.train`.
-        examples: Measure the first so many only; default all.
 
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it (a
             DataError too if a callable leaves bounds or ball by more than rounding).
     """
-    if config is not None:
-        require_type("config", config, SPATConfig)
-    require_integer("restarts", restarts, 1)
     require_integer("batch_size", batch_size, 1)
-    require_integer("seed", seed, 0)
-    if examples is not None:
-        require_integer("examples", examples, 1)
-    chosen, data = find(recipe, data)
-    engine = load_engine(backend)
-    dataset = load(
-        data,
-        channels_first=engine.CHANNELS_FIRST,
-        data_dir=data_dir,
-        examples=examples,
-        test_examples=examples,
-    )
-    config = config or (chosen.config if chosen else SPATConfig())
-    return engine.evaluate(
-        model,
-        dataset.measured,
-        config,
-        attacks=attacks,
-        steps=steps,
-        restarts=restarts,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-    )
+    chosen = find_recipe(recipe, data)
+    threat, engine = threat_of(threat, chosen, "threat"), engine_of(model)
+    data = chosen.data if data is None and chosen else data
+    dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST)
+    evaluation = Evaluation(threat, attacks, steps, restarts, seed)
+    return measure(engine, model, dataset.measured, evaluation, batch_size, device)
+
+
+def measure(
+    engine: Engine,
+    model: Any,
+    data: Any,
+    evaluation: Evaluation,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> Report:
+    """The report of an evaluation by its engine."""
+    return evaluation.report(*engine.survivors(model, data, evaluation, batch_size, device))
+
+
+def attacked_examples(
+    engine: Engine, model: Any, data: Any, config: SPATConfig, count: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """The first examples of ``data`` under the training attack, as :mod:`spatlib.plots` draws them.
+
+    Returns:
+        Arrays with channels last: ``x``, ``x_adv`` and ``mask``; the labels ``y``, and those
+        predicted for x and x', ``clean`` and ``adversarial`` (N,).
+    """
+    x, y = data if is_pair(data) else next(iter(data))
+    x, y = x[:count], y[:count]
+    x_adv, mask = engine.perturb(model, x, y, config, seed)
+    x = np.asarray(x.cpu() if hasattr(x, "cpu") else x)
+    if x.dtype == np.uint8:
+        lower, upper = config.bounds
+        x = (lower + (upper - lower) * (x / 255)).astype(x_adv.dtype)
+    mask = np.ones_like(x) if mask is None else mask
+    labels = np.asarray(y.cpu() if hasattr(y, "cpu") else y).reshape(len(x), -1)
+    shown = {"x": x, "x_adv": x_adv, "mask": mask}
+    if engine.CHANNELS_FIRST:
+        shown = {name: np.moveaxis(value, 1, -1) for name, value in shown.items()}
+    read = {"clean": x, "adversarial": x_adv}
+    read = {name: engine.logits(model, value).argmax(axis=1) for name, value in read.items()}
+    one_hot = labels.shape[1] > 1
+    return {**shown, **read, "y": labels.argmax(axis=1) if one_hot else labels[:, 0]}
+
+
+def threat_of(threat: Any, recipe: Recipe | None, name: str) -> Threat:
+    """The threat model asked for, else the recipe's; ConfigError if there is neither."""
+    if threat is not None:
+        require_type(name, threat, Threat)
+        return threat  # type: ignore[no-any-return]
+    if recipe is None:
+        raise ConfigError(
+            f"{name} must be given for data of your own: state what an attack may do, e.g. "
+            'spatlib.SPATConfig(eps=8 / 255, norm="Linf") for images in [0, 1]'
+        )
+    return recipe.config
 
 
 class Evaluation:
@@ -127,13 +147,21 @@ class Evaluation:
     """
 
     def __init__(
-        self, config: SPATConfig, attacks: Sequence[Any], steps: int, restarts: int, seed: int
+        self,
+        threat: Threat,
+        attacks: Sequence[Any] = ATTACKS,
+        steps: int = 20,
+        restarts: int = 1,
+        seed: int = 0,
     ) -> None:
-        self.config, self.threat = config, config.evaluation(steps)
-        self.seeds = [seed + 7919 * r for r in range(restarts)]
+        seed, restarts = require_integer("seed", seed, 0), require_integer("restarts", restarts, 1)
+        self.threat, self.seeds = (
+            plain_pgd(threat, steps),
+            [seed + 7919 * r for r in range(restarts)],
+        )
         self.keys, self.named, self.callables = ["clean"], dict[str, Any](), dict[str, Any]()
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
-            if isinstance(item, str) and item == "autoattack" and config.norm != "L1":
+            if isinstance(item, str) and item == "autoattack" and threat.norm != "L1":
                 item = partial(autoattack.attack, self.threat)
                 item.__name__ = "autoattack"  # type: ignore[attr-defined]
             named = isinstance(item, str) and item in TITLES
@@ -144,7 +172,7 @@ class Evaluation:
                     "attack(model, x, y), each of another name (its __name__), "
                     f"got {item!r}{' again' * (key in self.keys)}"
                 )
-            if named and item.startswith("apgd") and config.norm == "L1":
+            if named and item.startswith("apgd") and threat.norm == "L1":
                 raise ConfigError(
                     f"attacks has {item!r}, whose step sizes are those for Linf and L2: "
                     "in L1 use 'pgd', 'margin' or 'targeted'"
@@ -159,7 +187,7 @@ class Evaluation:
         count, restarts = min(TARGETS, classes - 1), len(self.seeds) if self.named else 0
         facts = {"steps": self.threat.steps, "targets": f"{count} target{'s' * (count > 1)}"}
         titles = {key: TITLES[name].format(**facts) for key, name in self.named.items()}
-        return Report.of(found, labels, classes, self.config, titles, restarts)
+        return Report.of(found, labels, classes, self.threat, titles, restarts)
 
     def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
         """Raise DataError if a callable's x_adv leaves bounds or ball by more than rounding.
@@ -183,68 +211,3 @@ class Evaluation:
                 f"distances up to {eps:g}, got values {max(outside, 0):.3g} outside, distances "
                 f"{max(beyond, 0):.3g} more: clip or project what the attack returns"
             )
-
-
-def survivors(
-    ops: Ops,
-    threat: SPATConfig,
-    named: Mapping[str, str],
-    batch: tuple[Array, Array, Array],
-    logits_of: Callable[[Array], Array],
-    slope: Callable[..., tuple[Array, Array, Array]],
-    starts: Iterable[Array],
-) -> dict[str, Array]:
-    """By ``clean`` and each attack's key, boolean (N,): True where an example counts as correct.
-
-    Args:
-        threat, named: Of :class:`Evaluation`; the values are names for :func:`attack_loss`.
-        batch: x (N, ...), its logits and its one-hot labels (N, K).
-        logits_of: x -> logits, without gradients.
-        slope: (x, loss of logits) -> the loss (N,), its gradient (N, ...), and the logits.
-        starts: One raw perturbation (N, ...) per restart.
-    """
-    x, clean, label = batch
-    lower, upper = feasible_box(ops, x, None, threat.eps, threat.bounds)
-    limits: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
-    others = rivals(ops, clean, label)
-
-    def moved(d: Array) -> Array:
-        return ops.clip(x + d, *threat.bounds)
-
-    def run(name: str, d: Array, rest: Array, robust: Array) -> tuple[Array, Array]:
-        goal = ops.argmax_one_hot(rest)
-
-        def look(d: Array) -> tuple[Array, Array, Array]:
-            value, grad, z = slope(moved(d), lambda z: attack_loss(ops, name, z, label, goal))
-            return value, grad, is_correct(ops, z, label)
-
-        def climb(d: Array) -> tuple[Array]:
-            return (
-                step(ops, d, look(d)[1], None, lower, upper, step_size=threat.step_size, **limits),
-            )
-
-        if name in AUTO:
-            _, right = auto_ascend(ops, look, d, lower, upper, steps=threat.steps, **limits)
-        else:
-            (d,) = ops.repeat(climb, threat.steps, (d,))
-            right = is_correct(ops, logits_of(moved(d)), label)
-        return rivals(ops, rest, goal), robust & right
-
-    verdicts = dict.fromkeys(("clean", *named), is_correct(ops, clean, label))
-    targets = min(TARGETS, int(label.shape[1]) - 1)
-    for start in starts:
-        d = initial(ops, start, None, lower, upper, **limits)
-        started = is_correct(ops, logits_of(moved(d)), label)
-        for key, name in named.items():
-            verdicts[key] = verdicts[key] & started
-            for part in PARTS.get(name, (name,)):
-                runs = targets if part in ("targeted", "apgd-t") else 1
-                state = (others, verdicts[key])
-                _, verdicts[key] = ops.repeat(partial(run, part, d), runs, state)
-    return verdicts
-
-
-def is_correct(ops: Ops, logits: Array, label: Array) -> Array:
-    """Boolean (N,), True where the label has the largest logit, False where a logit is NaN."""
-    total = ops.sum(logits, axis=1)
-    return (ops.sum(ops.argmax_one_hot(logits) * label, axis=1) > 0) & (total == total)

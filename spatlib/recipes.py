@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import difflib
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .config import SPATConfig
-from .errors import require_choice
+from .config import Mask, SPATConfig
+from .errors import ConfigError, require_choice
 from .train_config import TrainConfig
+
+OWNERS = {field.name: "config" for field in fields(SPATConfig)}
+OWNERS |= {field.name: "training" for field in fields(TrainConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +34,51 @@ class Recipe:
     std: tuple[float, ...] | None = None
     source: str
 
+    def change(self, **settings: Any) -> Recipe:
+        """The recipe with other settings: fields of its config, its training, or its own.
 
-def find(name: Any, data: Any) -> tuple[Recipe | None, Any]:
-    """The recipe of this name, or else of the data's, if any; and the data, by default its own.
+        ``RECIPES["mnist"].change(steps=20, epochs=5)`` keeps all else, validation and warm-up too
+        (which ends one epoch before the training at the latest).
+
+        Raises:
+            ConfigError: A setting that none of them has, or a value out of its range.
+        """
+        own = [field.name for field in fields(Recipe)]
+        parts = dict[str, dict[str, Any]](config={}, training={}, own={})
+        for name, value in settings.items():
+            owner = "own" if name in own else OWNERS.get(name)
+            if owner is None:
+                near = difflib.get_close_matches(name, [*OWNERS, *own], 1)
+                raise ConfigError(
+                    f"{name} is no setting of a recipe: name one of SPATConfig, TrainConfig or "
+                    f"Recipe{f', perhaps {near[0]}' if near else ''}"
+                )
+            parts[owner][name] = value
+        epochs, warmup = settings.get("epochs"), self.training.eps_warmup
+        if isinstance(epochs, int) and 0 < epochs <= warmup:
+            parts["training"].setdefault("eps_warmup", epochs - 1)
+        config = replace(self.config, **parts["config"])
+        training = replace(self.training, **parts["training"])
+        changed: Recipe = replace(replace(self, config=config, training=training), **parts["own"])
+        return changed
+
+
+def find_recipe(recipe: Any, data: Any) -> Recipe | None:
+    """The recipe asked for, by itself or by name; else that of the data's name, if it has one.
+
+    Without any data that of the digits.
 
     Raises:
         ConfigError: No recipe of this name.
     """
-    if name is None:
-        data = "digits" if data is ... else data
-        return RECIPES.get(data) if isinstance(data, str) else None, data
-    require_choice("recipe", name, RECIPES)
-    return RECIPES[name], RECIPES[name].data if data is ... else data
+    if recipe is None:
+        name = "digits" if data is None else getattr(data, "source", None) or data
+        name = name["name"] if isinstance(name, dict) else name
+        return RECIPES.get(name) if isinstance(name, str) else None
+    if isinstance(recipe, Recipe):
+        return recipe
+    require_choice("recipe", recipe, RECIPES)
+    return RECIPES[recipe]
 
 
 _DIGITS = Recipe(
@@ -56,18 +93,18 @@ _MNIST = Recipe(
     model="mnist_cnn",
     # Threat model and attack of arXiv:1706.06083; SGD without decay as in the code of TRADES. The
     # mask instead of the smoothing by docs/evidence.md.
-    config=SPATConfig(eps=0.3, step_size=0.01, steps=40, smoothing=0.0, share="min"),
+    config=SPATConfig(eps=0.3, step_size=0.01, steps=40, smoothing=0.0, mask=Mask()),
     training=TrainConfig(
         epochs=100, lr=0.01, weight_decay=0, schedule="piecewise", eps_warmup=5, validation=1000
     ),
     source="arXiv:1706.06083, 1901.08573",
 )
-# Attack and SGD of arXiv:2002.11569. Piecewise here is a tenth at epochs 75 and 90, as in the
-# code of TRADES (theirs: 100 and 150 of 200).
+# Attack (step size 2/255) and SGD of arXiv:2002.11569. Piecewise here is a tenth at epochs 75 and
+# 90, as in the code of TRADES (theirs: 100 and 150 of 200).
 _CIFAR10 = Recipe(
     data="cifar10",
     model="preact_resnet18",
-    config=SPATConfig(eps=8 / 255, step_size=2 / 255, steps=10),
+    config=SPATConfig(eps=8 / 255, steps=10),
     training=TrainConfig(epochs=100, schedule="piecewise", augment="crop-flip", validation=1000),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2471, 0.2435, 0.2616),

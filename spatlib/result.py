@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import SPATConfig
+from .config import SPATConfig, Threat
 from .train_config import TrainConfig
 
 Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
@@ -23,7 +23,7 @@ class Report:
             ``margin20``, ...): the share of examples that are classified correctly clean and on
             everything that this attack made of them, as :func:`spatlib.evaluate` says.
         count: Number of examples.
-        config: The threat model: eps, norm, bounds (its mask, smoothing and guard play no part).
+        threat: eps, norm and bounds of the attacks.
         restarts: Random restarts of each named attack.
         per_class: The same for the examples of each class, NaN where there are none.
         attacks: What the named attacks are called in print; others go by their key.
@@ -31,7 +31,7 @@ class Report:
 
     metrics: dict[str, float]
     count: int
-    config: SPATConfig
+    threat: Threat
     restarts: int = 1
     per_class: dict[str, list[float]] = field(default_factory=dict)
     attacks: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Report:
         verdicts: dict[str, np.ndarray],
         labels: np.ndarray,
         classes: int,
-        config: SPATConfig,
+        threat: Threat,
         attacks: dict[str, str],
         restarts: int = 1,
     ) -> Report:
@@ -58,7 +58,7 @@ class Report:
         return cls(
             metrics={name: float(right.mean()) for name, right in verdicts.items()},
             count=len(labels),
-            config=config,
+            threat=Threat(eps=threat.eps, norm=threat.norm, bounds=threat.bounds),
             restarts=restarts,
             per_class=per_class,
             attacks=attacks,
@@ -80,8 +80,7 @@ class Report:
             name: [math.nan if p is None else p for p in shares]
             for name, shares in values["per_class"].items()
         }
-        config = SPATConfig(**values["config"])
-        return cls(**known | {"per_class": per_class, "config": config})
+        return cls(**known | {"per_class": per_class, "threat": Threat(**values["threat"])})
 
     @property
     def interval(self) -> dict[str, tuple[float, float]]:
@@ -100,10 +99,8 @@ class Result:
         model: The trained model, with its best, averaged or last weights (:func:`spatlib.train`).
         history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on the training
             batches under their attack), ``stall_rate``, ``lr``, ``seconds``.
-        metrics: Accuracies in [0, 1] of ``model`` (keys as in :class:`Report`) on the test data,
-            or on the training data if there is no other: see ``measured_on``.
-        measured_on: ``"test"`` or ``"training"``.
         config, training: The settings used.
+        measured_on: ``"test"``, or ``"training"`` if there are no other data.
         report, baseline: The reports on ``model`` and, if asked for, on an ordinarily trained
             network of the same architecture, schedule and seed.
     """
@@ -115,12 +112,18 @@ class Result:
     measured_on: str = "test"
     report: Report | None = None
     baseline: Report | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The accuracies of ``report``, empty if there is none."""
+        return {} if self.report is None else self.report.metrics
 
     def __str__(self) -> str:
+        if self.report is None:
+            return "not evaluated"
         rows = {"standard": self.baseline, "SPAT": self.report}
-        reports = {name: report for name, report in rows.items() if report is not None}
-        return table(reports, self.report) if self.report is not None else "not evaluated"
+        text = table({name: row for name, row in rows.items() if row is not None}, self.report)
+        return text if self.measured_on == "test" else f"{text}; these are the training data"
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -151,6 +154,6 @@ def table(rows: dict[str, Report], shared: Report) -> str:
     starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
     note = (
         f"accuracy [95 % interval] on {shared.count} examples; attacks: "
-        f"{shared.config.norm} eps {shared.config.eps:.4g}, {starts}"
+        f"{shared.threat.norm} eps {shared.threat.eps:.4g}, {starts}"
     )
     return "\n".join([*text, note])

@@ -1,8 +1,10 @@
-"""What changes in the course of a training: the learning rate, and eps at its beginning."""
+"""What follows from the number of a step or an epoch: the rate, eps, the seeds of random draws."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+
+import numpy as np
 
 from .config import SPATConfig
 from .errors import ConfigError
@@ -26,7 +28,8 @@ def warmed_up(config: SPATConfig, warmup: int, epoch: int) -> SPATConfig:
     if epoch >= warmup:
         return config
     part = (epoch + 1) / (warmup + 1)
-    return replace(config, eps=part * config.eps, step_size=part * config.step_size)
+    size = None if config.step_size is None else part * config.step_size
+    return replace(config, eps=part * config.eps, step_size=size)
 
 
 def check_length(schedule: str, steps: int) -> None:
@@ -36,3 +39,12 @@ def check_length(schedule: str, steps: int) -> None:
             f"schedule must be 'constant' for data of unknown length, got {schedule!r}: "
             "set that, or give the data a __len__"
         )
+
+
+def fold(seed: int, *numbers: int) -> int:
+    """A seed in 0..2**63 - 1 for one purpose: a hash of ``seed`` and e.g. epoch, step, purpose.
+
+    Every random draw of PyTorch's loop has such a seed, so no state of a generator has to be saved.
+    """
+    words = np.random.SeedSequence((seed, *numbers)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1

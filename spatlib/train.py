@@ -1,8 +1,7 @@
-"""Train a robust classifier: validate, load the engine, call it."""
+"""Train a robust classifier: settings, engine, data, model, fit, measure, plots."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -13,28 +12,27 @@ from typing import Any
 import numpy as np
 
 from . import plots
-from .backends import Engine, load_engine
 from .config import SPATConfig
-from .data import NAMES, Dataset, is_pair, load
+from .data import Dataset, as_dataset, is_pair, load_data
+from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require_type
-from .monitor import CLEAN, ROBUST, Monitor, validation
-from .recipes import Recipe, find
-from .result import Result
-from .run import Run
+from .evaluate import Evaluation, attacked_examples, measure, threat_of
+from .monitor import CLEAN, ROBUST, SINGLE, Monitor
+from .recipes import Recipe, find_recipe
+from .result import Report, Result
+from .runs import STANDARD, Run
 from .train_config import TrainConfig
-
-FREE = ("progress", "device", "checkpoint_minutes")  # may differ from those of the run resumed
 
 
 def train(
     model: Any = None,
-    data: Any = ...,
+    data: Any = None,
     *,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     backend: str | None = None,
     config: SPATConfig | None = None,
     training: TrainConfig | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
+    optimizer: Any = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -46,22 +44,31 @@ def train(
         model: Gives logits (N, K); trained in place, where it is (CPU or accelerator). Or the
             name of one to build for these images (``"wrn34_10"``): see ``MODELS`` in the
             engine's ``models``. Default: the recipe's.
-        data: A name (``"digits"``), ``(x, y)``, ``((x, y), (x_test, y_test))`` of arrays or
-            tensors with x in ``config.bounds``, an iterable of batches such as a DataLoader, or
-            a pair of them. Images are (N, C, H, W) for torch, (N, H, W, C) for tf. Left out: the
-            recipe's, or the digits.
-        recipe: A key of ``spatlib.recipes.RECIPES``, for the arguments that are left out and the
-            normalisation of a model that is built. Default: the one of the data's name.
+        data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)``,
+            ``((x, y), (x_test, y_test))`` of arrays or tensors with x in ``config.bounds``, an
+            iterable of batches such as a DataLoader, for torch a map-style data set of items
+            (x, y), or a pair of them. Images are (N, C, H, W) for torch, (N, H, W, C) for tf. Left
+            out: the recipe's, or the digits.
+        recipe: A :class:`spatlib.Recipe` or the name of one, for the arguments that are left out
+            and the normalisation of a model that is built. Default: the one of the data's name.
+            ``RECIPES["mnist"].change(steps=20, epochs=5)`` has other settings.
         backend: ``"torch"`` (the default), ``"tf"``, or one that another package registered.
-        config: Threat model and method; default: the recipe's, else ``SPATConfig()``.
-        training: Schedule; default likewise.
-        data_dir: Where the files of named data are; see :func:`spatlib.data.load`.
-        run_dir: Directory for settings, metrics, weights and checkpoints (:class:`Run`), written
-            from the moment training begins; of several processes each needs its own.
+        config: Threat model and method; default: the recipe's. Data of your own need one.
+        training: Schedule; default: the recipe's, else ``TrainConfig()``.
+        optimizer: A function from parameters to a torch optimizer, such as
+            ``lambda p: torch.optim.AdamW(p, lr=1e-3)``; for tf a Keras optimizer or a function
+            that makes one. Default: SGD with ``lr``, ``momentum`` and ``weight_decay`` of
+            ``training``; the schedule is applied to its rate in either case.
+        run_dir: Directory for settings, metrics, weights and checkpoints, written from the moment
+            training begins (:class:`spatlib.runs.Run`); of several processes each needs its own.
         resume: Go on with the run in ``run_dir``, bit for bit as if it had never stopped (Keras:
-            from its last whole epoch). Omitted arguments are read from the run, except a model or
-            data of your own, which have to be passed again.
-        overwrite: Delete the run in ``run_dir`` first.
+            from its last whole epoch), or begin one. What neither an argument nor ``recipe``
+            settles is read from the run, and so are omitted data; but a model, data or an
+            optimizer of your own have to be passed again. Settings may differ from the run's in
+            ``epochs``, ``device`` (of the same kind), ``progress`` and ``checkpoint_minutes``
+            only. With more epochs a schedule other than ``"constant"`` goes on where it would be
+            in a run of that length.
+        overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 
     Returns:
@@ -72,162 +79,158 @@ def train(
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
         NonFiniteError: The loss or a gradient is not finite; the model keeps (and ``.result``
-            of the error holds) the last good weights.
+            of the error holds) the weights of the last whole epoch.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
-    if config is not None:
-        require_type("config", config, SPATConfig)
-    if training is not None:
-        require_type("training", training, TrainConfig)
     if run_dir is None and (resume or overwrite):
         raise ConfigError("run_dir must name the run to resume or overwrite, got None")
+    if optimizer is not None and training is not None:
+        _check_beside(training)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
-    if run is not None and resume:
-        config, training = _resumed(run, backend, config, training)
-        model, data, recipe = _taken_up(run, model, data, recipe)
-        backend, data_dir = run.settings["backend"], data_dir or run.settings["data_dir"]
-    chosen, data = find(recipe, data)
-    config = config or (chosen.config if chosen else SPATConfig())
-    training = training or (chosen.training if chosen else TrainConfig())
-    backend = backend or "torch"
-    settings = {
-        "backend": backend,
-        "recipe": recipe,
-        "data": _absolute(data),
-        "data_dir": _absolute(data_dir),
-        "config": asdict(config),
-        "training": asdict(training),
-    }
-    engine = load_engine(backend)
-    dataset = read_data(data, engine, training, data_dir)
-    model = model or (chosen and chosen.model)
+
+    # Settings: those passed, else those of the run that goes on, else the recipe's.
+    chosen = find_recipe(recipe, data)
+    if run is not None and run.resumed:
+        saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
+        backend = backend or run.settings["backend"]
+        data = load_data(**run.settings["data"]) if data is None else data
+        if recipe is None:
+            chosen, config, training = saved, config or saved.config, training or saved.training
+    config, training = _settings(chosen, recipe is not None, config, training)
+    if chosen is not None:
+        data = chosen.data if data is None else data
+        model = chosen.model if model is None else model
     if model is None:
-        raise ConfigError(
-            "model must be given for data of your own: pass a network that returns logits, "
-            "or the name of one"
-        )
-    built: dict[str, Any] = {}
+        what = "a network that returns logits, or the name of one"
+        raise ConfigError(f"model must be given for data of your own: pass {what}")
+    if training.baseline and not isinstance(model, str):
+        if chosen is None or training is not chosen.training:
+            what = "a network of your own, of which spatlib cannot build a second one"
+            raise ConfigError(f"baseline must be False for {what}: pass the name of a network")
+        warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
+        training = replace(training, baseline=False)
+
+    # Engine, data, model; nothing is written before all of them are checked.
+    backend = backend or "torch"
+    engine = load_engine(backend)
+    first, held = engine.CHANNELS_FIRST, training.validation
+    dataset = as_dataset(data, channels_first=first, validation=held, seed=training.seed)
+    built = None
     if isinstance(model, str):
         built = _architecture(engine, model, dataset, config, chosen)
-    elif training.baseline:
-        training = replace(training, baseline=False)  # nothing to build the second network from
-    for part in (dataset.validation, dataset.test):  # before the time for training is spent
+    if run is not None:
+        settings = {"backend": backend, "data": dataset.source, "architecture": built}
+        settings |= {"config": asdict(config), "training": asdict(training)}
+        run.describe(settings | {"optimizer": optimizer is not None})
+    for part in (dataset.validation, dataset.test):
         if part is not None:
             engine.check(part, config)
-    if run is not None and not resume:
-        run.describe(settings | {"architecture": built})
-    fit = partial(_fit, engine, dataset, config, training, on_epoch)
+
+    # Fit and measure, the baseline first.
+    fit = partial(_fit, engine, dataset, (config, training), optimizer, on_epoch)
     baseline = None
-    if training.baseline:
-        own = run and run.part("standard")
-        _, baseline = fit(engine.build_model(seed=training.seed, **built), own, ordinary=True)
-    if built:
+    if built is not None:
+        if training.baseline:
+            standard = engine.build_model(seed=training.seed, **built)
+            _, baseline = fit(standard, run and run.part(STANDARD), ordinary=True)
         model = engine.build_model(seed=training.seed, **built)
+    known = {"model": model, "config": config, "training": training, "baseline": baseline}
     try:
         history, report = fit(model, run)
     except NonFiniteError as error:
-        error.result = Result(model=model, history=error.history, config=config, training=training)
+        error.result = Result(**known, history=error.history)
         raise
-    result = Result(
-        model=model,
-        history=history,
-        metrics=report.metrics,
-        measured_on="training" if dataset.test is None else "test",
-        config=config,
-        training=training,
-        report=report,
-        baseline=baseline,
-    )
+    measured_on = "training" if dataset.test is None else "test"
+    result = Result(**known, history=history, report=report, measured_on=measured_on)
+
+    # Plots.
     if run is not None:
-        _write_plots(run, engine, result, dataset)
+        _write_plots(run, engine, result, dataset.measured)
     if training.progress:
         print(result)
     return result
 
 
-def read_data(
-    data: Any, engine: Engine, training: TrainConfig, data_dir: str | os.PathLike[str] | None
-) -> Dataset:
-    """The data in the engine's layout, split and cut to length as ``training`` says."""
-    names = ("validation", "seed", "examples", "test_examples")
-    parts: dict[str, Any] = {name: getattr(training, name) for name in names}
-    return load(data, channels_first=engine.CHANNELS_FIRST, data_dir=data_dir, **parts)
+def _recipe_of(run: Run, **passed: Any) -> Recipe:
+    """What the run has for the arguments left out; ConfigError if one was the user's own."""
+    config, training = run.configs()
+    network, data = run.settings["architecture"], run.settings["data"]
+    own = {"model": not network, "data": not data, "optimizer": run.settings["optimizer"]}
+    for name, value in passed.items():
+        if value is None and own[name]:
+            raise ConfigError(f"{name} of the run in {run.directory} was your own: pass it again")
+    parts = {"mean": network["mean"], "std": network["std"]} if network else {}
+    name, source = network["name"] if network else "", str(run.directory)
+    return Recipe(data="", model=name, config=config, training=training, source=source, **parts)
+
+
+def _settings(
+    chosen: Recipe | None, named: bool, config: SPATConfig | None, training: TrainConfig | None
+) -> tuple[SPATConfig, TrainConfig]:
+    """Those passed, else the recipe's; ConfigError if parts of a recipe would get lost."""
+    given = {"config": (config, SPATConfig), "training": (training, TrainConfig)}
+    passed = [name for name, (value, _) in given.items() if value is not None]
+    for name in passed:
+        require_type(name, *given[name])
+    if chosen is not None and (len(passed) == 1 or (named and passed)):
+        raise ConfigError(
+            f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}: change "
+            "those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
+            + ("" if named else ", or pass both config and training")
+        )
+    if chosen is not None:
+        return config or chosen.config, training or chosen.training
+    if config is None:
+        threat_of(None, None, "config")  # raises the error that says how to state one
+    return config, training or TrainConfig()  # type: ignore[return-value]
+
+
+def _check_beside(training: TrainConfig) -> None:
+    """ConfigError for settings that an optimizer of one's own would ignore."""
+    for name in ("lr", "momentum", "weight_decay"):
+        value, default = getattr(training, name), getattr(TrainConfig, name)
+        if value != default:
+            raise ConfigError(
+                f"{name} must be left out of training beside optimizer, got {value}: set it in the "
+                "optimizer that the function makes"
+            )
 
 
 def _fit(
     engine: Engine,
     dataset: Dataset,
-    config: SPATConfig,
-    training: TrainConfig,
+    settings: tuple[SPATConfig, TrainConfig],
+    optimizer: Any,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     model: Any,
     run: Run | None,
     *,
     ordinary: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[list[dict[str, float]], Report]:
     """Train and measure one network."""
-    label = "standard" if ordinary else "SPAT"
-    if ordinary:  # no attack that could grow
-        training = replace(training, eps_warmup=0)
-    validate = dataset.validation and validation(engine, dataset.validation, config)
+    (config, training), held = settings, dataset.validation
     # Choose ordinary training's best epoch by clean accuracy: its robust accuracy is best before
     # training.
-    measure = CLEAN if ordinary else ROBUST
-    tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))
-    monitor = Monitor(training, validate, run, tell, measure)
-    with monitor.signals():
-        history = engine.fit(
-            model, dataset.train, config, training, label, monitor, ordinary=ordinary
+    label, goal = ("standard", CLEAN) if ordinary else ("SPAT", ROBUST)
+    if ordinary:  # no attack that could grow
+        training = replace(training, eps_warmup=0)
+
+    def validate(model: Any) -> dict[str, float]:
+        pgd, fgsm = (  # one step from a random start: the FGSM of Wong et al., arXiv:2001.03994
+            measure(engine, model, held, Evaluation(config, ("pgd",), steps)).metrics
+            for steps in (10, 1)
         )
+        return {CLEAN: pgd["clean"], ROBUST: pgd["pgd10"], SINGLE: fgsm["pgd1"]}
+
+    tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))
+    monitor = Monitor(training, None if held is None else validate, run, tell, goal)
+    own = {"ordinary": ordinary, "optimizer": optimizer}
+    with monitor.signals():
+        history = engine.fit(model, dataset.train, config, training, label, monitor, **own)
     if monitor.best_weights is not None:
         engine.load_weights(model, monitor.best_weights)
-    return history, engine.evaluate(model, dataset.measured, config, device=training.device)
-
-
-def _resumed(
-    run: Run, backend: str | None, config: SPATConfig | None, training: TrainConfig | None
-) -> tuple[SPATConfig, TrainConfig]:
-    """The settings of the run; ConfigError if others were asked for."""
-    saved = run.configs()
-    asked = (config or saved[0], training or saved[1])
-    values = [json.loads(json.dumps([asdict(c) for c in pair])) for pair in (saved, asked)]
-    different = {
-        name for mine, its in zip(*values, strict=True) for name in mine if mine[name] != its[name]
-    } - set(FREE)
-    if backend not in (None, run.settings["backend"]):
-        different.add("backend")
-    if different:
-        raise ConfigError(
-            f"resume needs the settings of the run in {run.directory}, got another "
-            f"{', '.join(sorted(different))}: leave them out, or begin a new run"
-        )
-    return saved[0], replace(saved[1], **{name: getattr(asked[1], name) for name in FREE})
-
-
-def _taken_up(run: Run, model: Any, data: Any, recipe: str | None) -> tuple[Any, Any, str | None]:
-    """Model, data and recipe of a resumed run; ConfigError if others were asked for."""
-    saved, name = run.settings, run.settings["architecture"].get("name")
-    for what, given, its in (
-        ("data", data, saved["data"]),
-        ("model", model, name),
-        ("recipe", recipe, saved["recipe"]),
-    ):
-        named = isinstance(given, str | os.PathLike)
-        if named and _absolute(given) != its:
-            raise ConfigError(
-                f"{what} must be {its!r}, as in the run, got {given!r}: "
-                "leave it out, or begin a new run"
-            )
-        if its is None and what != "recipe" and (given is None or given is ...):
-            raise ConfigError(f"{what} of the run in {run.directory} was your own: pass it again")
-    return name or model, saved["data"] or data, saved["recipe"]
-
-
-def _absolute(data: Any) -> str | None:
-    """A name, or a path that is valid from any directory; None for data of the user's own."""
-    if isinstance(data, str) and data in NAMES:
-        return data
-    return os.path.abspath(data) if isinstance(data, str | os.PathLike) else None
+    evaluation = Evaluation(config)
+    return history, measure(engine, model, dataset.measured, evaluation, device=training.device)
 
 
 def _architecture(
@@ -240,30 +243,21 @@ def _architecture(
             "MODELS of the engine's models, as batches do not say how many classes there are"
         )
     engine.check(dataset.train, config)
-    parts = (dataset.train, dataset.validation, dataset.test)
-    labels = [
-        np.asarray(part[1].cpu() if hasattr(part[1], "cpu") else part[1])
-        for part in parts
-        if part is not None and is_pair(part)
-    ]
+    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if is_pair(part)]
+    labels = [np.asarray(y.cpu() if hasattr(y, "cpu") else y) for _, y in parts]
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1
     classes = labels[0].shape[1] if one_hot else 1 + max(int(y.max()) for y in labels)
-    return {
-        "name": name,
-        "shape": tuple(map(int, dataset.train[0].shape[1:])),
-        "classes": classes,
-        "mean": recipe and recipe.mean,
-        "std": recipe and recipe.std,
-    }
+    shape = tuple(map(int, dataset.train[0].shape[1:]))
+    own = {"mean": recipe and recipe.mean, "std": recipe and recipe.std}
+    return {"name": name, "shape": shape, "classes": classes, **own}
 
 
-def _write_plots(run: Run, engine: Engine, result: Result, dataset: Dataset) -> None:
+def _write_plots(run: Run, engine: Engine, result: Result, data: Any) -> None:
     """Training curves and attacked examples, where Matplotlib is installed."""
-    measured = dataset.measured
     try:
         run.write("curves.png", plots.curves(result.history))
-        if is_pair(measured) and len(measured[0].shape) == 4:
-            shown = engine.examples(result.model, measured, result.config)
+        if is_pair(data) and len(data[0].shape) == 4:
+            shown = attacked_examples(engine, result.model, data, result.config)
             run.write("sheet.png", plots.sheet(shown, result.config.bounds))
     except BackendError as error:
         warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=3)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import (
-    ConfigError,
-    require,
-    require_bool,
-    require_choice,
-    require_integer,
-    require_number,
-)
+from .errors import ConfigError, integers, numbers, require, require_bool, require_choice
 
 SCHEDULES = ("constant", "onecycle", "piecewise")
 PRECISIONS = ("float32", "bfloat16")
 AUGMENTS = ("none", "crop", "crop-flip")
 CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS, "augment": AUGMENTS}
-OPTIONAL = ("patience", "examples", "test_examples")  # may be None
 LEAST = {"epochs": 1, "batch_size": 1, "eps_warmup": 0, "seed": 0, "validation": 0}
-LEAST |= dict.fromkeys(OPTIONAL, 1)
+NUMBERS = ("lr", "momentum", "weight_decay", "ema", "checkpoint_minutes")
 PADDING = 4  # pixels by which "crop" can shift
 
 
@@ -47,7 +39,6 @@ class TrainConfig:
             1/2) or ``"none"``.
         validation: Training examples held out of training (for data in arrays): after each epoch
             they measure the network, clean, under PGD-10 and under one step.
-        examples, test_examples: Use the first so many only, for a quick look; default all.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf a device of its list such
             as ``"GPU:0"``; default: where the model's parameters are.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
@@ -77,8 +68,6 @@ class TrainConfig:
     seed: int = 0
     augment: str = "none"
     validation: int = 0
-    examples: int | None = None
-    test_examples: int | None = None
     device: str | None = None
     precision: str = "float32"
     compile: bool = False
@@ -90,11 +79,8 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) is not None or name not in OPTIONAL:
-                self._plain(name, require_integer(name, getattr(self, name), least))
-        for name in ("lr", "momentum", "weight_decay", "ema", "checkpoint_minutes"):
-            self._plain(name, require_number(name, getattr(self, name)))
+        integers(self, LEAST, {"patience": 1})
+        numbers(self, NUMBERS, ("clip_grad_norm",))
         for name, choices in CHOICES.items():
             require_choice(name, getattr(self, name), choices)
         for name in ("compile", "baseline", "progress"):
@@ -106,9 +92,7 @@ class TrainConfig:
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "be at least 0", minutes)
         if self.clip_grad_norm is not None:
-            norm = require_number("clip_grad_norm", self.clip_grad_norm)
-            require(norm > 0, "clip_grad_norm", "be above 0", norm)
-            self._plain("clip_grad_norm", norm)
+            require(self.clip_grad_norm > 0, "clip_grad_norm", "be above 0", self.clip_grad_norm)
         if self.eps_warmup >= self.epochs:
             raise ConfigError(
                 f"eps_warmup must be below epochs ({self.epochs}), got {self.eps_warmup}: lower it "
@@ -119,7 +103,3 @@ class TrainConfig:
                 f"patience must be None without validation, got {self.patience}: set validation, "
                 "the number of examples to hold out"
             )
-
-    def _plain(self, name: str, value: float) -> None:
-        """Keep Python's own number: NumPy's have no place in JSON."""
-        object.__setattr__(self, name, value)

@@ -19,9 +19,7 @@ if keras.backend.backend() != "tensorflow":
         "environment variable KERAS_BACKEND=tensorflow before keras is imported"
     )
 
-from .attack import perturb
-from .losses import spat_loss
-from .mask import shared_mask
+from .attack import perturb, shared_mask, spat_loss
 from .model import SPATModel
 
 __all__ = ["SPATModel", "perturb", "shared_mask", "spat_loss"]

@@ -1,21 +1,24 @@
-"""The training-time attack: shared-pixel mask, start, guarded ascent, as one graph loop."""
+"""The training attack, the mask and the loss in Keras: the core over gradient tapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from spatlib.checks import check_same_shape
 from spatlib.config import SPATConfig
-from spatlib.core import target
-from spatlib.core.projection import feasible_box
-from spatlib.core.step import initial, step
+from spatlib.core import mask as core
+from spatlib.core.attack import Adversarial, adversarial
+from spatlib.core.losses import outer_loss
+from spatlib.errors import require_type
 
 from . import ops
 from .inputs import (
+    as_tensor,
     check_budget,
     check_gradient,
     check_label_values,
@@ -24,20 +27,27 @@ from .inputs import (
     one_hot,
     prepare,
 )
-from .mask import logits_and_gradient, mask_from_logits
-from .random import draw_start, next_seed
+from .random import MASK, Draws, draw_start, next_seed, split
 from .state import attack_state
 
 Tensor = Any
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Adversarial(NamedTuple):
-    """Perturbed inputs, clean logits (None: not computed), share of stalled example-steps."""
+def vjp(
+    model: keras.Model, training: bool, x: Tensor, *, many: bool = False
+) -> tuple[Tensor, Callable[..., Tensor]]:
+    """The logits at x, and the map from a cotangent (N, K) to the gradient in x.
 
-    x: Tensor
-    clean: Tensor | None
-    stall_rate: Tensor
+    With ``many`` the map can be called several times.
+    """
+    with tf.GradientTape(persistent=many, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_of(model, x, training=training)
+
+    def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
+        return check_gradient(tape.gradient(logits, x, output_gradients=cotangent), x)
+
+    return tf.stop_gradient(logits), pull
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -76,89 +86,132 @@ def perturb(
     Raises:
         DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
     """
+    require_type("config", config, SPATConfig)
     x, y = prepare(x, y, config, validate)
-    return adversarial(model, x, y, config, start, mask, generator, validate).x
+    if start is not None:
+        start = check_start(start, x, validate)
+    if mask is not None:
+        mask = check_budget(mask, x, validate)
+    return attacked(model, x, y, config, start=start, mask=mask, source=generator, check=validate).x
 
 
-def adversarial(
+@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+def spat_loss(
     model: keras.Model,
     x: Tensor,
     y: Tensor,
     config: SPATConfig,
-    start: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
+    x_adv: Tensor | None = None,
     generator: keras.random.SeedGenerator | None = None,
-    validate: bool = False,
-) -> Adversarial:
-    """What :func:`perturb` returns and what it found on the way, for a prepared batch."""
-    needs_mask = mask is None and config.masked
-    # With a start and no generator, TensorFlow's own stays untouched.
-    untouched = generator is None and start is not None
-    seed = tf.zeros(2, tf.int32) if untouched else next_seed(generator, x)
+    validate: bool = True,
+) -> Tensor:
+    """The loss to differentiate in a training loop of your own, inside your tape.
+
+    Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
+    (formulas in :mod:`spatlib.core.losses`) with ``training=True``: one forward pass for ``pgd``,
+    two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them). An eager
+    tape around it also holds on to the attack's tensors: wrap the step in a tf.function, or call
+    :func:`perturb` before the tape and pass ``x_adv``.
+
+    Args:
+        model, x, y, config, generator, validate: As for :func:`perturb`.
+        x_adv: What :func:`perturb` made of this batch already; default: it is made here.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        DataError: See :func:`perturb`.
+    """
+    require_type("config", config, SPATConfig)
+    x, y = prepare(x, y, config, validate)
+    if x_adv is None:
+        x_adv = attacked(model, x, y, config, source=generator, check=validate).x
+    else:
+        x_adv = as_tensor("x_adv", x_adv)
+        check_same_shape("x_adv", x_adv.shape, x.shape)
+        x_adv, _ = prepare(x_adv, y, config, validate, "x_adv")
+    losses, logits = outer(model, x, x_adv, y, config)
+    if validate:
+        check_label_values(y, logits.shape[1])
+    return tf.reduce_mean(losses)
+
+
+@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+def shared_mask(
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    config: SPATConfig,
+    *,
+    generator: keras.random.SeedGenerator | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
+
+    As :func:`spatlib_torch.shared_mask`, for channels-last inputs.
+
+    Args:
+        model, x, y, validate: As for :func:`perturb`.
+        config: ``mask`` and ``attack_mode``.
+        generator: Seeds the draws of ``classes``, ``rms`` and ``random``; default TensorFlow's
+            own.
+
+    Returns:
+        Values in {floor, 1} with one channel: (N, D), (N, L, 1) or (N, H, W, 1).
+
+    Raises:
+        DataError: Inputs, labels or logits of the wrong shape, dtype or range.
+    """
+    require_type("config", config, SPATConfig)
+    x, y = prepare(x, y, config, validate)
+    if config.mask is None or not config.masked:
+        return tf.ones_like(x[..., :1] if len(x.shape) > 2 else x)
     with attack_state(model, config.attack_mode) as training:
-        clean = None
-        if needs_mask or config.base == "trades":
-            clean, gradient = logits_and_gradient(model, x, training)
-            if needs_mask:
-                mask = mask_from_logits(clean, gradient, x, y, config, seed)
-        start = check_start(draw_start(x, config, seed) if start is None else start, x, validate)
-        if mask is not None:
-            mask = check_budget(mask, x, validate)
-        lower, upper = feasible_box(ops, x, mask, config.eps, config.bounds)
-        d = initial(ops, start, mask, lower, upper, config.eps, config.norm)
-        objective = ascent_objective(y, config, clean, validate)
-        predict = partial(logits_of, model, training=training)
-        x_adv, stall = ascend(predict, x, d, mask, lower, upper, config, objective)
-    return Adversarial(tf.stop_gradient(x_adv), clean, stall)
-
-
-def ascent_objective(
-    y: Tensor, config: SPATConfig, clean: Tensor | None, validate: bool
-) -> Objective:
-    """The objective of the inner problem and the share stalled, as functions of the logits."""
-    base_target = None
-    if config.base == "trades" and clean is not None:
-        base_target = tf.stop_gradient(tf.nn.softmax(clean))
-
-    def objective(logits: Tensor) -> tuple[Tensor, Tensor]:
+        logits, pull = vjp(model, training, x, many=True)
         if validate:
             check_label_values(y, logits.shape[1])
-        label, log_p = one_hot(y, logits), ops.log_softmax(logits)
-        constant = tf.stop_gradient(log_p)
-        b = label if base_target is None else base_target
-        q = target.smoothed_target(ops, b, label, constant, config.smoothing, config.guard)
-        stall = target.stalled(ops, label, constant, config.smoothing)
-        return target.objective(ops, log_p, tf.stop_gradient(q)), mean(stall)
-
-    return objective
+        draws = Draws(split(next_seed(generator), MASK))
+        return core.shared_mask(ops, x, pull, one_hot(y, logits), config.mask, draws)
 
 
-def mean(x: Tensor) -> Tensor:
-    """The mean of x (N,); 0 for the empty share of a replica in a last, small batch."""
-    return tf.math.divide_no_nan(tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype))
-
-
-def ascend(
-    predict: Callable[[Tensor], Tensor],
+def attacked(
+    model: keras.Model,
     x: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    lower: Tensor,
-    upper: Tensor,
+    y: Tensor,
     config: SPATConfig,
-    objective: Objective,
+    *,
+    start: Tensor | None = None,
+    mask: Tensor | None = None,
+    source: keras.random.SeedGenerator | None = None,
+    check: bool = False,
+) -> Adversarial:
+    """The attack on a prepared batch; ``check`` looks at the labels where that is possible."""
+    # With a start and no generator nothing is drawn from TensorFlow's own.
+    fixed = source is None and start is not None
+    seed = tf.zeros(2, tf.int32) if fixed else next_seed(source, x)
+    if start is None:
+        start = draw_start(x, config, seed)
+
+    def label(logits: Tensor) -> Tensor:
+        nonlocal check
+        if check:  # once: the labels stay the same from step to step
+            check_label_values(y, logits.shape[1])
+            check = False
+        return one_hot(y, logits)
+
+    with attack_state(model, config.attack_mode) as training:
+        own, draws = (partial(vjp, model, training), label), Draws(split(seed, MASK))
+        found = adversarial(ops, *own, x, config, start, mask, draws)
+    return found._replace(x=tf.stop_gradient(found.x))
+
+
+def outer(
+    model: keras.Model, x: Tensor, x_adv: Tensor, y: Tensor, config: SPATConfig
 ) -> tuple[Tensor, Tensor]:
-    """``config.steps`` of projected ascent from the perturbation d; x' and the mean stall."""
-    eps, step_size, norm = config.eps, config.step_size, config.norm
-
-    def body(d: Tensor, stall: Tensor) -> tuple[Tensor, Tensor]:
-        iterate = ops.clip(x + d, *config.bounds)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(iterate)
-            value, stalled = objective(predict(iterate))
-        grad = check_gradient(tape.gradient(value, iterate), x)
-        moved = step(ops, d, grad, mask, lower, upper, eps=eps, step_size=step_size, norm=norm)
-        return moved, stall + tf.cast(stalled, stall.dtype)
-
-    d, stall = ops.repeat(body, config.steps, (d, tf.zeros((), x.dtype)))
-    return ops.clip(x + d, *config.bounds), stall / config.steps
+    """The outer loss of each example (N,) and the logits (N, K) at x', with ``training=True``."""
+    clean = None if config.loss == "pgd" else logits_of(model, x, training=True)
+    logits = logits_of(model, x_adv, training=True)
+    label = one_hot(y, logits)
+    return outer_loss(ops, config.loss, config.beta, label, clean, logits), logits

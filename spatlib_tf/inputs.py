@@ -9,21 +9,23 @@ import keras
 import tensorflow as tf
 
 from spatlib import checks
-from spatlib.config import SPATConfig
-from spatlib.errors import ConfigError, DataError, require, require_type
+from spatlib.config import Threat
+from spatlib.errors import ConfigError, DataError, require
 
 from . import ops
 
 Tensor = Any
 
 
-def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
+def prepare(
+    x: Any, y: Any, threat: Threat, validate: bool, name: str = "x"
+) -> tuple[Tensor, Tensor]:
     """The batch as tensors, with x clipped to the bounds; y is (N,) or one-hot (N, K).
 
     Shapes and dtypes are always checked, values if ``validate`` and not inside a tf.function.
+    Errors call x by the name.
     """
-    require_type("config", config, SPATConfig)
-    x, y = as_tensor("x", x), as_tensor("y", y)
+    x, y = as_tensor(name, x), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
     one_hot = len(y.shape) == 2
@@ -32,10 +34,10 @@ def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor,
     labels_shape = y.shape[:1] if one_hot else y.shape
     known = [b if a is None else a for a, b in zip(labels_shape, x.shape, strict=False)]
     labels = known, y.dtype.name, one_hot or y.dtype.is_integer
-    checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, *labels)
+    checks.check_batch(x.shape, x.dtype.name, x.dtype.is_floating, *labels, name)
     if validate and tf.executing_eagerly():
-        checks.check_range(_lowest(x), -_lowest(-x), config.bounds)
-    return ops.clip(x, *config.bounds), y
+        checks.check_range(_lowest(x), -_lowest(-x), threat.bounds, name)
+    return ops.clip(x, *threat.bounds), y
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -78,7 +80,7 @@ def check_gradient(gradient: Tensor | None, x: Tensor) -> Tensor:
 
 
 def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
-    """The model's logits (N, K), in float32 at least, checked for shape."""
+    """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
     check_model(model)
     logits = model(x, training=training)
     if not tf.is_tensor(logits):
@@ -87,7 +89,8 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
             "model that returns its logits only"
         )
     checks.check_logits(logits.shape, x.shape[0])
-    return tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+    logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+    return tf.maximum(logits, checks.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
@@ -128,8 +131,9 @@ def check_start(start: Any, x: Tensor, validate: bool) -> Tensor:
     """The start in the dtype of x; DataError unless it broadcasts to x and holds numbers."""
     start = tf.cast(as_tensor("start", start), x.dtype)
     checks.check_same_shape("start", start.shape, x.shape)
-    if validate and tf.executing_eagerly() and bool(tf.reduce_any(tf.math.is_nan(start))):
-        raise DataError("start must hold numbers, got NaN: look at where it comes from")
+    eager = validate and tf.executing_eagerly()
+    if eager and not bool(tf.reduce_all(tf.math.is_finite(start))):
+        raise DataError("start must be finite, got NaN or infinity: look at where it comes from")
     return start
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spatlib.config import SPATConfig
+from spatlib.config import SPATConfig, plain_pgd
+from spatlib.core.attack import Adversarial
+from spatlib.core.survivors import is_correct
 from spatlib.errors import ConfigError, require_type
 
 from . import ops
-from .attack import adversarial, mean
-from .evaluation import is_correct, robust_on
+from .attack import attacked, outer
+from .evaluation import robust_on
 from .inputs import check_label_values, check_model, logits_of, one_hot, prepare
-from .losses import outer_losses
 
 Tensor = Any
 
@@ -25,14 +26,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     """``base``, trained by semantics-preserving adversarial training.
 
     Calling, predicting and saving are those of ``base``. ``fit`` perturbs every batch and descends
-    the outer loss of ``config.base``; ``evaluate`` (and validation) reports ``loss`` and the
+    the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and the
     compiled metrics on clean inputs, and ``adv_accuracy``: the share of examples classified
-    correctly clean, at the start and at the end of PGD (cross-entropy, full eps, one start).
+    correctly clean, at the start and at the end of PGD (cross-entropy, full eps, one start). A loss
+    that is not finite is in the logs, where keras.callbacks.TerminateOnNaN looks for it.
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
-        config: Threat model and method; default ``SPATConfig()``. Graphs take it as a constant: for
-            other settings wrap ``base`` anew.
+        config: Threat model and method. Graphs take it as a constant: for other settings wrap
+            ``base`` anew.
         seed: Fixes the random starts and the mask's draws.
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
 
@@ -44,27 +46,25 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     def __init__(
         self,
         base: keras.Model,
-        config: SPATConfig | None = None,
+        config: SPATConfig,
         *,
         seed: int | None = None,
         evaluation_steps: int = 20,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        config = SPATConfig() if config is None else config
         require_type("config", config, SPATConfig)
         check_model(base)
         _check_gives_logits(base)
         self.base, self.config = base, config
         self.seed, self.evaluation_steps = seed, evaluation_steps
-        self.evaluation = self.config.evaluation(evaluation_steps)
+        self.evaluation = plain_pgd(config, evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Separate from seed_generator, so that validation does not change the training.
         self.evaluation_seeds = keras.random.SeedGenerator(seed)
         self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
         self.stall_rate = keras.metrics.Mean(name="stall_rate")
-        if base.built:
-            self.built = True
+        self.built = base.built
 
     def build(self, input_shape: Any) -> None:
         if not self.base.built:
@@ -75,7 +75,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return self.base(inputs, training=training)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
-        """As keras.Model.compile; the loss is that of ``config.base``, so none is passed.
+        """As keras.Model.compile; the loss is that of ``config.loss``, so none is passed.
 
         Raises:
             ConfigError: A loss other than plain cross-entropy from logits.
@@ -83,94 +83,70 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         if loss is not None and not _is_plain(loss):
             raise ConfigError(
                 "loss must be left out, or be plain cross-entropy with from_logits=True, got "
-                f"{loss!r}: SPATConfig.base chooses the loss"
+                f"{loss!r}: SPATConfig.loss chooses the loss"
             )
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.fit; bad values in the first data are a DataError."""
+        """As keras.Model.fit; bad values in the first batch are a DataError."""
         self._check_first(x, y)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.evaluate; bad values in the first data are a DataError."""
+        """As keras.Model.evaluate; bad values in the first batch are a DataError."""
         self._check_first(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
     def _check_first(self, x: Any, y: Any) -> None:
+        """Look at one batch here: the graph of a step cannot check values."""
         if isinstance(x, keras.utils.PyDataset):
             batch = x[0]
         elif isinstance(x, tf.data.Dataset):
             batch = next(iter(x.take(1)), None)
-        else:
-            batch = None if y is None else (x[:1024], y[:1024])
-        if batch is None:  # reading from a generator would use it up
+        else:  # not at a generator, which a look would use up
+            batch = None if y is None else (x[:32], y[:32])
+        if batch is None:
             return
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         x, y = prepare(x, y, self.config, validate=True)
         check_label_values(y, logits_of(self.base, x[:1]).shape[1])
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = prepare(x, y, self.config, validate=False)
         if not self.built:
-            self(x)  # builds the model: the attack calls the base only
-        attack = adversarial(self.base, x, labels, self.config, generator=self.seed_generator)
-        before = [(v, tf.identity(v.value)) for v in self.base.non_trainable_variables]
+            self(x)  # the attack calls the base only
+        attack = self._attack(x, labels)
         with tf.GradientTape() as tape:
-            losses, logits = outer_losses(self.base, x, attack.x, labels, self.config)
-            loss = _mean(losses, weight) + _sum(self.losses, losses)
+            losses, logits = outer(self.base, x, attack.x, labels, self.config)
+            loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
             share = loss / tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(share)
-        gradients = tape.gradient(scaled, self.trainable_weights)
-        loss = self._update(loss, gradients, before)
-        self._record(loss, x, is_correct(logits, labels))
-        self.stall_rate.update_state(attack.stall_rate, sample_weight=tf.shape(x)[0])
+        weights = self.trainable_weights
+        self.optimizer.apply(tape.gradient(scaled, weights), weights)
+        self._record(loss, x, is_correct(ops, logits, one_hot(labels, logits)))
+        self.stall_rate.update_state(attack.stalls)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
             clean = logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
-        results: dict[str, Any] = self.get_metrics_result()
-        return results
+        return self.get_metrics_result()
 
-    def test_step(self, data: Any) -> dict[str, Any]:
+    def test_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = prepare(x, y, self.config, validate=False)
         logits = logits_of(self.base, x)
         losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
-        loss = _mean(losses, weight) + _sum(self.losses, losses)  # penalties of the clean pass
-        attack = self.evaluation, "cross-entropy", self.evaluation_seeds
-        robust = robust_on(self.base, x, labels, *attack)
+        loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
+        robust = robust_on(self.base, x, labels, self.evaluation, self.evaluation_seeds)
         self._record(loss, x, robust)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
 
-    def _update(self, loss: Tensor, gradients: list[Tensor], before: list[Any]) -> Tensor:
-        """Apply the gradients, unless they or the loss are not finite: then nothing changes.
-
-        Returns the loss, NaN where nothing changed, for the logs that callbacks see. With replicas,
-        which cannot branch, and with a loss-scaling optimizer, which skips updates itself, the
-        gradients are always applied.
-        """
-        weights = self.trainable_weights
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if replicas > 1 or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            self.optimizer.apply(gradients, weights)
-            return loss
-        if not self.optimizer.built:
-            self.optimizer.build(weights)  # variables cannot be made inside a branch
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.linalg.global_norm(gradients))
-
-        def apply() -> Tensor:
-            self.optimizer.apply(gradients, weights)
-            return finite
-
-        tf.cond(finite, apply, lambda: finite)
-        for variable, value in before:
-            variable.assign(tf.where(finite, variable.value, value))
-        return tf.where(finite, loss, float("nan"))
+    def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
+        return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
     def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
         for metric in self.metrics:
@@ -204,26 +180,26 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SPATModel:
         base = keras.saving.deserialize_keras_object(config["base"], custom_objects=custom_objects)
-        method = SPATConfig(**config["config"])
-        return cls(**{**config, "base": base, "config": method})
+        method = SPATConfig.from_dict(config["config"])
+        return cls(**config | {"base": base, "config": method})
 
 
-def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+def _total(losses: Tensor, weight: Tensor | None, penalties: list[Tensor]) -> Tensor:
+    """The mean over the batch of losses times weights, and the penalties."""
     if weight is not None:  # (N,) or a column
         losses *= tf.reshape(tf.cast(weight, losses.dtype), tf.shape(losses))
-    return mean(losses)
-
-
-def _sum(penalties: list[Tensor], like: Tensor) -> Tensor:
-    return tf.add_n([tf.cast(p, like.dtype) for p in penalties] or [tf.zeros((), like.dtype)])
+    # A replica may get no example of a last, small batch: its mean is 0.
+    count = tf.cast(tf.size(losses), losses.dtype)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
+    return sum((tf.cast(penalty, mean.dtype) for penalty in penalties), mean)
 
 
 def _is_plain(loss: Any) -> bool:
     """Whether the loss is cross-entropy from logits with no other option set."""
-    kinds = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
-    return type(loss) in kinds and (
-        loss.get_config() == type(loss)(from_logits=True, name=loss.name).get_config()
-    )
+    kind, kinds = type(loss), keras.losses
+    if kind not in (kinds.SparseCategoricalCrossentropy, kinds.CategoricalCrossentropy):
+        return False
+    return bool(loss.get_config() == kind(from_logits=True, name=loss.name).get_config())
 
 
 def _check_gives_logits(base: keras.Model) -> None:

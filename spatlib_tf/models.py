@@ -30,17 +30,12 @@ def small_cnn(
 ) -> keras.Model:
     """Two 3 x 3 convolutions, pooling, a hidden layer; 151,306 parameters for the digits."""
     entry, seeds = _entry(shape, classes, mean, std, least=2), _seeds(seed)
-
-    def convolution(filters: int) -> keras.Layer:
-        return layers.Conv2D(
-            filters, 3, padding="same", activation="relu", kernel_initializer=_uniform(seeds)
-        )
-
+    convolution = partial(layers.Conv2D, kernel_size=3, padding="same", activation="relu")
     return keras.Sequential(
         [
             *entry,
-            convolution(32),
-            convolution(64),
+            convolution(32, kernel_initializer=_uniform(seeds)),
+            convolution(64, kernel_initializer=_uniform(seeds)),
             layers.MaxPooling2D(2),
             layers.Flatten(),
             layers.Dense(128, activation="relu", kernel_initializer=_uniform(seeds)),

@@ -13,37 +13,14 @@ from spatlib.core.ops import Axes, example_size
 
 Tensor = Any
 
+CHANNEL_AXIS = -1
 
-def abs(x: Tensor) -> Tensor:
-    return tf.abs(x)
-
-
-def sign(x: Tensor) -> Tensor:
-    return tf.sign(x)
-
-
-def sqrt(x: Tensor) -> Tensor:
-    return tf.sqrt(x)
-
-
-def exp(x: Tensor) -> Tensor:
-    return tf.exp(x)
-
-
-def log(x: Tensor) -> Tensor:
-    return tf.math.log(x)
+abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
+minimum, maximum, log_softmax = tf.minimum, tf.maximum, tf.nn.log_softmax
 
 
 def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
     return tf.minimum(tf.maximum(x, lower), upper)
-
-
-def minimum(x: Tensor, y: Tensor | float) -> Tensor:
-    return tf.minimum(x, y)
-
-
-def maximum(x: Tensor, y: Tensor | float) -> Tensor:
-    return tf.maximum(x, y)
 
 
 def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
@@ -63,10 +40,6 @@ def max(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
 
 def cast(x: Tensor, like: Tensor) -> Tensor:
     return tf.cast(x, like.dtype)
-
-
-def log_softmax(x: Tensor) -> Tensor:
-    return tf.nn.log_softmax(x)
 
 
 def logsumexp(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from spatlib.checks import check_mask_classes
 from spatlib.config import SPATConfig
-from spatlib.core.start import GAUSSIAN_START, uniform_in_ball
+from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
 
 from . import ops
 
@@ -60,16 +61,29 @@ def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
     return uniform_in_ball(ops, draws, radius, config.eps, config.norm)
 
 
-def draw_offsets(config: SPATConfig, classes: int, seed: Tensor) -> Tensor:
-    """Distances from the label to the other compared classes, without replacement (R - 1,)."""
-    order = uniform((classes - 1,), seed, tf.float32)
-    return 1 + tf.math.top_k(order, (config.mask_classes or classes) - 1).indices
+class Draws:
+    """What a mask draws, from a seed (2,)."""
 
+    def __init__(self, seed: Tensor) -> None:
+        self.seed = seed
 
-def draw_probes(config: SPATConfig, logits: Tensor, seed: Tensor) -> Tensor:
-    """Random signs (probes, N, K)."""
-    shape = tf.concat([[config.probes], tf.shape(logits)], axis=0)
-    return 2 * tf.cast(uniform(shape, seed, logits.dtype) < 0.5, logits.dtype) - 1
+    def classes(self, label: Tensor, count: int) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        classes = int(label.shape[1])
+        check_mask_classes(count, classes)
+        order = tf.math.top_k(uniform((classes - 1,), self.seed, tf.float32), count - 1).indices
+        offsets = tf.concat([[0], 1 + order], axis=0)
+        columns = (tf.range(classes) - offsets[:, None]) % classes
+        return tf.transpose(tf.gather(label, columns, axis=1), (1, 0, 2))
+
+    def signs(self, label: Tensor, count: int) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        shape = tf.concat([[count], tf.shape(label)], axis=0)
+        return 2 * tf.cast(uniform(shape, self.seed, label.dtype) < 0.5, label.dtype) - 1
+
+    def noise(self, like: Tensor) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        return tf.ensure_shape(uniform(tf.shape(like), self.seed, like.dtype), like.shape)
 
 
 def _normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:

@@ -11,7 +11,6 @@ import tensorflow as tf
 from spatlib.errors import ConfigError
 
 from .inputs import check_model
-from .norm import in_one_pass
 
 
 @contextmanager
@@ -20,13 +19,12 @@ def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
 
     In ``"train"`` mode batch statistics are used and dropout is on; the non-trainable variables
     (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
-    after an exception. In ``"eval"`` mode no variable is touched, and BatchNorm is computed in
-    one pass until the end of the block (:mod:`spatlib_tf.norm`).
+    after an exception. In ``"eval"`` mode nothing is copied and put back: most layers move nothing
+    then, and what one does assign (a stateful RNN, say) stays.
     """
     check_model(model)
     if mode == "eval":
-        with in_one_pass(model):
-            yield False
+        yield False
         return
     if not model.built:
         raise ConfigError(

@@ -1,39 +1,79 @@
-"""The training-time attack: shared-pixel mask, start, guarded ascent."""
+"""The training attack, the mask and the loss in PyTorch: the core over autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from spatlib.checks import check_mask_classes, check_same_shape
 from spatlib.config import SPATConfig
-from spatlib.core import target
-from spatlib.core.projection import feasible_box
-from spatlib.core.start import GAUSSIAN_START, uniform_in_ball
-from spatlib.core.step import initial, step
+from spatlib.core import mask as core
+from spatlib.core.attack import Adversarial, adversarial
+from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
+from spatlib.core.losses import outer_loss
+from spatlib.errors import require_type
 
 from . import ops
 from .inputs import (
     check_budget,
     check_graph,
     check_label_values,
+    check_model,
     check_start,
+    check_tensor,
     logits_of,
     one_hot,
     prepare,
 )
-from .mask import draws_at_random, mask_from_logits
-from .state import advance, attack_state, mask_generator, unwrap
+from .state import attack_state, unwrap
 
 
-class Adversarial(NamedTuple):
-    """Perturbed inputs, their mask (None: all ones) and the share of stalled example-steps."""
+def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Callable[..., Tensor]]:
+    """The logits at x, and the map from a cotangent (N, K) to the gradient in x.
 
-    x: Tensor
-    mask: Tensor | None
-    stall_rate: Tensor
+    With ``many`` the map can be called several times, each time with ``last=False``.
+    """
+    leaf = x.detach().requires_grad_()
+    # A compiled forward pass can be gone back through once only.
+    with torch.compiler.set_stance("force_eager") if many else nullcontext():
+        logits = logits_of(model, leaf)
+    check_graph(logits)
+
+    def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
+        return torch.autograd.grad(logits, leaf, cotangent, retain_graph=not last)[0]
+
+    return logits.detach(), pull
+
+
+class Draws:
+    """What a mask draws, from a generator on the device of the inputs (None: the global one)."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+
+    def classes(self, label: Tensor, count: int) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        classes, device = label.shape[1], label.device
+        check_mask_classes(count, classes)
+        order = torch.randperm(classes - 1, generator=self.generator, device=device)
+        offsets = torch.cat([order.new_zeros(1), 1 + order[: count - 1]])
+        columns = (torch.arange(classes, device=device) - offsets[:, None]) % classes
+        return label[:, columns].movedim(1, 0)
+
+    def signs(self, label: Tensor, count: int) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        shape = (count, *label.shape)
+        bits = torch.randint(2, shape, generator=self.generator, device=label.device)
+        return (2 * bits - 1).to(label.dtype)
+
+    def noise(self, like: Tensor) -> Tensor:
+        """See :class:`spatlib.core.mask.Draws`."""
+        return _draw(torch.rand, like.shape, like, self.generator)
 
 
 def perturb(
@@ -59,9 +99,9 @@ def perturb(
         start: First perturbation, shaped like x, in its units; set to 0 where the mask is 0 and
             projected. Default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
-        generator: Source of the start, on x's device; default the global one. With a generator
-            or a start the global one is untouched (so with a start and no generator, the draws
-            of a random mask stay the same until something else moves the global one).
+        generator: Source of the start, then of a random mask, on x's device; default the global
+            one. With a generator or a start the global one is untouched (with a start and no
+            generator, a random mask is always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
 
     Returns:
@@ -69,116 +109,180 @@ def perturb(
         set and exactly 0 where the mask is 0.
 
     Raises:
+        ConfigError: The model is no module, or the config no SPATConfig.
         DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
     """
-    x, y = prepare(x, y, config, validate)
-    return adversarial(model, x, y, config, start, mask, generator, validate).x
+    x, y = _prepared(model, x, y, config, validate)
+    if start is not None:
+        start = check_start(start, x, validate)
+    if mask is not None:
+        mask = check_budget(mask, x, validate)
+    found: Tensor = attacked(
+        model, x, y, config, start=start, mask=mask, source=generator, check=validate
+    ).x
+    return found
 
 
-def adversarial(
+def spat_loss(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     config: SPATConfig,
-    start: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
+    x_adv: Tensor | None = None,
     generator: torch.Generator | None = None,
-    validate: bool = False,
-) -> Adversarial:
-    """What :func:`perturb` returns and what it found on the way, for a prepared batch."""
-    module = unwrap(model)
-    needs_mask = mask is None and config.masked
-    random_mask = needs_mask and draws_at_random(config)
-    drawn = start is None and config.random_start != "none"
-    # The generator's state seeds a random mask, so it has to move on even where no start is drawn;
-    # the global generator stays where a start is given.
-    stays = drawn or (start is not None and generator is None)
-    own_source = generator is not None or start is not None
-    with attack_state(module, config.attack_mode, x.device, keep_rng=own_source):
-        draws = mask_generator(generator, x.device) if random_mask else None
-        clean = None
-        if needs_mask or config.base == "trades":
-            leaf = x.detach().requires_grad_(needs_mask)
-            clean = logits_of(module, leaf)
-            if needs_mask:
-                mask = mask_from_logits(clean, leaf, y, config, draws)
-            clean = clean.detach()
-        if start is None:
-            start = draw_start(x, config, generator)
-        start = check_start(start, x, validate)
-        if mask is not None:
-            mask = check_budget(mask, x, validate)
-        ascent = Ascent(y, config, clean, validate)
-        lower, upper = feasible_box(ops, x, mask, config.eps, config.bounds)
-        d = initial(ops, start.detach(), mask, lower, upper, config.eps, config.norm)
-        x_adv = ascend(module, x, d, mask, lower, upper, config, ascent)
-    if random_mask and not stays:
-        advance(generator, x.device)
-    return Adversarial(x_adv, mask, ascent.stall_rate(x))
+    validate: bool = True,
+) -> Tensor:
+    """The loss to call ``backward()`` on, in a training loop of your own.
+
+    Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
+    (formulas in :mod:`spatlib.core.losses`) with the model as it stands: one forward pass for
+    ``pgd``, two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them).
+
+    Args:
+        model, x, y, config, generator, validate: As for :func:`perturb`.
+        x_adv: What :func:`perturb` made of this batch already; default: it is made here.
+
+    Returns:
+        The mean over the batch, a scalar with a graph to the parameters.
+
+    Raises:
+        ConfigError, DataError: See :func:`perturb`.
+    """
+    x, y = _prepared(model, x, y, config, validate)
+    if x_adv is None:
+        x_adv = attacked(model, x, y, config, source=generator, check=validate).x
+    else:
+        check_tensor("x_adv", x_adv)
+        check_same_shape("x_adv", x_adv.shape, x.shape)
+        x_adv, _ = prepare(x_adv, y, config, validate, "x_adv")
+    losses, logits = outer(model, x, x_adv, y, config)
+    if validate:
+        check_label_values(y, logits.shape[1])
+    return losses.mean()
 
 
-class Ascent:
-    """The objective of the inner problem, as a function of the logits at the iterate."""
-
-    def __init__(self, y: Tensor, config: SPATConfig, clean: Tensor | None, validate: bool) -> None:
-        self.y, self.config, self.validate = y, config, validate
-        self.label: Tensor | None = None
-        trades = config.base == "trades" and clean is not None
-        self.base_target = clean.softmax(dim=1) if trades else None  # type: ignore[union-attr]
-        self.stalls: list[Tensor] = []
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        if self.label is None:  # once: labels stay the same from step to step
-            if self.validate:
-                check_label_values(self.y, logits.shape[1])
-            self.label = one_hot(self.y, logits)
-        label, log_p = self.label, ops.log_softmax(logits)
-        b = label if self.base_target is None else self.base_target
-        smoothing = self.config.smoothing
-        if smoothing:
-            self.stalls.append(target.stalled(ops, label, log_p.detach(), smoothing).mean())
-        q = target.smoothed_target(ops, b, label, log_p.detach(), smoothing, self.config.guard)
-        j: Tensor = target.objective(ops, log_p, q)
-        return j
-
-    def stall_rate(self, like: Tensor) -> Tensor:
-        """Share of example-steps at which unguarded ascent would have pulled back."""
-        return torch.stack(self.stalls).mean() if self.stalls else like.new_zeros(())
-
-
-def ascend(
+def shared_mask(
     model: nn.Module,
     x: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    lower: Tensor,
-    upper: Tensor,
+    y: Tensor,
     config: SPATConfig,
-    objective: Callable[[Tensor], Tensor],
+    *,
+    generator: torch.Generator | None = None,
+    validate: bool = True,
 ) -> Tensor:
-    """``config.steps`` of projected ascent from the perturbation d, inside attack_state."""
-    eps, step_size, norm = config.eps, config.step_size, config.norm
-    for _ in range(config.steps):
-        iterate = (x + d).clamp_(*config.bounds).requires_grad_()
-        logits = logits_of(model, iterate)
-        check_graph(logits)
-        (grad,) = torch.autograd.grad(objective(logits), iterate)
-        d = step(ops, d, grad, mask, lower, upper, eps=eps, step_size=step_size, norm=norm)
-    return (x + d).clamp_(*config.bounds)
+    """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
+
+    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Costs K - 1
+    backward passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
+    ``random``. All ones, without a pass, unless ``config.masked``.
+
+    Args:
+        model, x, validate: As for :func:`perturb`.
+        y: Integer labels (N,); they matter with ``classes`` only.
+        config: ``mask`` and ``attack_mode``.
+        generator: Source of the draws of ``classes``, ``rms`` and ``random``; default the global
+            one.
+
+    Returns:
+        Values in {floor, 1} with one channel: (N, D), (N, 1, L) or (N, 1, H, W).
+
+    Raises:
+        ConfigError, DataError: See :func:`perturb`.
+    """
+    x, y = _prepared(model, x, y, config, validate)
+    if config.mask is None or not config.masked:
+        return torch.ones_like(x[:, :1] if x.ndim > 2 else x)
+    fork = None if generator is None else x.device
+    with attack_state(unwrap(model), config.attack_mode, fork) as module:
+        logits, pull = vjp(module, x, many=True)
+        if validate:
+            check_label_values(y, logits.shape[1])
+        label, draws = one_hot(y, logits), Draws(generator)
+        mask: Tensor = core.shared_mask(ops, x, pull, label, config.mask, draws)
+    return mask
 
 
-def draw_start(x: Tensor, config: SPATConfig, generator: torch.Generator | None) -> Tensor:
+class BatchLoss(NamedTuple):
+    """The scalar loss, the logits at x' and the share of stalled example-steps."""
+
+    loss: Tensor
+    logits: Tensor
+    stall_rate: Tensor
+
+
+def batch_loss(
+    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, source: torch.Generator
+) -> BatchLoss:
+    """What :func:`spat_loss` returns for a prepared batch, and what a trainer logs."""
+    attack = attacked(model, x, y, config, source=source)
+    losses, logits = outer(model, x, attack.x, y, config)
+    return BatchLoss(losses.mean(), logits.detach(), attack.stalls.mean())
+
+
+def attacked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: SPATConfig,
+    *,
+    start: Tensor | None = None,
+    mask: Tensor | None = None,
+    source: torch.Generator | None = None,
+    check: bool = False,
+) -> Adversarial:
+    """The attack on a prepared batch; ``check`` reads the labels on the host."""
+    # With a generator or a start the global generators stay as they are, dropout or not.
+    fork = x.device if source is not None or start is not None else None
+    if start is None:
+        start = draw_start(x, config, source)
+    elif source is None:
+        source = torch.Generator(x.device).manual_seed(0)
+
+    def label(logits: Tensor) -> Tensor:
+        nonlocal check
+        if check:  # once: the labels stay the same from step to step
+            check_label_values(y, logits.shape[1])
+            check = False
+        return one_hot(y, logits)
+
+    with attack_state(unwrap(model), config.attack_mode, fork) as module:
+        own = partial(vjp, module), label
+        return adversarial(ops, *own, x, config, start, mask, Draws(source))
+
+
+def outer(
+    model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, config: SPATConfig
+) -> tuple[Tensor, Tensor]:
+    """The outer loss of each example (N,) and the logits (N, K) at x'."""
+    clean = None if config.loss == "pgd" else logits_of(model, x)
+    logits = logits_of(model, x_adv)
+    label = one_hot(y, logits)
+    return outer_loss(ops, config.loss, config.beta, label, clean, logits), logits
+
+
+def draw_start(x: Tensor, config: SPATConfig, source: torch.Generator | None) -> Tensor:
     """The start before projection; the same numbers whatever the memory format of x."""
-
-    def draw(sampler: Callable[..., Tensor], shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return sampler(shape, generator=generator, dtype=x.dtype, device=x.device)
-
     if config.random_start == "none":
         return torch.zeros_like(x)
     if config.random_start == "gaussian":
-        return GAUSSIAN_START * draw(torch.randn, x.shape)
-    draws = draw(torch.randn if config.norm == "L2" else torch.rand, x.shape)
-    one_each = (len(x), *(1,) * (x.ndim - 1))
-    radius = draws if config.norm == "Linf" else draw(torch.rand, one_each)
+        return GAUSSIAN_START * _draw(torch.randn, x.shape, x, source)
+    draws = _draw(torch.randn if config.norm == "L2" else torch.rand, x.shape, x, source)
+    one_each = torch.Size((len(x), *(1,) * (x.ndim - 1)))
+    radius = draws if config.norm == "Linf" else _draw(torch.rand, one_each, x, source)
     noise: Tensor = uniform_in_ball(ops, draws, radius, config.eps, config.norm)
     return noise
+
+
+def _prepared(
+    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, validate: bool
+) -> tuple[Tensor, Tensor]:
+    check_model(model)
+    require_type("config", config, SPATConfig)
+    return prepare(x, y, config, validate)
+
+
+def _draw(
+    sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, source: torch.Generator | None
+) -> Tensor:
+    return sampler(shape, generator=source, dtype=like.dtype, device=like.device)

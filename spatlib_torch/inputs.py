@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spatlib import checks
-from spatlib.config import SPATConfig
-from spatlib.errors import DataError, require_type
+from spatlib.config import Threat
+from spatlib.errors import ConfigError, DataError
 
 from . import ops
 
 
-def prepare(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
+def prepare(
+    x: Any, y: Any, threat: Threat, validate: bool, name: str = "x"
+) -> tuple[Tensor, Tensor]:
     """The batch detached, usable in autograd, with x clipped to the bounds.
 
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
+    Errors call x by the name.
     """
-    require_type("config", config, SPATConfig)
-    for name, value in (("x", x), ("y", y)):
-        check_tensor(name, value)
+    check_tensor(name, x)
+    check_tensor("y", y)
     y_is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    checks.check_batch(x.shape, x.dtype, x.is_floating_point(), y.shape, y.dtype, y_is_integer)
+    labels = y.shape, y.dtype, y_is_integer
+    checks.check_batch(x.shape, x.dtype, x.is_floating_point(), *labels, name)
     if validate:
         low, high = torch.stack(torch.aminmax(x.detach())).tolist()
-        checks.check_range(low, high, config.bounds)
+        checks.check_range(low, high, threat.bounds, name)
     # Tensors made in inference mode cannot be saved for a backward pass; copies can.
     with torch.inference_mode(False), torch.no_grad():
         x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-        return ops.clip(x, *config.bounds), y.long()
+        return ops.clip(x, *threat.bounds), y.long()
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's logits (N, K), in float32 at least, checked for shape."""
+    """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
     logits = model(x)
     if not isinstance(logits, Tensor):
         raise DataError(
@@ -42,19 +46,32 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
             "module that returns its logits only"
         )
     checks.check_logits(logits.shape, len(x))
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.clamp(min=checks.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
-    """(N, K) in the dtype of the logits; a comparison, so that no value is read on the host."""
+    """(N, K) in the dtype of the logits, NaN for a label that names no class.
+
+    Comparisons, so that no value is read on the host. NaN makes the loss NaN.
+    """
     classes = torch.arange(logits.shape[1], device=y.device)
-    return (y[:, None] == classes).to(logits.dtype)
+    known = (y >= 0) & (y < logits.shape[1])
+    rows = (y[:, None] == classes).to(logits.dtype)
+    return torch.where(known[:, None], rows, math.nan)
 
 
 def check_label_values(y: Tensor, classes: int) -> None:
     """Raise DataError unless all labels name one of the classes."""
     low, high = torch.stack(torch.aminmax(y)).tolist()
     checks.check_labels(low, high, classes)
+
+
+def check_model(model: Any) -> None:
+    """Raise ConfigError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"model must be a torch.nn.Module that returns logits, got {kind}")
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -77,8 +94,8 @@ def check_start(start: Tensor, x: Tensor, validate: bool) -> Tensor:
     """The start in the dtype of x; DataError unless it broadcasts to x and holds numbers."""
     check_tensor("start", start)
     checks.check_same_shape("start", start.shape, x.shape)
-    if validate and bool(start.isnan().any()):
-        raise DataError("start must hold numbers, got NaN: look at where it comes from")
+    if validate and not bool(start.isfinite().all()):
+        raise DataError("start must be finite, got NaN or infinity: look at where it comes from")
     return start.detach().to(x.dtype)
 
 

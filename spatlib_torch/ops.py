@@ -11,25 +11,10 @@ from torch.nn import functional
 
 from spatlib.core.ops import Axes
 
+CHANNEL_AXIS = 1
 
-def abs(x: Tensor) -> Tensor:
-    return torch.abs(x)
-
-
-def sign(x: Tensor) -> Tensor:
-    return torch.sign(x)
-
-
-def sqrt(x: Tensor) -> Tensor:
-    return torch.sqrt(x)
-
-
-def exp(x: Tensor) -> Tensor:
-    return torch.exp(x)
-
-
-def log(x: Tensor) -> Tensor:
-    return torch.log(x)
+abs, sign, sqrt, where = torch.abs, torch.sign, torch.sqrt, torch.where
+exp, log = torch.exp, torch.log
 
 
 def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
@@ -42,10 +27,6 @@ def minimum(x: Tensor, y: Tensor | float) -> Tensor:
 
 def maximum(x: Tensor, y: Tensor | float) -> Tensor:
     return torch.clamp(x, min=y)
-
-
-def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    return torch.where(condition, x, y)
 
 
 def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
@@ -85,7 +66,8 @@ def repeat(
     done: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     # Reading done would wait for a GPU and break a graph: stop early on the CPU only.
-    free = not torch.compiler.is_compiling() and state[0].device.type == "cpu"
+    asks = done is not None and not torch.compiler.is_compiling()
+    free = asks and state[0].device.type == "cpu"
     for _ in range(times):
         if free and done is not None and bool(done(*state).all()):
             break

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # One thread per worker: the tensors are small, and threads of two workers would fight for cores.
 for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(_name, "1")
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -80,9 +80,18 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keras networks are measured under one attack after training: each takes seconds to trace."""
-    from spatlib_tf import engine
+    from spatlib.evaluate import Evaluation
+    from spatlib_tf import engine as keras_engine
 
-    monkeypatch.setattr(engine, "evaluate", partial(engine.evaluate, attacks=("pgd",)))
+    module = sys.modules["spatlib.train"]  # the function hides the module
+    original = module.measure
+
+    def measure(engine: Any, model: Any, data: Any, evaluation: Any, **settings: Any) -> Any:
+        if engine is keras_engine and "margin" in evaluation.named.values():  # not validation
+            evaluation = Evaluation(evaluation.threat, ("pgd",))
+        return original(engine, model, data, evaluation, **settings)
+
+    monkeypatch.setattr(module, "measure", measure)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

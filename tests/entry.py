@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spatlib import SPATConfig
-from spatlib.backends import Engine
+from spatlib import Mask, SPATConfig
+from spatlib.core.mask import Draws
+from spatlib.engines import Engine
 
 CHANNELS, HEIGHT, WIDTH, HIDDEN, CLASSES = 3, 2, 2, 7, 4
 SIZE = CHANNELS * HEIGHT * WIDTH
@@ -19,6 +20,25 @@ def initial_weights(seed: int = 0, size: int = SIZE) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = ((size, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
     return [rng.normal(size=shape) for shape in shapes]
+
+
+def mask_draws(draws: Draws, mask: Mask | None, label: Any, pixels: Any) -> tuple[Any, Any, Any]:
+    """The (offsets, probes, noise) of a mask as the oracle takes them; None for what is not drawn.
+
+    offsets: the other classes of ``classes``, as distances from the label; probes: signs (probes,
+    N, CLASSES); noise: (N, pixels). ``label`` (N, CLASSES) is one-hot of class 0 in every row,
+    ``pixels`` shaped like the inputs with one channel.
+    """
+    if mask is None:
+        return None, None, None
+    if mask.score == "rms":
+        return None, np.asarray(draws.signs(label, mask.probes)), None
+    if mask.score == "random":
+        return None, None, np.asarray(draws.noise(pixels)).reshape(len(label), -1)
+    if mask.classes in (None, CLASSES):
+        return None, None, None
+    chosen = np.asarray(draws.classes(label, mask.classes))
+    return chosen[1:, 0].argmax(axis=1).tolist(), None, None
 
 
 def to_last(x: np.ndarray) -> np.ndarray:
@@ -96,12 +116,8 @@ class Entry(Protocol):
         """Of the scalar ``function(ops, label, *logits)``, one for each of the logits."""
 
     @staticmethod
-    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
-        """The (offsets, probes) of the mask that a call with this seed uses; None for neither.
-
-        offsets: the other classes of ``mask_classes``, as distances from the label; probes:
-        signs (probes, count, CLASSES).
-        """
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
+        """What the mask of a call with this seed and a start draws: :func:`mask_draws`."""
 
     @staticmethod
     def network(function: Callable[[Any], Any]) -> Any:

@@ -11,14 +11,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import spatlib_tf.attack
-import spatlib_tf.evaluation
+import spatlib
+import spatlib_tf
 from spatlib import SPATConfig
 from spatlib_tf import engine as tf_engine
+from spatlib_tf import inputs as tf_inputs
 from spatlib_tf import ops as tf_ops
 from spatlib_tf import random as tf_random
+from spatlib_tf.attack import attacked
 
-from .entry import CHANNELS, CLASSES, HIDDEN, Entry, to_last
+from .entry import CHANNELS, CLASSES, HEIGHT, HIDDEN, WIDTH, Entry, mask_draws, to_last
 
 
 class TFNetwork(keras.Model):
@@ -69,18 +71,15 @@ class TFEngine(Entry):
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
     ) -> float:
         self.generator.state.assign([seed, 0])
-        return float(
-            self.graph_step(
-                tf.constant(to_last(x)), tf.constant(y), tf.constant(to_last(start)), config
-            )
-        )
+        batch = tf.constant(to_last(x)), tf.constant(y), tf.constant(to_last(start))
+        return float(self.graph_step(*batch, config))
 
     @tf.function  # one trace per configuration: eager L1 projections are slow
     def graph_step(self, x: Any, y: Any, start: Any, config: SPATConfig) -> Any:
+        own = self.model, x, y, config
+        x_adv = spatlib_tf.perturb(*own, start=start, generator=self.generator)
         with tf.GradientTape() as tape:
-            loss = spatlib_tf.spat_loss(
-                self.model, x, y, config, start=start, generator=self.generator
-            )
+            loss = spatlib_tf.spat_loss(*own, x_adv=x_adv)
         weights = self.model.trainable_weights
         self.optimizer.apply(tape.gradient(loss, weights), weights)
         return loss
@@ -113,8 +112,9 @@ class TFEngine(Entry):
     def stall_rate(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
     ) -> float:
-        arrays = tf.constant(to_last(x)), tf.constant(y), config, tf.constant(to_last(start))
-        return float(spatlib_tf.attack.adversarial(self.model, *arrays).stall_rate)
+        batch = tf.constant(to_last(x)), tf.constant(y)
+        found = attacked(self.model, *batch, config, start=tf.constant(to_last(start)))
+        return float(tf.reduce_mean(found.stalls))
 
     def evaluate(
         self,
@@ -127,27 +127,22 @@ class TFEngine(Entry):
         steps: int = 2,
         seen: list[np.ndarray] | None = None,
     ) -> dict[str, float]:
-        original = spatlib_tf.evaluation.logits_of  # Keras has no hooks
+        original = tf_inputs.logits_of  # Keras has no hooks
 
-        def look(model: Any, z: Any) -> Any:
+        def look(model: Any, z: Any, *, training: bool = False) -> Any:
             if seen is not None and len(z) == len(x):
                 seen.append(np.moveaxis(z.numpy(), -1, 1))
-            return original(model, z)
+            return original(model, z, training=training)
 
+        data = to_last(x), y
+        settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
+        users = [patch(f"spatlib_tf.{name}.logits_of", look) for name in ("attack", "evaluation")]
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
-            with patch("spatlib_tf.evaluation.logits_of", look):
-                report = tf_engine.evaluate(
-                    self.model,
-                    (to_last(x), y),
-                    config,
-                    attacks=attacks,
-                    steps=steps,
-                    restarts=restarts,
-                )
+            with users[0], users[1]:
+                return spatlib.evaluate(self.model, data, config, **settings).metrics
         finally:
             tf.config.run_functions_eagerly(False)
-        return report.metrics
 
     @staticmethod
     def gradients(
@@ -161,15 +156,12 @@ class TFEngine(Entry):
         return tf.stack(tape.gradient(value, leaves, unconnected_gradients=zero)).numpy()
 
     @staticmethod
-    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
         source = tf_random.next_seed(keras.random.SeedGenerator(seed))
-        source = tf_random.split(source, tf_random.MASK)
-        if config.share == "rms":
-            logits = tf.zeros((count, CLASSES), tf.float64)
-            return None, tf_random.draw_probes(config, logits, source).numpy()
-        if config.mask_classes is not None:
-            return tf_random.draw_offsets(config, CLASSES, source).numpy().tolist(), None
-        return None, None
+        draws = tf_random.Draws(tf_random.split(source, tf_random.MASK))
+        label = tf.one_hot([0] * count, CLASSES, dtype=tf.float64)
+        pixels = tf.zeros((count, HEIGHT, WIDTH, 1), tf.float64)
+        return mask_draws(draws, config.mask, label, pixels)
 
     network = TFNetwork
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-import spatlib_torch.attack
+import spatlib
+import spatlib_torch
 from spatlib import SPATConfig
 from spatlib_torch import engine as torch_engine
-from spatlib_torch import mask as torch_mask
 from spatlib_torch import ops as torch_ops
-from spatlib_torch.state import mask_generator
+from spatlib_torch.attack import Draws, attacked
 
-from .entry import CLASSES, HIDDEN, Entry
+from .entry import CLASSES, HEIGHT, HIDDEN, WIDTH, Entry, mask_draws
 
 
 class Cast(nn.Module):
@@ -69,14 +69,10 @@ class TorchEngine(Entry):
     def train_step(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
     ) -> float:
-        loss = spatlib_torch.spat_loss(
-            self.model,
-            torch.as_tensor(x),
-            torch.as_tensor(y),
-            config,
-            start=torch.as_tensor(start),
-            generator=torch.Generator().manual_seed(seed),
-        )
+        batch, source = map(torch.as_tensor, (x, y)), torch.Generator().manual_seed(seed)
+        own = self.model, *batch, config
+        x_adv = spatlib_torch.perturb(*own, start=torch.as_tensor(start), generator=source)
+        loss = spatlib_torch.spat_loss(*own, x_adv=x_adv)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -114,8 +110,9 @@ class TorchEngine(Entry):
     def stall_rate(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
     ) -> float:
-        arrays = torch.as_tensor(x), torch.as_tensor(y), config, torch.as_tensor(start)
-        return float(spatlib_torch.attack.adversarial(self.model, *arrays).stall_rate)
+        batch = torch.as_tensor(x), torch.as_tensor(y)
+        found = attacked(self.model, *batch, config, start=torch.as_tensor(start))
+        return float(found.stalls.mean())
 
     def evaluate(
         self,
@@ -133,15 +130,9 @@ class TorchEngine(Entry):
                 seen.append(inputs[0].detach().numpy().copy())
 
         with self.model.register_forward_pre_hook(look):
-            report = torch_engine.evaluate(
-                self.model,
-                (torch.as_tensor(x), torch.as_tensor(y)),
-                config,
-                attacks=attacks,
-                steps=steps,
-                restarts=restarts,
-            )
-        return report.metrics
+            data = torch.as_tensor(x), torch.as_tensor(y)
+            settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
+            return spatlib.evaluate(self.model, data, config, **settings).metrics
 
     @staticmethod
     def gradients(
@@ -153,14 +144,11 @@ class TorchEngine(Entry):
         return torch.stack(grads).numpy()
 
     @staticmethod
-    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any]:
-        source = mask_generator(torch.Generator().manual_seed(seed), torch.device("cpu"))
-        if config.share == "rms":
-            shape = torch.Size((count, CLASSES))
-            return None, torch_mask.draw_probes(config, shape, source).double().numpy()
-        if config.mask_classes is not None:
-            return torch_mask.draw_offsets(config, CLASSES, source), None
-        return None, None
+    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
+        draws = Draws(torch.Generator().manual_seed(seed))
+        label = torch.eye(CLASSES, dtype=torch.float64)[[0] * count]
+        pixels = torch.zeros((count, 1, HEIGHT, WIDTH), dtype=torch.float64)
+        return mask_draws(draws, config.mask, label, pixels)
 
     network = TorchNetwork
     uniform_like = torch.rand_like

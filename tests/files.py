@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatlib import data
+from spatlib import files
 
 TRAIN, TEST = 12, 5
 
@@ -70,7 +70,7 @@ def expect_small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let spatlib expect as many images in each file as there are here."""
     for classes in FOLDERS:
         counts = {name: len(y) for name, (_, y) in cifar_parts(classes).items()}
-        monkeypatch.setitem(data.CIFAR, f"cifar{classes}", (classes, counts))
+        monkeypatch.setitem(files.CIFAR, f"cifar{classes}", (classes, counts))
 
 
 def cifar_files(classes: int) -> dict[str, bytes]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from spatlib import Report, SPATConfig
+import spatlib
+from spatlib import Report, Threat
 from spatlib.core.ops import Array, Ops
 
 from .backends import BACKENDS
@@ -31,9 +32,9 @@ def model(name: str, logits: Landscape) -> Any:
 def measure(
     name: str, network: Any, x: Any, y: Any, attacks: Any, norm: str = "Linf", **settings: Any
 ) -> Report:
-    config, array = SPATConfig(eps=EPS, norm=norm), BACKENDS[name]().array
+    array, threat = BACKENDS[name]().array, Threat(eps=EPS, norm=norm)
     data = (array(np.float32(x)), array(np.int64(y)))
-    return ENGINES[name].module.evaluate(network, data, config, attacks=attacks, **settings)
+    return spatlib.evaluate(network, data, threat, attacks=attacks, **settings)
 
 
 def ridges(ops: Ops, x: Array, array: Callable[[Any], Array]) -> Array:

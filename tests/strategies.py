@@ -13,6 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from spatlib import Threat
+from spatlib.core.feasible import FeasibleSet
+from spatlib.core.ops import Array, Ops
+
 SHAPES = ((1, 1), (1, 7), (3, 5), (2, 40), (1, 1, 1, 1), (2, 1, 2, 3), (2, 3, 2, 2), (3, 2, 1, 4))
 BOUNDS = ((0.0, 1.0), (-1.0, 1.0), (0.1, 0.7), (-2.5, 3.0))
 RADII = (1e-6, 8 / 255, 0.5, 1.0, 12.0, 1e3)  # from next to nothing to beyond the whole box
@@ -42,6 +46,21 @@ class Problem:
             return self.lower, self.upper
         radius = self.d.dtype.type(eps or self.eps)
         return np.maximum(self.lower, -radius), np.minimum(self.upper, radius)
+
+    def threat(self, norm: str) -> Threat:
+        """For Linf with an eps of at most the range, beyond which there is nothing to gain."""
+        lower, upper = self.bounds
+        eps = min(self.eps, upper - lower) if norm == "Linf" else self.eps
+        return Threat(eps=eps, norm=norm, bounds=self.bounds)
+
+
+def in_box(
+    ops: Ops, x: Array, threat: Threat, mask: Array | None, lower: Array, upper: Array
+) -> FeasibleSet:
+    """The feasible set of x with another box than its own."""
+    allowed = FeasibleSet(ops, x, threat, mask)
+    allowed.lower, allowed.upper = lower, upper
+    return allowed
 
 
 def examples(quick: float = 1, deep: float = 1) -> settings:

@@ -10,17 +10,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import reference
-from spatlib import ConfigError, SPATConfig
+from spatlib import ConfigError, Threat
 from spatlib.core.apgd import auto_ascend, checkpoints
+from spatlib.core.feasible import FeasibleSet
 from spatlib.core.ops import Array, Ops
-from spatlib.core.target import attack_loss, targeted_ratio
+from spatlib.core.target import objective
 from spatlib.evaluate import Evaluation
 
 from .backends import Backend
 from .entry import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights
 from .landscapes import ENGINES, measure, points, rugged
 from .record import agree, at_most
-from .strategies import examples
+from .strategies import examples, in_box
 
 AUTO = ("apgd-ce", "apgd-t", "apgd")
 ORDERS = {"Linf": np.inf, "L2": 2}
@@ -63,7 +64,8 @@ def test_path_and_best_point_equal_the_oracle(
             value = ops.sum(terms, axis=(1, 2))
             return value, grad, value < 0.05
 
-        return auto_ascend(ops, look, d, low, high, eps=eps, steps=steps, norm=norm)
+        allowed = in_box(ops, 0 * d, Threat(eps=eps, norm=norm, bounds=(-1, 1)), None, low, high)
+        return auto_ascend(ops, look, d, allowed, steps)
 
     best, stands = backend.call(ascend, start, slope, bend, lower, upper)
     assert len(seen) == steps + 1
@@ -117,27 +119,27 @@ class Script:
 def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: int) -> None:
     steps, shape = 60, (2, 3)
     start = np.random.default_rng(seed).uniform(-0.1, 0.1, shape)
-    lower, upper = np.full(shape, -0.1), np.full(shape, 0.1)
-    scripts, seen = [Script(seed), Script(seed + 1)], []
+    threat, scripts = Threat(eps=0.1, bounds=(-1, 1)), [Script(seed), Script(seed + 1)]
+    seen: list[np.ndarray] = []
 
-    def ascend(ops: Ops, d: Array, low: Array, high: Array) -> Any:
+    def ascend(ops: Ops, d: Array) -> Any:
         def look(d: Array) -> tuple[Array, Array, Array]:
             seen.append(backend.numpy(d))
             found = [script.at(row) for script, row in zip(scripts, seen[-1], strict=True)]
             value, grad = (backend.array(np.array(part)) for part in zip(*found, strict=True))
             return value, grad, value > 0.1
 
-        return auto_ascend(ops, look, d, low, high, eps=0.1, steps=steps, norm="Linf")
+        return auto_ascend(ops, look, d, FeasibleSet(ops, 0 * d, threat), steps)
 
-    best, stands = backend.call(ascend, start, lower, upper)
+    best, stands = backend.call(ascend, start)
     for n in range(len(start)):
         script = Script(seed + n)
         exact = reference.auto_ascend(
             lambda d, script=script: float(script.at(d)[0]),
             lambda d, script=script: script.at(d)[1],
             start[n],
-            lower[n],
-            upper[n],
+            np.full(3, -0.1),
+            np.full(3, 0.1),
             0.1,
             steps,
             "Linf",
@@ -150,21 +152,27 @@ def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: 
 @pytest.mark.verifies
 @given(seed=st.integers(0, 2**32 - 1), classes=st.sampled_from((2, 3, 4, 10)), flat=st.booleans())
 @example(seed=0, classes=4, flat=False)
-def test_targeted_ratio_equals_the_oracle(
+def test_targeted_ratio_and_its_gradient_equal_the_oracle(
     backend: Backend, seed: int, classes: int, flat: bool
 ) -> None:
     rng, count = np.random.default_rng(seed), 4
-    z = np.zeros((count, classes)) if flat else 5 * rng.normal(size=(count, classes))
+    z = 5 * rng.normal(size=(count, classes))
+    if flat:  # the best four are one
+        z = np.minimum(z, np.sort(z, axis=1)[:, -4:][:, :1])
     y = rng.integers(classes, size=count)
     goals = (y + rng.integers(1, classes, size=count)) % classes
     label, goal = np.eye(classes)[y], np.eye(classes)[goals]
-    ratio = backend.call(targeted_ratio, z, label, goal)
-    exact = [reference.targeted_ratio(*case)[0] for case in zip(z, y, goals, strict=True)]
+    ratio, cotangent = backend.call(objective, "apgd-t", z, label, goal)
+    exact, slopes = zip(
+        *(reference.targeted_ratio(*case) for case in zip(z, y, goals, strict=True)), strict=True
+    )
     agree(ratio, exact, rtol=1e-12, atol=1e-13)
-    named = backend.call(lambda ops, *a: attack_loss(ops, "apgd-t", *a), z, label, goal)
-    np.testing.assert_array_equal(named, ratio)
-    if classes > 3:
-        agree(backend.call(targeted_ratio, 3 * z + 7, label, goal), ratio, rtol=1e-9, atol=1e-13)
+    largest = np.abs(slopes).max(axis=1, keepdims=True)
+    agree(cotangent, np.array(slopes) / largest, rtol=1e-12, atol=1e-12)
+    if classes > 3 and not flat:  # then it is z_t - z_y
+        shifted, turned = backend.call(objective, "apgd-t", 3 * z + 7, label, goal)
+        agree(shifted, ratio, rtol=1e-9, atol=1e-13)
+        agree(turned, cotangent, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.verifies
@@ -174,7 +182,7 @@ def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -
     steps, model, seen = 12, reference.TanhMLP(*initial_weights()), []
     rng = np.random.default_rng(7)
     x, y = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), rng.integers(CLASSES, size=5)
-    config = SPATConfig(eps=0.2, norm=norm)
+    config = Threat(eps=0.2, norm=norm)
     metrics = engine(initial_weights()).evaluate(
         x, y, config, attacks=(attack,), steps=steps, seen=seen
     )
@@ -210,23 +218,6 @@ def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -
     assert metrics[f"{attack}{steps}"] == robust / len(x)
 
 
-@pytest.mark.verifies
-def test_gradient_of_the_targeted_ratio_equals_the_oracle(engine: Any) -> None:
-    rng, count = np.random.default_rng(1), 50
-    z, y = rng.normal(size=(count, CLASSES)), rng.integers(CLASSES, size=count)
-    goals = (y + rng.integers(1, CLASSES, size=count)) % CLASSES
-    label, goal = np.eye(CLASSES)[y], np.eye(CLASSES)[goals]
-    (gradient,) = engine.gradients(
-        lambda ops, label, z: ops.sum(
-            targeted_ratio(ops, z, label[:, :CLASSES], label[:, CLASSES:]), axis=0
-        ),
-        np.concatenate([label, goal], axis=1),
-        z,
-    )
-    exact = [reference.targeted_ratio(*case)[1] for case in zip(z, y, goals, strict=True)]
-    agree(gradient, exact, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", ENGINES)
 def test_auto_pgd_is_stronger_than_pgd_and_both_parts_count(name: str) -> None:
     attacks = ("pgd", *AUTO, "targeted")
@@ -242,5 +233,5 @@ def test_auto_pgd_is_stronger_than_pgd_and_both_parts_count(name: str) -> None:
 
 @pytest.mark.parametrize("attack", AUTO)
 def test_there_is_no_auto_pgd_for_l1(attack: str) -> None:
-    with pytest.raises(ConfigError, match=f"attacks.*L1, got '{attack}'"):
-        Evaluation(SPATConfig(norm="L1"), ("pgd", attack), 10, 1, 0)
+    with pytest.raises(ConfigError, match=f"attacks has '{attack}'.*in L1 use 'pgd', 'margin'"):
+        Evaluation(Threat(eps=12, norm="L1"), ("pgd", attack), 10, 1, 0)

@@ -74,7 +74,7 @@ def test_judges_of_all_engines_say_the_same_of_arrays_and_tensors(name: str) -> 
     import torch
 
     y = judges["torch"](torch.as_tensor(x)).numpy().argmax(axis=1)
-    report = spatlib.audit(judges[name], x, x_adv, y, backend=name, batch_size=7)
+    report = spatlib.audit(judges[name], x, x_adv, y, batch_size=7)
     same = spatlib.audit(judges["torch"], *map(torch.as_tensor, (x, x_adv, y)))
     assert report.known == 20
     assert 0 < report.drift < 1
@@ -119,6 +119,7 @@ def test_the_command_compares_the_training_attack_with_pgd(
         code = main(
             [
                 "train",
+                "digits",
                 "--backend",
                 framework,
                 "--run-dir",
@@ -129,11 +130,8 @@ def test_the_command_compares_the_training_attack_with_pgd(
                 "2",
                 "--steps",
                 "1",
-                "--share",
-                "min",
+                "--mask",
                 "--no-baseline",
-                "--test-examples",
-                "120",
             ]
         )
         assert code == 0, capsys.readouterr().err

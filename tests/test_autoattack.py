@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import BackendError, ConfigError, SPATConfig
+from spatlib import BackendError, ConfigError, Threat
 from spatlib import autoattack as art
 from spatlib.core.ops import Array, Ops
 from spatlib.evaluate import Evaluation
@@ -67,7 +67,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"multiprocess.*spatlib\[autoattack\]"):
         art.autoattack(
             lambda x, c: (c, x),
-            SPATConfig(eps=EPS),
+            Threat(eps=EPS),
             np.zeros((1, 1, 8, 8)),
             np.zeros(1, int),
             4,
@@ -77,4 +77,4 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_none_for_l1() -> None:
     with pytest.raises(ConfigError, match="'autoattack'"):
-        Evaluation(SPATConfig(norm="L1"), ("autoattack",), 1, 1, 0)
+        Evaluation(Threat(eps=12, norm="L1"), ("autoattack",), 1, 1, 0)

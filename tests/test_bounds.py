@@ -32,7 +32,7 @@ def attacked(framework: str, x: np.ndarray, y: np.ndarray, config: SPATConfig) -
 def test_results_are_within_the_bounds_to_the_bit(framework: str) -> None:
     x = np.random.default_rng(0).uniform(LOW, HIGH, size=(500, SIZE)).astype(np.float32)
     assert ((x + (HIGH - x) > HIGH) | (x + (LOW - x) < LOW)).any()
-    config = SPATConfig(eps=0.9, bounds=(float(LOW), float(HIGH)), keep=1)
+    config = SPATConfig(eps=0.9, bounds=(float(LOW), float(HIGH)))
     moved = attacked(framework, x, np.arange(500) % 3, config)
     assert moved.min() == LOW
     assert moved.max() == HIGH

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import spatlib
-from spatlib import DataError, SPATConfig
+from spatlib import DataError, Threat
 from spatlib.core.ops import Array, Ops
-from spatlib_tf import engine as tf_engine
-from spatlib_torch import engine as torch_engine
 
 from .landscapes import ENGINES, EPS, measure, model, noise, points, rugged
 from .test_torch_state import batch as torch_batch
@@ -93,10 +91,10 @@ def test_labels_of_keras_forms_give_the_same_report(form: str) -> None:
         seen.append((y.dtype.name, tf.executing_eagerly(), y.numpy().tolist()))
         return x
 
-    config = SPATConfig(eps=EPS)
+    threat = Threat(eps=EPS)
     settings = {"attacks": ("pgd", "targeted", still), "steps": 2, "batch_size": len(x)}
-    report = tf_engine.evaluate(rugged("tf"), (x, labels), config, **settings)
-    assert report == tf_engine.evaluate(rugged("tf"), (x, y), config, **settings)
+    report = spatlib.evaluate(rugged("tf"), (x, labels), threat, **settings)
+    assert report == spatlib.evaluate(rugged("tf"), (x, y), threat, **settings)
     assert seen == [("int64", True, y.tolist())] * 2
 
 
@@ -123,20 +121,18 @@ class Meddler:
 
 def test_a_callable_finds_the_model_ready_and_leaves_no_trace_in_torch() -> None:
     (x, y), meddler = torch_batch(), Meddler()
-    network_, config = network(), SPATConfig(eps=EPS)
+    network_, threat = network(), Threat(eps=EPS)
     before, rng, inputs = state(network_), torch.get_rng_state(), (x.tolist(), y.tolist())
     settings: dict[str, Any] = {"steps": 2, "batch_size": 2}
     with torch.no_grad():
-        report = torch_engine.evaluate(
-            network_, (x, y), config, attacks=(meddler, "pgd"), **settings
-        )
+        report = spatlib.evaluate(network_, (x, y), threat, attacks=(meddler, "pgd"), **settings)
         assert not torch.is_grad_enabled()
     assert meddler.found
     assert set(meddler.found) == {(True, False, False, False)}
     assert state(network_) == before
     assert torch.equal(torch.get_rng_state(), rng)
     assert (x.tolist(), y.tolist()) == inputs
-    alone = torch_engine.evaluate(network_, (x, y), config, attacks=("pgd",), **settings)
+    alone = spatlib.evaluate(network_, (x, y), threat, attacks=("pgd",), **settings)
     assert report.metrics["pgd2"] == alone.metrics["pgd2"]
     assert list(report.metrics) == ["clean", "Meddler", "pgd2"]
     np.testing.assert_equal(report.per_class["clean"], alone.per_class["clean"])
@@ -150,18 +146,12 @@ def test_a_failing_callable_leaves_no_trace_in_torch() -> None:
     network_, (x, y) = network(), torch_batch()
     before = state(network_)
     with pytest.raises(KeyError, match="boom"):
-        torch_engine.evaluate(network_, (x, y), SPATConfig(eps=EPS), attacks=(fail,))
+        spatlib.evaluate(network_, (x, y), Threat(eps=EPS), attacks=(fail,))
     assert state(network_) == before
 
 
 def test_attacks_and_steps_are_passed_on(name: str) -> None:
     x, y = points(name)
-    report = spatlib.evaluate(
-        rugged(name),
-        (x, y),
-        backend=name,
-        attacks=("targeted", noise(name)),
-        steps=3,
-        config=SPATConfig(eps=EPS),
-    )
+    attacks = ("targeted", noise(name))
+    report = spatlib.evaluate(rugged(name), (x, y), Threat(eps=EPS), attacks=attacks, steps=3)
     assert list(report.metrics) == ["clean", "targeted3", "noise"]

@@ -17,25 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import RECIPES, Report, SPATConfig, TrainConfig, plots
+from spatlib import RECIPES, Report, SPATConfig, TrainConfig, load_data, plots
 from spatlib.cli import main
-from spatlib.run import EVALUATION, Run
+from spatlib.runs import EVALUATION, Run
 
-QUICK = (
-    "--epochs",
-    "2",
-    "--steps",
-    "1",
-    "--batch-size",
-    "128",
-    "--no-baseline",
-    "--seed",
-    "3",
-    "--examples",
-    "600",
-    "--test-examples",
-    "50",
-)
+OPTIONS = "--epochs 2 --steps 1 --batch-size 128 --no-baseline --seed 3 --limit 600"
+QUICK = tuple(OPTIONS.split())
 BACKENDS = pytest.mark.parametrize("framework", ["torch", "tf"])
 
 
@@ -64,19 +51,9 @@ def test_train_evaluate_show_compare(
         return main([str(argument) for argument in arguments]), *capsys.readouterr()
 
     directory = tmp_path / "run"
+    options = ("--eps", "8/255", "--validation", "100", "--patience", "5")
     code, out, error = run(
-        "train",
-        "--backend",
-        framework,
-        "--run-dir",
-        directory,
-        *QUICK,
-        "--eps",
-        "8/255",
-        "--validation",
-        "100",
-        "--patience",
-        "5",
+        "train", "--backend", framework, "--run-dir", directory, *QUICK, *options
     )
     assert code == 0, error
     *rows, last = lines(out)
@@ -85,15 +62,7 @@ def test_train_evaluate_show_compare(
     config, training = Run(directory, resume=True).configs()
     assert config == SPATConfig(eps=8 / 255, steps=1)
     assert training == TrainConfig(
-        epochs=2,
-        batch_size=128,
-        lr=0.05,
-        seed=3,
-        validation=100,
-        patience=5,
-        progress=False,
-        examples=600,
-        test_examples=50,
+        epochs=2, batch_size=128, lr=0.05, seed=3, validation=100, patience=5, progress=False
     )
 
     code, _, error = run("compare", directory)
@@ -104,7 +73,7 @@ def test_train_evaluate_show_compare(
     assert code == 0, error
     (report,) = lines(out)
     assert report["metrics"] == {k: last["metrics"][k] for k in ("clean", "pgd20")}
-    assert report["count"] == 50
+    assert report["count"] == 450
     assert len(report["per_class"]["pgd20"]) == 10
     low, high = report["interval"]["clean"]
     assert low < report["metrics"]["clean"] < high
@@ -124,10 +93,14 @@ def test_train_evaluate_show_compare(
     assert (report["measured_on"], report["seed"]) == ("test", 0)
 
     shutil.copytree(directory, other := tmp_path / "other")
-    (other / EVALUATION).write_text(json.dumps({**report, "count": 49}), encoding="utf-8")
+    (other / EVALUATION).write_text(json.dumps({**report, "count": 449}), encoding="utf-8")
     code, _, error = run("compare", directory, other)
     assert code == 2
     assert "measured alike" in error
+    code, out, error = run("evaluate", other, "--attacks", "pgd", "--limit", "20", "--eps", "1/255")
+    assert code == 0, error
+    assert lines(out)[0]["count"] == 20
+    assert lines(out)[0]["threat"]["eps"] == 1 / 255
 
 
 def test_the_sheet_has_a_column_for_the_mask_if_there_is_one() -> None:
@@ -155,7 +128,12 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == {2: 130, 9: -9}[number]
-    code, out, error = run("train", "--run-dir", killed, "--resume")
+    code, _, error = run("train", "--run-dir", killed, "--resume", "--steps", "2", "--lr", "1")
+    assert code == 2
+    assert "config.steps = 2 instead of 1, training.lr = 1.0 instead of 0.05" in error
+    assert "leave them out" in error
+    free = ("--device", "cpu", "--no-progress")
+    code, out, error = run("train", "--run-dir", killed, "--resume", *free)
     assert code == 0, error
     assert lines(out)[-1] == lines(expected)[-1]
     name = "last.safetensors"
@@ -163,56 +141,50 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
     assert len(Run(killed, resume=True).history()) == 4
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("train", "--recipe", "imagenet"), "'cifar10-wrn'"),
-        (("evaluate", "nowhere"), "nowhere"),
-        (("train", "--backend", "jax"), "'torch'"),
-        (("train", "--resume"), "run_dir"),
-        (("train", "--data", "nothing.npz"), "nothing.npz"),
-        (("train", "--run-dir", "nowhere", "--resume"), "nowhere holds no run"),
-    ],
-)
-def test_bad_input_is_said_in_a_sentence(
-    arguments: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]
+def npz(path: Path) -> Path:
+    (x, y), _ = (part := load_data("digits", limit=60)).train, part.test
+    np.savez(path, x=x, y=y)
+    return path
+
+
+def test_one_setting_leaves_all_others_of_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None
 ) -> None:
-    assert main(arguments) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("spatlib: ")
-    assert word in printed
-    assert "Traceback" not in printed
+    changed = "--eps 1/8 --steps 1 --epochs 6 --validation 20 --batch-size 40 --model small_cnn"
+    where = ("--data", str(npz(tmp_path / "own.npz")), "--run-dir", str(tmp_path / "run"))
+    assert main(("train", "mnist", *where, *changed.split())) == 0, capsys.readouterr().err
+    written = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    recipe = RECIPES["mnist"].change(
+        eps=0.125, steps=1, epochs=6, validation=20, batch_size=40, progress=False
+    )
+    assert SPATConfig.from_dict(written["config"]) == recipe.config
+    assert TrainConfig(**written["training"]) == recipe.training
+    kept = {"eps_warmup": 5, "lr": 0.01, "weight_decay": 0, "schedule": "piecewise"}
+    assert kept.items() <= written["training"].items()
+    assert (written["config"]["step_size"], written["config"]["smoothing"]) == (0.01, 0)
+    assert (written["architecture"]["name"], written["data"]["name"]) == ("small_cnn", where[1])
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("train", "--eps", "8"),
-        ("train", "--eps", "8/0"),
-        ("train", "--epsilon", "1"),
-        ("train", "--epochs", "0"),
-        ("evaluate",),
-        ("prove",),
-    ],
-)
-def test_a_bad_option_is_refused_with_a_hint(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+def test_a_run_is_evaluated_on_its_data_wherever_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert "--help" in capsys.readouterr().err
-
-
-def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(("train", "--help"))
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for kind in (SPATConfig, TrainConfig):
-        for name in kind.__dataclass_fields__:
-            assert f"--{name.replace('_', '-')}" in text
-    assert "Radius of the perturbation" in text
+    run, path = tmp_path / "run", npz(tmp_path / "own.npz")
+    options = ("--data", str(path), "--eps", "0.15", *QUICK, "--limit", "50")
+    assert main(("train", "--run-dir", str(run), *options)) == 0
+    capsys.readouterr()
+    assert main(("evaluate", str(run), "--attacks", "pgd")) == 0
+    (report,) = lines(capsys.readouterr().out)
+    assert (report["count"], report["measured_on"]) == (50, "training")
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):  # with files that are not MNIST's, which the error names
+        folder.mkdir()
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(b"other")
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    settings["data"] = {"name": "mnist", "dir": str(old), "limit": None}
+    (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for given, folder in (((), old), (("--data-dir", str(new)), new)):
+        assert main(("evaluate", str(run), *given)) == 2
+        assert str(folder) in capsys.readouterr().err
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,16 +192,56 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
 
 
-def test_an_existing_run_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_another_recipe_is_resumed_by_its_directory_or_by_its_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None
+) -> None:
+    options = "--steps 1 --epochs 1 --validation 20 --batch-size 40 --no-mask"
+    where = ("--run-dir", str(tmp_path / "run"))
+    x, y = load_data("digits", limit=60).train
+    np.savez(path := tmp_path / "own.npz", x=x.repeat(2, 1).repeat(2, 2), y=y)
+    data = ("--data", str(path), "--eps", "0.3", "--limit", "50")
+    assert main(("train", "mnist", *where, *data, *options.split())) == 0
+    expected = lines(capsys.readouterr().out)[-1]
+    for again in (("train",), ("train", "mnist", *options.split())):
+        assert main((*again, *where, "--resume")) == 0, capsys.readouterr().err
+        assert lines(capsys.readouterr().out) == [expected]
+    for other, words in {
+        ("--model", "small_cnn"): "architecture.name = 'small_cnn' instead of 'mnist_cnn'",
+        ("--limit", "40"): "data.limit = 40 instead of 50",
+        ("--mask.keep", "1/4"): "config.mask = {'score': 'min', 'keep': 0.25",
+    }.items():
+        assert main(("train", *where, "--resume", *other)) == 2
+        assert words in capsys.readouterr().err
+    assert main(("train", "cifar10", "--validation", "20", *where, "--resume")) == 2
+    assert "architecture.name = 'preact_resnet18' instead of" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None
+) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert main(("train", "--run-dir", str(tmp_path))) == 2
-    assert "overwrite" in capsys.readouterr().err
+    for option in ((), ("--overwrite",), ("--resume",)):
+        assert main(("train", "--run-dir", str(tmp_path), *option)) == 2
+        printed = capsys.readouterr().err
+        assert f"{tmp_path / 'config.json'} is that of another program" in printed
+        assert "choose another run_dir" in printed
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == "{}"
+    run = tmp_path / "run"
+    train = ("train", *QUICK, "--limit", "60", "--epochs", "1", "--run-dir", str(run))
+    assert main((*train, "--resume")) == 0  # there is none, so one begins
+    before = (run / "last.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(train) == 2
+    printed = capsys.readouterr().err
+    assert "one with a run" in printed
+    assert "overwrite=True" in printed
+    assert (run / "last.safetensors").read_bytes() == before
 
 
 def test_a_terminal_shows_the_bar_and_a_table() -> None:
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 120))
-    process = start("train", *QUICK, "--test-examples", "50", stdout=follower, stderr=follower)
+    process = start("train", *QUICK, stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
     while True:

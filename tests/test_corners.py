@@ -16,12 +16,11 @@ from torch import nn
 import spatlib
 import spatlib_tf
 import spatlib_torch
-from spatlib import BackendError, ConfigError, SPATConfig, TrainConfig
+from spatlib import RECIPES, BackendError, ConfigError, Mask, SPATConfig, TrainConfig, audit
 from spatlib.__main__ import main as command
-from spatlib.audit import audit
-from spatlib.backends import load_engine
 from spatlib.cli import main
-from spatlib.data import load
+from spatlib.data import as_dataset
+from spatlib.engines import load_engine
 
 from .test_tf_model import arrays as keras_arrays
 from .test_tf_model import network as keras_network
@@ -33,7 +32,7 @@ def linear() -> nn.Module:
 
 
 def digits(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    x, y = load("digits", channels_first=True).train
+    x, y = as_dataset("digits", channels_first=True).train
     return x[:count], y[:count]
 
 
@@ -45,12 +44,13 @@ def test_similarity_is_measured_if_asked_for() -> None:
     assert audit(linear(), x, moved, y, ssim=True).ssim < 0.99
 
 
-def test_a_network_of_ones_own_has_no_baseline() -> None:
-    training = TrainConfig(epochs=1, baseline=True, progress=False)
-    result = spatlib.train(
-        linear(), digits(), config=SPATConfig(steps=1, share="min"), training=training
-    )
+def test_a_network_of_ones_own_gets_no_baseline_of_a_recipe_and_is_told_so() -> None:
+    recipe = RECIPES["digits"].change(epochs=1, steps=1, progress=False, mask=Mask())
+    assert recipe.training.baseline
+    with pytest.warns(UserWarning, match="no baseline: the recipe's is for networks built by name"):
+        result = spatlib.train(linear(), digits(), recipe=recipe)
     assert result.baseline is None
+    assert not result.training.baseline
 
 
 def test_patience_needs_validation() -> None:
@@ -65,20 +65,20 @@ class Loader:
 
 def test_two_loaders_are_for_training_and_testing() -> None:
     train, test = Loader(), Loader()
-    dataset = load((train, test), channels_first=True)
+    dataset = as_dataset((train, test), channels_first=True)
     assert dataset.train is train
     assert dataset.test is test
 
 
 def test_masks_need_no_check_of_values_and_may_be_off() -> None:
     x, y = map(torch.as_tensor, digits(4))
-    config = SPATConfig(share="mean")
+    config = SPATConfig(eps=0.1, mask=Mask(score="mean"))
     checked = spatlib_torch.shared_mask(linear(), x, y, config)
     assert torch.equal(spatlib_torch.shared_mask(linear(), x, y, config, validate=False), checked)
     model, (images, labels) = keras_network(), map(tf.constant, keras_arrays())
     found = spatlib_tf.shared_mask(model, images, labels, config, validate=False)
     assert np.array_equal(found, spatlib_tf.shared_mask(model, images, labels, config))
-    off = spatlib_tf.shared_mask(model, images, labels, SPATConfig(keep=1))
+    off = spatlib_tf.shared_mask(model, images, labels, SPATConfig(eps=0.1))
     assert off.shape == found.shape
     assert np.all(off == 1)
 
@@ -86,7 +86,7 @@ def test_masks_need_no_check_of_values_and_may_be_off() -> None:
 def test_the_eps_of_a_recipe_is_not_that_of_another_norm(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["train", "--recipe", "digits", "--norm", "L2"]) == 2
+    assert main(["train", "digits", "--norm", "L2"]) == 2
     assert "pass --eps" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,31 @@ import torch
 from torch import nn
 
 import spatlib
-from spatlib import BackendError, ConfigError, DataError, SPATConfig, SpatlibError, TrainConfig
+from spatlib import (
+    BackendError,
+    ConfigError,
+    DataError,
+    Mask,
+    SPATConfig,
+    SpatlibError,
+    Threat,
+    TrainConfig,
+)
 from spatlib.data import as_dataset, load_data
 
 from .test_errors import CLASSES, X, Y, check, network
 
+CONFIG = SPATConfig(eps=8 / 255)
 QUICK = TrainConfig(epochs=1, batch_size=4, schedule="constant", progress=False)
 ARRAYS = (X.numpy(), Y.numpy())
 
 
 def train(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
-    return spatlib.train(model, data, **{"training": QUICK} | arguments)
+    return spatlib.train(model, data, **{"config": CONFIG, "training": QUICK} | arguments)
 
 
 def evaluate(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
-    return spatlib.evaluate(model, data, **arguments)
+    return spatlib.evaluate(model, data, **{"threat": CONFIG} | arguments)
 
 
 class UsedUp:
@@ -48,7 +59,6 @@ class Endless:
 x, y = ARRAYS
 BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown name": (lambda: "letters", "'digits'"),
-    "nothing": (lambda: None, "NoneType"),
     "a number": (lambda: 3, "int"),
     "an iterator": (lambda: iter([(X, Y)]), "not its iterator), got list_iterator"),
     "a generator": (lambda: ((X, Y) for _ in range(3)), "not its iterator), got generator"),
@@ -104,30 +114,38 @@ BAD_CALLS: dict[str, tuple[type[SpatlibError], Callable[[], Any], str]] = {
     "settings swapped": (ConfigError, lambda: train(network(), config=TrainConfig()), "SPATConfig"),
     "schedule swapped": (
         ConfigError,
-        lambda: train(network(), training=SPATConfig()),
+        lambda: train(network(), training=CONFIG),
         "TrainConfig",
     ),
     "settings as a dict": (ConfigError, lambda: train(network(), config={"eps": 0.1}), "dict"),
-    "settings for evaluate": (
+    "no settings": (ConfigError, lambda: train(network(), config=None), "config must be given"),
+    "what an attack may do, not how": (
         ConfigError,
-        lambda: evaluate(network(), config=TrainConfig()),
+        lambda: train(network(), config=Threat(eps=0.1)),
         "SPATConfig",
     ),
+    "settings for evaluate": (
+        ConfigError,
+        lambda: evaluate(network(), threat=TrainConfig()),
+        "Threat, got TrainConfig",
+    ),
+    "no threat": (ConfigError, lambda: evaluate(network(), threat=None), "threat must be given"),
     "no restarts": (ConfigError, lambda: evaluate(network(), restarts=0), "restarts"),
     "half a restart": (ConfigError, lambda: evaluate(network(), restarts=1.5), "restarts"),
     "no batch size": (ConfigError, lambda: evaluate(network(), batch_size=0), "batch_size"),
     "a seed of letters": (ConfigError, lambda: evaluate(network(), seed="a"), "seed"),
     "unknown backend": (BackendError, lambda: train(network(), backend="jax"), "'torch'"),
-    "unknown backend to evaluate": (
-        BackendError,
-        lambda: evaluate(network(), backend="jax"),
-        "'torch'",
+    "a model of no backend": (ConfigError, lambda: evaluate(lambda x: x), "torch.nn.Module"),
+    "a second network of one's own": (
+        ConfigError,
+        lambda: train(network(), training=replace(QUICK, baseline=True)),
+        "baseline must be False",
     ),
     "one logit": (DataError, lambda: train(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "K >= 2"),
     "too many classes": (
         DataError,
-        lambda: train(network(), config=SPATConfig(mask_classes=CLASSES + 1)),
-        "mask_classes",
+        lambda: train(network(), config=replace(CONFIG, mask=Mask(classes=CLASSES + 1))),
+        "classes",
     ),
 }
 

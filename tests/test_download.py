@@ -15,7 +15,8 @@ import pooch
 import pytest
 
 from spatlib import BackendError, DataError
-from spatlib.data import MNIST, NAMES, SHA256, URLS, as_dataset, load_data
+from spatlib.data import NAMES, as_dataset, load_data
+from spatlib.files import MNIST, SHA256, URLS
 
 from . import files
 from .test_errors import check

@@ -13,25 +13,26 @@ import torch
 
 import spatlib_tf
 import spatlib_torch
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from spatlib_tf import random as tf_random
+from spatlib_torch.attack import draw_start
 
 from . import test_tf_model, test_torch_state
-from .entry import CLASSES
+from .entry import CLASSES, HEIGHT, WIDTH
 from .test_torch_contexts import distance_from_uniform
 
 
 def test_offsets_are_other_classes_without_replacement_and_all_orders_occur(engine: Any) -> None:
-    config, seen = SPATConfig(mask_classes=3), set()
+    config, seen = SPATConfig(eps=0.1, mask=Mask(classes=3)), set()
     for seed in range(60):
-        offsets, _ = engine.draws(config, 5, seed)
+        offsets, _, _ = engine.draws(config, 5, seed)
         seen.add(tuple(int(offset) for offset in offsets))
     others = range(1, CLASSES)
     assert seen == {(a, b) for a in others for b in others if a != b}
 
 
 def test_probes_are_signs_of_both_kinds_at_every_place(engine: Any) -> None:
-    config = SPATConfig(share="rms", probes=3)
+    config = SPATConfig(eps=0.1, mask=Mask(score="rms", probes=3))
     probes = np.stack([engine.draws(config, 5, seed)[1] for seed in range(60)])
     assert probes.shape == (60, 3, 5, CLASSES)
     assert set(np.unique(probes)) == {-1, 1}
@@ -39,20 +40,65 @@ def test_probes_are_signs_of_both_kinds_at_every_place(engine: Any) -> None:
     assert abs(probes.mean()) < 0.08
 
 
-@pytest.mark.parametrize("settings", [{"share": "min"}, {"keep": 1}, {"share": "rms"}], ids=str)
+def test_noise_of_a_random_mask_fills_the_interval(engine: Any) -> None:
+    config = SPATConfig(eps=0.1, mask=Mask(score="random"))
+    noise = np.stack([engine.draws(config, 50, seed)[2] for seed in range(20)])
+    assert noise.shape == (20, 50, HEIGHT * WIDTH)
+    assert distance_from_uniform(noise) < 0.04
+    assert np.abs(np.corrcoef(noise.reshape(-1, HEIGHT * WIDTH).T) - np.eye(4)).max() < 0.12
+
+
+STILL = (None, Mask(), Mask(score="rms", keep=1), Mask(score="random", floor=1))
+MOVING = (Mask(score="rms"), Mask(classes=2), Mask(score="random"))
+
+
+@pytest.mark.parametrize("mask", [*STILL, *MOVING], ids=str)
 def test_torchs_generator_moves_on_where_something_is_drawn_and_only_there(
-    settings: dict[str, Any],
+    mask: Mask | None,
 ) -> None:
     (x, y), generator = test_torch_state.batch(), torch.Generator().manual_seed(0)
-    config = SPATConfig(random_start="none", steps=1, **settings)
+    config = SPATConfig(eps=0.1, random_start="none", steps=1, mask=mask)
     before = generator.get_state()
     spatlib_torch.perturb(test_torch_state.network(), x, y, config, generator=generator)
-    assert torch.equal(generator.get_state(), before) == (settings != {"share": "rms"})
+    assert torch.equal(generator.get_state(), before) == (mask in STILL)
+
+
+@pytest.mark.parametrize("mask", MOVING, ids=str)
+def test_torch_draws_the_start_first_and_then_the_mask(mask: Mask) -> None:
+    (x, y), model = test_torch_state.batch(), test_torch_state.network()
+    config = SPATConfig(eps=0.1, steps=2, mask=mask)
+    source = torch.Generator().manual_seed(0)
+    start = draw_start(x, config, source)
+    budget = spatlib_torch.shared_mask(model, x, y, config, generator=source)
+    expected = spatlib_torch.perturb(model, x, y, config, start=start, mask=budget)
+    source.manual_seed(0)
+    assert torch.equal(spatlib_torch.perturb(model, x, y, config, generator=source), expected)
+    source.manual_seed(0)  # with a start it is the mask's alone
+    budget = spatlib_torch.shared_mask(model, x, y, config, generator=source)
+    expected = spatlib_torch.perturb(model, x, y, config, start=start, mask=budget)
+    source.manual_seed(0)
+    ours = spatlib_torch.perturb(model, x, y, config, start=start, generator=source)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("mask", MOVING, ids=str)
+def test_torchs_random_masks_without_a_generator_are_drawn_alike_beside_a_start(
+    mask: Mask,
+) -> None:
+    (x, y), model = test_torch_state.batch(), test_torch_state.network()
+    config, before = SPATConfig(eps=0.1, steps=2, mask=mask), torch.get_rng_state()
+    first = spatlib_torch.perturb(model, x, y, config, start=0 * x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(spatlib_torch.perturb(model, x, y, config, start=0 * x), first)
+    sources = [torch.Generator().manual_seed(seed) for seed in range(5)]
+    others = [spatlib_torch.perturb(model, x, y, config, start=0 * x, generator=g) for g in sources]
+    assert any((other != first).any() for other in others)
 
 
 def test_tensorflows_own_generator_gives_the_starts_unless_one_is_given() -> None:
     (x, y), model = test_tf_model.arrays(), test_tf_model.network()
-    config = SPATConfig(eps=0.1, steps=1, share="min")
+    config = SPATConfig(eps=0.1, steps=1, mask=Mask())
 
     def next_number(*starts: np.ndarray) -> float:
         tf.random.set_seed(0)
@@ -63,8 +109,8 @@ def test_tensorflows_own_generator_gives_the_starts_unless_one_is_given() -> Non
     assert next_number(0 * x, 0 * x) == next_number()
     first, second = (spatlib_tf.perturb(model, x, y, config).numpy() for _ in range(2))
     assert (first != second).any()
-    for mask in ({"share": "rms"}, {"mask_classes": 2}):  # drawn as well, and always alike
-        random = dataclasses.replace(config, **mask)
+    for mask in MOVING:  # drawn as well, and always alike
+        random = dataclasses.replace(config, mask=mask)
         ours, again = (spatlib_tf.perturb(model, x, y, random, start=0 * x) for _ in range(2))
         np.testing.assert_array_equal(ours, again)
 

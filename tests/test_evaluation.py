@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import spatlib
-from spatlib import Result, SPATConfig, TrainConfig
-from spatlib_torch import engine
+from spatlib import RECIPES, ConfigError, Mask, Result, SPATConfig, Threat, TrainConfig
 
 from .test_training import BATCH, COUNT, METRICS, arrays, batches, loader, network, tensors
 
@@ -37,7 +36,7 @@ class Recorder(nn.Module):
 def shown(**arguments: Any) -> list[Tensor]:
     """Every input of an evaluation, in order."""
     model = Recorder()
-    spatlib.evaluate(model, arrays(), **{"config": SPATConfig(eps=EPS)} | arguments)
+    spatlib.evaluate(model, arrays(), **{"threat": Threat(eps=EPS)} | arguments)
     return model.seen
 
 
@@ -55,12 +54,12 @@ def test_evaluation_is_decided_by_its_seed() -> None:
 IGNORED: list[dict[str, Any]] = [
     {"smoothing": 0.9},
     {"guard": False, "smoothing": 0.9},
-    {"keep": 0.1, "floor": 0.0},
-    {"share": "min", "floor": 0.0},
-    {"share": "rms", "probes": 9},
-    {"mask_classes": 2},
-    {"base": "trades"},
-    {"base": "mart", "beta": 1.0},
+    {"mask": Mask(keep=0.1, floor=0.0)},
+    {"mask": Mask(score="rms", probes=9)},
+    {"mask": Mask(score="random", floor=0.0)},
+    {"mask": Mask(classes=2)},
+    {"loss": "trades"},
+    {"loss": "mart", "beta": 1.0},
     {"steps": 1},
     {"step_size": 1e-5},
     {"random_start": "none"},
@@ -71,14 +70,14 @@ IGNORED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", IGNORED, ids=str)
 def test_settings_of_the_training_attack_play_no_part(settings: dict[str, Any]) -> None:
-    assert same(shown(), shown(config=SPATConfig(eps=EPS, **settings)))
+    assert same(shown(), shown(threat=SPATConfig(eps=EPS, **settings)))
 
 
 @pytest.mark.parametrize(
     "settings", [{"eps": 0.2}, {"eps": EPS, "norm": "L2"}, {"eps": EPS, "bounds": (-1, 1)}], ids=str
 )
 def test_the_threat_model_matters(settings: dict[str, Any]) -> None:
-    assert not same(shown(), shown(config=SPATConfig(**settings)))
+    assert not same(shown(), shown(threat=Threat(**settings)))
 
 
 def test_attacks_take_twenty_steps_of_the_full_budget() -> None:
@@ -101,16 +100,9 @@ def test_more_restarts_never_raise_accuracy(batch_size: int, seed: int) -> None:
         nn.init.normal_(p, std=3.0)  # rugged, so that the start decides
     x = tensors(count=200)[0]
     data = (x, model(x).argmax(dim=1))  # all correct clean
+    settings = {"steps": 2, "seed": seed, "batch_size": batch_size}
     results = [
-        engine.evaluate(
-            model,
-            data,
-            SPATConfig(eps=0.05),
-            steps=2,
-            seed=seed,
-            restarts=restarts,
-            batch_size=batch_size,
-        ).metrics
+        spatlib.evaluate(model, data, Threat(eps=0.05), restarts=restarts, **settings).metrics
         for restarts in (1, 2, 4)
     ]
     for fewer, more in pairwise(results):
@@ -156,25 +148,25 @@ def test_robust_means_correct_clean_and_at_the_start_and_at_the_end(
     holds: Callable[[Tensor], Tensor], clean: int, robust: int
 ) -> None:
     x, y = torch.full((8, 1), 0.5), torch.zeros(8, dtype=torch.int64)
-    report = spatlib.evaluate(Landscape(holds), (x, y), config=SPATConfig(eps=EPS))
+    report = spatlib.evaluate(Landscape(holds), (x, y), Threat(eps=EPS))
     assert report.metrics == {"clean": clean, "pgd20": robust, "margin20": robust}
 
 
 def test_reports_count_all_examples_of_the_test_part() -> None:
-    model, config = network().eval(), SPATConfig(eps=EPS)
+    model, threat = network().eval(), Threat(eps=EPS, norm="L2")
     x, y = tensors(1, 40)
     correct = float((model(x).argmax(dim=1) == y).double().mean())
-    report = spatlib.evaluate(model, (arrays(), arrays(1, 40)), config=config, batch_size=7)
+    report = spatlib.evaluate(model, (arrays(), arrays(1, 40)), threat, batch_size=7)
     assert report.count == 40
-    assert report.config == config
+    assert report.threat == threat
     assert report.metrics["clean"] == correct
     assert set(report.metrics) == METRICS
 
 
 def test_arrays_and_batches_give_one_report() -> None:
-    model, config = network(), SPATConfig(eps=EPS)
+    model, threat = network(), Threat(eps=EPS)
     forms = [arrays(), tensors(), batches(), loader()]
-    reports = [spatlib.evaluate(model, form, config=config, batch_size=BATCH) for form in forms]
+    reports = [spatlib.evaluate(model, form, threat, batch_size=BATCH) for form in forms]
     assert all(report == reports[0] for report in reports)
 
 
@@ -189,15 +181,18 @@ def test_evaluation_leaves_the_model_as_it_was() -> None:
         return [m.training for m in model.modules()], trainable, values
 
     before = state()
-    spatlib.evaluate(model, arrays())
+    spatlib.evaluate(model, arrays(), Threat(eps=EPS))
     assert state() == before
 
 
+def test_data_of_ones_own_need_a_threat() -> None:
+    with pytest.raises(ConfigError, match=r"threat must be given for data of your own.*eps="):
+        spatlib.evaluate(network(), arrays())
+
+
 def test_result_prints_the_baseline_above_spat(capsys: pytest.CaptureFixture[str]) -> None:
-    result = spatlib.train(
-        config=SPATConfig(eps=0.15, steps=1, keep=1),
-        training=TrainConfig(epochs=1, batch_size=64, lr=0.05, baseline=True),
-    )
+    settings = {"steps": 1, "epochs": 1, "baseline": True}
+    result = spatlib.train(recipe=RECIPES["digits"].change(**settings))
     head, standard, spat, note = str(result).splitlines()
     assert "PGD-20" in head
     assert standard.startswith("standard")
@@ -216,13 +211,15 @@ def test_result_prints_the_baseline_above_spat(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("progress", [True, False])
 def test_only_progress_prints(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
     quick = TrainConfig(epochs=1, batch_size=BATCH, progress=progress)
-    result = spatlib.train(network(), arrays(), config=SPATConfig(steps=1), training=quick)
+    config = SPATConfig(eps=EPS, steps=1)
+    result = spatlib.train(network(), arrays(), config=config, training=quick)
     assert (str(result) in capsys.readouterr().out) == progress
     assert "standard" not in str(result)
 
 
 def test_result_without_evaluation_says_so() -> None:
-    result = Result(model=None, history=[], config=SPATConfig(), training=TrainConfig())
+    settings = {"config": SPATConfig(eps=EPS), "training": TrainConfig()}
+    result = Result(model=None, history=[], **settings)
     assert str(result) == "not evaluated"
 
 
@@ -231,5 +228,5 @@ def test_no_robust_accuracy_exceeds_the_clean_one() -> None:
     for seed in range(3):
         x, y = arrays(seed, 60)
         y = np.where(rng.uniform(size=60) < 0.3, rng.integers(3, size=60), y)  # some wrong labels
-        metrics = spatlib.evaluate(network(), (x, y), config=SPATConfig(eps=0.02)).metrics
+        metrics = spatlib.evaluate(network(), (x, y), Threat(eps=0.02)).metrics
         assert max(metrics["pgd20"], metrics["margin20"]) <= metrics["clean"] < 1

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from spatlib import DataError
-from spatlib.data import CIFAR, Dataset, as_dataset, load_data
+from spatlib.data import Dataset, as_dataset, load_data
+from spatlib.files import CIFAR
 
 from . import files
 from .files import TEST, TRAIN, labels, pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,66 +13,146 @@ import torch
 
 import spatlib_tf.ops
 import spatlib_torch.ops
-from spatlib import SPATConfig
-from spatlib.core import apgd, losses, mask, projection, start, target
-from spatlib.core import step as core_step
+from spatlib import Mask, SPATConfig, Threat
+from spatlib.config import plain_pgd
+from spatlib.core import apgd, losses, mask, target
+from spatlib.core.attack import adversarial
+from spatlib.core.feasible import FeasibleSet, uniform_in_ball
+from spatlib.core.ops import rivals
+from spatlib.core.survivors import survivors
 from spatlib_torch import perturb
-from spatlib_torch.attack import Ascent, ascend
+from spatlib_torch.attack import Draws, vjp
+from spatlib_torch.inputs import one_hot
 
 from .record import agree, saw_dtypes
 
-SHARES = ("min", "mean", "rms", "neutral")
+SCORES = ("min", "mean", "rms", "neutral")
 NORMS = ("Linf", "L2", "L1")
+MASKS = {
+    "min": Mask(),
+    "random": Mask(score="random"),
+    "rms": Mask(score="rms", probes=1),
+}
+AXES = (1, 2, 3)
 
 
 def a_step(norm: str) -> Callable[..., Any]:
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-        lower, upper = projection.feasible_box(ops, x, None, 0.1, (0.0, 1.0))
-        d = start.uniform_in_ball(ops, x, x[:, :1, :1, :1], 0.1, norm)
-        d = core_step.initial(ops, d, None, lower, upper, 0.1, norm)
-        return core_step.step(ops, d, grad, None, lower, upper, eps=0.1, step_size=0.02, norm=norm)
+        allowed = FeasibleSet(ops, x, Threat(eps=0.1, norm=norm))
+        d = allowed.begin(uniform_in_ball(ops, x, x[:, :1, :1, :1], 0.1, norm))
+        return allowed.at(allowed.step(d, grad, 0.02))
 
     return function
 
 
-def a_mask(share: str) -> Callable[..., Any]:
+def a_mask(score: str) -> Callable[..., Any]:
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-        state = mask.begin(ops, x, share, 1)
+        state = mask.begin(ops, x, score, 1)
         for k in range(3):
-            state = mask.fold(ops, state, grad + k * x, share, 1)
+            state = mask.fold(ops, state, grad + k * x, score, 1)
         return mask.finish(ops, state, 0.5, 0.25)
 
     return function
 
 
-def a_loss(base: str) -> Callable[..., Any]:
+def a_loss(loss: str) -> Callable[..., Any]:
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-        label, log_p = ops.argmax_one_hot(logits), ops.log_softmax(logits)
-        b = ops.exp(log_p) if base == "trades" else label
-        q = target.smoothed_target(ops, b, label, log_p, 0.3, True)
-        stall = ops.sum(target.stalled(ops, label, log_p, 0.3), axis=0)
-        outer = losses.outer_loss(ops, base, 6.0, label, logits, 2 * logits)
-        ascent = target.objective(ops, log_p, q) + stall
-        return ops.sum(outer + target.margin(ops, logits, label), axis=0) + ascent
+        label, log_p = ops.argmax_one_hot(logits), ops.log_softmax(2 * logits)
+        base = ops.log_softmax(logits) if loss == "trades" else None
+        total = target.stalled(ops, label, log_p, 0.3)
+        for guard in (True, False):
+            cotangent = target.ascent(ops, base, label, log_p, 0.3, guard)
+            total = total + ops.sum(cotangent * logits, axis=1)
+        goal = ops.argmax_one_hot(rivals(ops, logits, label))
+        for name in ("margin", "apgd-t"):
+            value, cotangent = target.objective(ops, name, logits, label, goal)
+            total = total + value + ops.sum(cotangent * logits, axis=1)
+        outer = losses.outer_loss(ops, loss, 6.0, label, logits, 2 * logits)
+        return ops.sum(outer + total, axis=0)
 
     return function
 
 
 def an_ascent(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-    lower, upper = projection.feasible_box(ops, x, None, 0.1, (0.0, 1.0))
+    allowed = FeasibleSet(ops, x, Threat(eps=0.1))
 
     def look(d: Any) -> tuple[Any, Any, Any]:  # sum of grad d - 10 d^2
-        value = ops.sum(grad * d - 10 * d * d, axis=(1, 2, 3))
+        value = ops.sum(grad * d - 10 * d * d, axis=AXES)
         return value, grad - 20 * d, value < 1
 
-    return apgd.auto_ascend(ops, look, 0 * x, lower, upper, eps=0.1, steps=5, norm="Linf")[0]
+    return apgd.auto_ascend(ops, look, 0 * x, allowed, 5)[0]
+
+
+def by_hand(ops: Any, grad: Any, logits: Any) -> Callable[..., Any]:
+    """vjp of the network z_k(x) = z_k + k sum(grad x) + z_k sum(x^2)."""
+
+    def own_vjp(x: Any, **_: Any) -> tuple[Any, Callable[..., Any]]:
+        slope = ops.sum(grad * x, axis=AXES)[:, None]
+        square = ops.sum(x * x, axis=AXES)[:, None]
+        order = rank(ops, logits)
+
+        def pull(cotangent: Any, **_: Any) -> Any:
+            linear = ops.sum(cotangent * order, axis=1)[:, None, None, None]
+            return linear * grad + 2 * ops.sum(cotangent * logits, axis=1)[:, None, None, None] * x
+
+        return logits + slope * order + square * logits, pull
+
+    return own_vjp
+
+
+def rank(ops: Any, logits: Any) -> Any:
+    """(N, K) numbers of order 1, other ones for each class."""
+    return ops.sign(logits) + ops.log_softmax(logits)
+
+
+class Given:
+    """Draws without a generator: the label's signs, no others, and one noise."""
+
+    def __init__(self, ops: Any) -> None:
+        self.ops = ops
+
+    def signs(self, label: Any, count: int) -> Any:
+        return (2 * label - 1)[None]
+
+    def noise(self, like: Any) -> Any:
+        return self.ops.exp(like)
+
+
+def a_shared_mask(config: Mask) -> Callable[..., Any]:
+    def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+        _, pull = by_hand(ops, grad, logits)(x)
+        label = ops.argmax_one_hot(logits)
+        return mask.shared_mask(ops, x, pull, label, config, Given(ops))
+
+    return function
+
+
+def an_attack(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+    config = SPATConfig(eps=0.3, steps=2, loss="trades")
+    own = by_hand(ops, grad, logits), ops.argmax_one_hot
+    found = adversarial(ops, *own, x, config, 0.1 * grad, None, Given(ops))
+    return found.x + (found.stalls + found.holes)[:, None, None, None]
+
+
+def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
+    own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
+    names = {name: name for name in ("pgd", "targeted")}
+    threat, batch = plain_pgd(Threat(eps=0.1), 2), (x, own(x)[0], label)
+    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [0.1 * ops.sign(grad)])
+    total = 0 * logits[:, 0]
+    for k, verdict in enumerate(found.values()):
+        total = total + 2.0**k * ops.cast(verdict, like=logits)
+    return total
 
 
 FUNCTIONS = {
     "apgd": an_ascent,
     **{f"step {norm}": a_step(norm) for norm in NORMS},
-    **{f"mask {share}": a_mask(share) for share in SHARES},
-    **{f"loss {base}": a_loss(base) for base in ("pgd", "trades", "mart")},
+    **{f"mask {score}": a_mask(score) for score in SCORES},
+    **{f"loss {loss}": a_loss(loss) for loss in ("pgd", "trades", "mart")},
+    **{f"shared mask {name}": a_shared_mask(config) for name, config in MASKS.items()},
+    "attack": an_attack,
+    "evaluation": an_evaluation,
 }
 
 
@@ -135,13 +216,12 @@ def problem(count: int) -> list[torch.Tensor]:
 # Tensor.is_inference(), which prepare asks, once per call. And autograd.grad only if told to.
 @pytest.mark.verifies("torch")
 def test_torch_compiles_the_steps_of_the_attack_with_their_gradients_to_one_graph() -> None:
-    config = SPATConfig(eps=0.1, steps=2, base="trades", smoothing=0.3, share="min")
+    config = SPATConfig(eps=0.1, steps=2, loss="trades", smoothing=0.3)
     model = a_network()
 
     def attack(x: torch.Tensor, d: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        lower, upper = projection.feasible_box(spatlib_torch.ops, x, None, 0.1, (0.0, 1.0))
-        ascent = Ascent(y, config, model(x), validate=False)
-        return ascend(model, x, d, None, lower, upper, config, ascent)
+        own = partial(vjp, model), partial(one_hot, y)
+        return adversarial(spatlib_torch.ops, *own, x, config, d, None, Draws(None)).x
 
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         check_one_graph(attack, map(problem, (3, 5, 8)), atol=1e-15)
@@ -157,10 +237,10 @@ def test_a_compiled_network_in_the_attack_keeps_one_graph_for_all_batch_sizes() 
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
-    config = SPATConfig(eps=0.1, steps=2, base="trades", share="min")
+    config = SPATConfig(eps=0.1, steps=2, loss="trades", mask=Mask())
     for x, first, y in map(problem, (3, 5, 8)):
         ours, expected = (perturb(each, x, y, config, start=first) for each in (compiled, model))
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)  # eager: no BatchNorm kernel
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     assert len(graphs) == 1
 
 

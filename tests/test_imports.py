@@ -1,12 +1,15 @@
-"""Importing spatlib loads no framework, and a missing framework is named with its remedy."""
+"""Imports: no framework unasked, a missing one is named, short chains, no private names."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from .scan import imported, longest_chain, private_names, sources
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "tensorflow", "keras", "matplotlib", "jax")
@@ -55,9 +58,11 @@ def caught(action: str, before: str, *flags: str) -> str:
     [
         "import spatlib",
         "from spatlib import *",
-        "import spatlib; spatlib.SPATConfig()",
-        "import spatlib.core.mask, spatlib.core.projection, spatlib.core.numpy_ops",
-        "from spatlib.data import load; load('digits', channels_first=True)",
+        "import spatlib; spatlib.SPATConfig(eps=0.1, mask=spatlib.Mask())",
+        "import spatlib.core.attack, spatlib.core.survivors, spatlib.core.numpy_ops",
+        "import spatlib; spatlib.load_data('digits', limit=3)",
+        "from spatlib.data import as_dataset; as_dataset('digits', channels_first=True)",
+        "import spatlib; spatlib.RECIPES['mnist'].change(steps=2)",
     ],
 )
 def test_no_framework_is_loaded(statements: str) -> None:
@@ -65,19 +70,24 @@ def test_no_framework_is_loaded(statements: str) -> None:
 
 
 def test_a_loaded_framework_would_be_noticed() -> None:
-    assert "torch" in run(f"import spatlib.backends as b; b.load_engine('torch')\n{LOADED}").split()
+    assert "torch" in run(f"import spatlib.engines as e; e.load_engine('torch')\n{LOADED}").split()
 
 
 @pytest.mark.parametrize(
     "action",
     [
+        "spatlib.train()",
         "spatlib.train(backend='torch')",
-        "spatlib.evaluate(object(), backend='torch')",
-        "spatlib.train(object(), ([[0.5]], [0]))",
+        "spatlib.train(object(), ([[0.5]], [0]), config=spatlib.SPATConfig(eps=0.1))",
+        "spatlib.evaluate(Model(), recipe='digits')",
+        "spatlib.audit(Model(), [[0.5]], [[0.5]], [0])",
     ],
 )
 def test_missing_torch_is_a_backend_error_with_the_command_to_run(action: str) -> None:
-    kind, message = caught(action, f"{WITHOUT_TORCH}\nimport spatlib").split(" | ")
+    before = (
+        f"{WITHOUT_TORCH}\nimport spatlib\nModel = type('Model', (), {{'__module__': 'torch'}})"
+    )
+    kind, message = caught(action, before).split(" | ")
     assert kind == "BackendError"
     assert "pip install torch" in message
     assert "No module named 'torch'" in message
@@ -100,13 +110,15 @@ def test_an_error_inside_the_framework_is_named_too(tmp_path: Path) -> None:
 
 CHECKS = {
     "spatlib.SPATConfig(eps=8)": "ConfigError | eps",
-    "spatlib.SPATConfig(bounds=(1, 0))": "ConfigError | bounds",
+    "spatlib.SPATConfig(eps=1, bounds=(1, 0))": "ConfigError | bounds",
     "spatlib.TrainConfig(epochs=0)": "ConfigError | epochs",
-    "perturb(model, 2 * x, y, spatlib.SPATConfig())": "DataError | x",
-    "perturb(model, x, y + 9, spatlib.SPATConfig())": "DataError | y",
-    "perturb(model, x, y, spatlib.SPATConfig(), mask=x + 1)": "DataError | mask",
-    "perturb(model, x, y, spatlib.SPATConfig(), start=x[:1, :3])": "DataError | start",
-    "perturb(torch.nn.Flatten(0), x, y, spatlib.SPATConfig())": "DataError | model",
+    "spatlib.Mask(keep=0)": "ConfigError | keep",
+    "spatlib.Threat(eps=0.1, norm='L7')": "ConfigError | norm",
+    "perturb(model, 2 * x, y, config)": "DataError | x",
+    "perturb(model, x, y + 9, config)": "DataError | y",
+    "perturb(model, x, y, config, mask=x + 1)": "DataError | mask",
+    "perturb(model, x, y, config, start=x[:1, :3])": "DataError | start",
+    "perturb(torch.nn.Flatten(0), x, y, config)": "DataError | model",
 }
 
 
@@ -116,6 +128,7 @@ def test_input_is_checked_under_optimisation() -> None:
         "from spatlib_torch import perturb",
         "model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())",
         "x, y = torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)",
+        "config = spatlib.SPATConfig(eps=0.1)",
         "print(sys.flags.optimize)",
         *(CAUGHT.format(action=action) for action in CHECKS),
     ]
@@ -123,3 +136,84 @@ def test_input_is_checked_under_optimisation() -> None:
     assert optimised == "1"
     for result, expected in zip(results, CHECKS.values(), strict=True):
         assert result.startswith(f"{expected} must ")
+
+
+LONGEST = 7
+PACKAGES = ("spatlib", "spatlib_torch", "spatlib_tf")
+
+
+def test_chains_of_imports_are_short() -> None:
+    found = longest_chain(sources(ROOT, "spatlib"))
+    assert 4 < len(found) <= LONGEST, " > ".join(found)
+
+
+def written(folder: Path, files: dict[str, str]) -> dict[str, ast.Module]:
+    """The package ``own`` of these files."""
+    for name, text in files.items():
+        path = folder / "own" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return sources(folder, "own")
+
+
+def test_a_chain_is_followed_through_all_kinds_of_imports(tmp_path: Path) -> None:
+    files = {
+        "__init__": "from .a import one",
+        "a": "import own.b\none = 1",
+        "b": "try:\n    from .c import d\nexcept ImportError:\n    pass",
+        "c/__init__": "",
+        "c/d": "if True:\n    from .. import e",
+        "e": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import f",
+        "f": "import own\nfrom own import one",
+        "g": "def late():\n    from . import f",
+    }
+    modules = written(tmp_path, files)
+    assert longest_chain(modules) == ["own", "own.a", "own.b", "own.c.d", "own.e"]
+    assert imported(modules, "own") == imported(modules, "own.f") == {"own.a"}
+    assert imported(modules, "own.g") == set()
+    modules = written(tmp_path, {"e": "from . import f"})
+    with pytest.raises(AssertionError, match="circle"):
+        longest_chain(modules)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_private_name_of_another_package_is_used(package: str) -> None:
+    modules = sources(ROOT, package)
+    assert len(modules) > 5
+    assert private_names(package, modules) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from torch._functorch import config",
+        "import torch._dynamo",
+        "from torch.nn import _reduction",
+        "from spatlib.data import _digits",
+        "import torch; torch._C",
+        "import torch; torch.nn.Module()._buffers['x']",
+        "import torch as t\ndef f(model): return model._compiled_call_impl",
+        "import torch\nclass A(torch.nn.Module):\n    def f(self): return self._parameters",
+        "getattr(object(), '_parameters')",
+        "vars(object())['_compiled_call_impl']",
+    ],
+)
+def test_a_private_name_would_be_noticed(line: str, tmp_path: Path) -> None:
+    assert len(private_names("own", written(tmp_path, {"__init__": line}))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from __future__ import annotations",
+        "from . import _a",
+        "from own._a import _b",
+        "class A:\n    def _f(self): return self._f",
+        "class A:\n    def __init__(self): self._x = 1\n    def f(self): return self._x",
+        "import torch; torch.__version__",
+        "for _ in (): pass",
+        "from collections import namedtuple\nnamedtuple('A', 'x')(1)._replace(x=2)",
+    ],
+)
+def test_private_names_of_ones_own_are_allowed(line: str, tmp_path: Path) -> None:
+    assert private_names("own", written(tmp_path, {"__init__": line})) == []

@@ -15,12 +15,12 @@ import spatlib_tf
 import spatlib_tf.engine
 import spatlib_torch
 import spatlib_torch.engine
-from spatlib import SPATConfig, TrainConfig
+from spatlib import Mask, SPATConfig, TrainConfig
 from spatlib.schedule import lr_factor
 
 from . import test_tf_model, test_training
 
-CONFIG = SPATConfig(eps=0.1, steps=2, random_start="none", keep=1)
+CONFIG = SPATConfig(eps=0.1, steps=2, random_start="none")
 SIZES = (8, 8, 4)  # the history weighs a batch by its size
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.0625}
 
@@ -83,7 +83,7 @@ def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
     data, model = list(zip(*arrays, strict=True)), tests.network()
     rates = [SETTINGS["lr"] * lr_factor(schedule, step, 6) for step in range(6)]
     attacks = [
-        dataclasses.replace(CONFIG, eps=part * CONFIG.eps, step_size=part * CONFIG.step_size)
+        dataclasses.replace(CONFIG, eps=part * CONFIG.eps, step_size=part * CONFIG.alpha)
         for part in np.repeat(PARTS[schedule], 3).tolist()
     ]
     warmup = int(PARTS[schedule][0] < 1)
@@ -101,10 +101,10 @@ def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
 
 
 def test_metrics_of_a_keras_step_are_those_of_the_clean_inputs_before_it() -> None:
-    (x, y), config = test_tf_model.arrays(), SPATConfig(eps=0.5, steps=3, share="min")
-    for base in ("pgd", "trades"):
+    (x, y), config = test_tf_model.arrays(), SPATConfig(eps=0.5, steps=3, mask=Mask())
+    for loss in ("pgd", "trades"):
         model = test_tf_model.spat(
-            config=dataclasses.replace(config, base=base), metrics=["accuracy"]
+            config=dataclasses.replace(config, loss=loss), metrics=["accuracy"]
         )
         expected = np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
         logs = model.train_on_batch(x, y, return_dict=True)

@@ -22,7 +22,7 @@ from .strategies import DTYPES, logits, rows
 pytestmark = pytest.mark.verifies
 ULPS = 8
 
-over_bases = pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+over_losses = pytest.mark.parametrize("name", ["pgd", "trades", "mart"])
 over_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -51,21 +51,21 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(draw(logits(dtype, shape)), draw(logits(dtype, shape)), y)
 
 
-def losses(backend: Backend, case: Case, base: str, beta: float) -> np.ndarray:
-    return backend.call(outer_loss, base, beta, case.one_hot, case.clean, case.adversarial)
+def losses(backend: Backend, case: Case, name: str, beta: float) -> np.ndarray:
+    return backend.call(outer_loss, name, beta, case.one_hot, case.clean, case.adversarial)
 
 
-def oracle(case: Case, base: str, beta: float) -> np.ndarray:
-    return np.array([loss for loss, _, _ in with_gradients(case, base, beta)])
+def oracle(case: Case, name: str, beta: float) -> np.ndarray:
+    return np.array([loss for loss, _, _ in with_gradients(case, name, beta)])
 
 
 def with_gradients(
-    case: Case, base: str, beta: float
+    case: Case, name: str, beta: float
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Losses and gradients in float64, one example at a time, with the largest logit at 0."""
     clean, moved = (z - z.max(axis=1, keepdims=True) for z in map(rows, case.logits))
     examples = zip(clean, moved, case.y.tolist(), strict=True)
-    return [loss_and_cotangents(*example, base, beta) for example in examples]
+    return [loss_and_cotangents(*example, name, beta) for example in examples]
 
 
 def rounding(case: Case, beta: float) -> np.ndarray:
@@ -75,47 +75,47 @@ def rounding(case: Case, beta: float) -> np.ndarray:
     return count * float(np.finfo(case.clean.dtype).eps) * largest * (2 + beta)
 
 
-@over_bases
+@over_losses
 @given(case=cases(), beta=st.sampled_from((0.0, 1.0, 6.0)))
 def test_loss_is_finite_and_equals_the_oracle(
-    backend: Backend, base: str, case: Case, beta: float
+    backend: Backend, name: str, case: Case, beta: float
 ) -> None:
-    loss = losses(backend, case, base, beta)
+    loss = losses(backend, case, name, beta)
     assert (loss.dtype, loss.shape) == (case.clean.dtype, case.y.shape)
     assert np.all(np.isfinite(loss))
     agree(
-        loss, oracle(case, base, beta), atol=rounding(case, beta), scale=np.abs(case.logits).max()
+        loss, oracle(case, name, beta), atol=rounding(case, beta), scale=np.abs(case.logits).max()
     )
 
 
-@over_bases
+@over_losses
 @given(case=cases(), beta=st.sampled_from((1.0, 6.0)))
 def test_gradients_are_finite_and_equal_the_oracle(
-    engine: Any, base: str, case: Case, beta: float
+    engine: Any, name: str, case: Case, beta: float
 ) -> None:
     def total(ops: Ops, label: Array, clean: Array, moved: Array) -> Array:
-        return ops.sum(outer_loss(ops, base, beta, label, clean, moved), axis=0)
+        return ops.sum(outer_loss(ops, name, beta, label, clean, moved), axis=0)
 
     gradients = engine.gradients(total, case.one_hot, *case.logits)
     assert (gradients.dtype, gradients.shape) == (case.clean.dtype, (2, *case.clean.shape))
     assert np.all(np.isfinite(gradients))
-    exact = np.stack([slopes for _, *slopes in with_gradients(case, base, beta)], axis=1)
+    exact = np.stack([slopes for _, *slopes in with_gradients(case, name, beta)], axis=1)
     near = rounding(case, beta)[:, None]
     agree(gradients, exact, atol=near, scale=np.abs(case.logits).max())
 
 
-@over_bases
+@over_losses
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
 def test_loss_of_random_logits_equals_the_oracle(
-    backend: Backend, base: str, classes: int, dtype: str, tolerance: float
+    backend: Backend, name: str, classes: int, dtype: str, tolerance: float
 ) -> None:
     """Relative to losses of order 1 to 30."""
     rng = np.random.default_rng(classes)
     clean, moved = rng.normal(scale=2, size=(2, 50, classes)).astype(dtype)
     case = Case(clean, moved, rng.integers(classes, size=50))
-    loss = losses(backend, case, base, 6.0)
-    agree(loss, oracle(case, base, 6.0), rtol=tolerance, atol=tolerance)
+    loss = losses(backend, case, name, 6.0)
+    agree(loss, oracle(case, name, 6.0), rtol=tolerance, atol=tolerance)
 
 
 @over_dtypes

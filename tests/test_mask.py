@@ -17,11 +17,11 @@ from .backends import Backend
 from .strategies import DTYPES, gradients, rows
 
 pytestmark = pytest.mark.verifies
-SHARES = ("min", "mean", "rms", "neutral")
+SCORES = ("min", "mean", "rms", "neutral")
 SHAPES = st.sampled_from(((3, 5), (1, 1), (2, 3, 2, 2), (1, 2, 3, 3), (2, 3, 2, 4)))
 BY_CLASS = ("min", "mean", "neutral")  # normalised class by class
 
-over_shares = pytest.mark.parametrize("share", SHARES)
+over_scores = pytest.mark.parametrize("score", SCORES)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
 def mask_of(
     backend: Backend,
     grads: np.ndarray,
-    share: str,
+    score: str,
     keep: float,
     floor: float,
     channel_axis: int | None,
@@ -63,84 +63,95 @@ def mask_of(
     """Drive begin, fold, finish as an engine does."""
 
     def run(ops: Ops, *folded: Array) -> Array:
-        state = begin(ops, folded[0], share, channel_axis)
+        state = begin(ops, folded[0], score, channel_axis)
         for grad in folded:
-            state = fold(ops, state, grad, share, channel_axis)
+            state = fold(ops, state, grad, score, channel_axis)
         return finish(ops, state, keep, floor)
 
     return backend.call(run, *grads)
 
 
-def masked(backend: Backend, case: Case, share: str, grads: np.ndarray | None = None) -> np.ndarray:
+def masked(backend: Backend, case: Case, score: str, grads: np.ndarray | None = None) -> np.ndarray:
     grads = case.grads if grads is None else grads
-    return mask_of(backend, grads, share, case.keep, case.floor, case.channel_axis)
+    return mask_of(backend, grads, score, case.keep, case.floor, case.channel_axis)
 
 
-def clear(case: Case, share: str) -> np.ndarray:
+def clear(case: Case, score: str) -> np.ndarray:
     """(N, P): which pixels' scores are not within rounding of the threshold, by the oracle."""
     out = []
     for n in range(case.grads.shape[1]):
         table = rows(case.grads[:, n])
-        score = reference.shared_score(table, case.channels, share)
-        if score is None:
-            out.append(np.ones(table.shape[1] // case.channels, dtype=bool))
+        found = reference.shared_score(table, case.channels, score)
+        used = np.array(reference.used_pixels(table, case.channels))
+        if found is None or not used.any():
+            out.append(np.ones(len(used), dtype=bool))
             continue
-        threshold = np.sort(score)[-max(1, int(case.keep * score.size + 0.5))]
-        near = 50 * np.finfo(case.grads.dtype).eps * np.abs(score).max()
-        out.append((np.abs(score - threshold) > near) | (np.abs(score).max() == 0))
+        ranked = np.where(used, found, -np.inf)
+        threshold = np.sort(ranked)[-max(1, int(case.keep * found.size + 0.5))]
+        near = 50 * np.finfo(case.grads.dtype).eps * np.abs(found[used]).max()
+        out.append(~used | (np.abs(found - threshold) > near) | (np.abs(found[used]).max() == 0))
     return np.array(out)
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
-def test_mask_equals_the_oracle_off_the_threshold(backend: Backend, share: str, case: Case) -> None:
-    mask = masked(backend, case, share)
+def unused(case: Case) -> np.ndarray:
+    """(N, P): which pixels no class depends on, where there is another, by the oracle."""
+    tables = [rows(case.grads[:, n]) for n in range(case.grads.shape[1])]
+    used = np.array([reference.used_pixels(table, case.channels) for table in tables])
+    return ~used & used.any(axis=1, keepdims=True)
+
+
+@given(score=st.sampled_from(SCORES), case=cases())
+def test_mask_equals_the_oracle_off_the_threshold(backend: Backend, score: str, case: Case) -> None:
+    mask = masked(backend, case, score)
     exact = [
-        reference.shared_mask(rows(case.grads[:, n]), case.channels, share, case.keep, case.floor)
+        reference.shared_mask(rows(case.grads[:, n]), case.channels, score, case.keep, case.floor)
         for n in range(case.grads.shape[1])
     ]
-    sure = clear(case, share)
+    sure = clear(case, score)
     np.testing.assert_array_equal(rows(mask)[sure], np.array(exact)[sure])
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
+@given(score=st.sampled_from(SCORES), case=cases())
 def test_mask_is_floor_or_1_per_pixel_with_at_least_the_kept_share_of_1(
-    backend: Backend, share: str, case: Case
+    backend: Backend, score: str, case: Case
 ) -> None:
-    mask = masked(backend, case, share)
+    mask = masked(backend, case, score)
     shape = case.grads.shape[1:]
     assert mask.shape == (shape if len(shape) == 2 else (shape[0], 1, *shape[2:]))
     assert mask.dtype == case.grads.dtype
     assert np.all((mask == 1) | (mask == case.floor))
-    pixels = mask[0].size
-    assert np.all((rows(mask) == 1).sum(axis=1) >= max(1, np.floor(case.keep * pixels + 0.5)))
+    pixels, idle = mask[0].size, unused(case)
+    due = np.minimum(max(1, np.floor(case.keep * pixels + 0.5)), (~idle).sum(axis=1))
+    assert np.all((rows(mask) == 1).sum(axis=1) >= due)
+    assert np.all(rows(mask)[idle] == case.floor)
 
 
-@over_shares
+@over_scores
 @pytest.mark.parametrize(
     ("keep", "pixels", "kept"),
     [(0.5, 5, 3), (0.5, 4, 2), (0.3, 5, 2), (0.25, 10, 3), (0.1, 4, 1), (0.01, 9, 1), (0.99, 9, 9)],
 )
 def test_mask_keeps_the_rounded_share_of_distinct_scores(
-    backend: Backend, share: str, keep: float, pixels: int, kept: int
+    backend: Backend, score: str, keep: float, pixels: int, kept: int
 ) -> None:
     grads = np.random.default_rng(pixels).normal(size=(3, 20, 2, pixels, 1))
-    mask = rows(mask_of(backend, grads, share, keep, 0.25, 1))
+    mask = rows(mask_of(backend, grads, score, keep, 0.25, 1))
     np.testing.assert_array_equal((mask == 1).sum(axis=1), np.full(20, kept))
-    exact = [reference.shared_mask(rows(grads[:, n]), 2, share, keep, 0.25) for n in range(20)]
+    exact = [reference.shared_mask(rows(grads[:, n]), 2, score, keep, 0.25) for n in range(20)]
     np.testing.assert_array_equal(mask, exact)
 
 
-@pytest.mark.parametrize("share", ["min", "rms"])  # a smallest and a sum; 1000 folds take time
-def test_mask_of_a_thousand_classes_equals_the_oracle(backend: Backend, share: str) -> None:
+@pytest.mark.parametrize("score", ["min", "rms"])  # a smallest and a sum; 1000 folds take time
+def test_mask_of_a_thousand_classes_equals_the_oracle(backend: Backend, score: str) -> None:
     grads = np.random.default_rng(0).normal(size=(1000, 1, 2, 3, 3))
-    mask = mask_of(backend, grads, share, 0.5, 0.25, 1)
-    exact = reference.shared_mask(rows(grads[:, 0]), 2, share, 0.5, 0.25)
+    mask = mask_of(backend, grads, score, 0.5, 0.25, 1)
+    exact = reference.shared_mask(rows(grads[:, 0]), 2, score, 0.5, 0.25)
     np.testing.assert_array_equal(rows(mask), [exact])
     assert (exact == 1).sum() == 5
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
+    ("score", "expected"),
     [
         ("min", [0, 0, 1, 1]),
         ("mean", [1, 1, 0, 0]),
@@ -148,62 +159,62 @@ def test_mask_of_a_thousand_classes_equals_the_oracle(backend: Backend, share: s
         ("neutral", [0, 0, 1, 1]),
     ],
 )
-def test_each_share_ranks_the_pixels_by_its_own_score(
-    backend: Backend, share: str, expected: list[int]
+def test_each_score_ranks_the_pixels_by_its_own_score(
+    backend: Backend, score: str, expected: list[int]
 ) -> None:
     """Saliencies of mean 1: (2.6, .2, .5, .7) and (.1, 2.5, .6, .8); the second class is 10 x."""
     grads = np.array([[[1.3, -0.1, 0.25, 0.35]], [[-0.5, 12.5, 3.0, -4.0]]])
-    mask = mask_of(backend, grads, share, 0.5, 0.0, None)
+    mask = mask_of(backend, grads, score, 0.5, 0.0, None)
     np.testing.assert_array_equal(mask, [expected])
 
 
-@over_shares
-def test_all_pixels_that_tie_for_the_last_place_are_kept(backend: Backend, share: str) -> None:
-    order = [1, 3, 2, 3, 3] if share == "neutral" else [3, 1, 2, 1, 1]
+@over_scores
+def test_all_pixels_that_tie_for_the_last_place_are_kept(backend: Backend, score: str) -> None:
+    order = [1, 3, 2, 3, 3] if score == "neutral" else [3, 1, 2, 1, 1]
     grads = np.array([[order], [[2 * v for v in order]]], dtype=np.float32)
     for keep, expected in ((0.2, [1, 0, 0, 0, 0]), (0.4, [1, 0, 1, 0, 0]), (0.6, [1] * 5)):
-        mask = mask_of(backend, grads, share, keep, 0.0, None)
+        mask = mask_of(backend, grads, score, keep, 0.0, None)
         np.testing.assert_array_equal(mask, [expected])
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
+@given(score=st.sampled_from(SCORES), case=cases())
 def test_pixels_alike_for_every_class_are_treated_alike(
-    backend: Backend, share: str, case: Case
+    backend: Backend, score: str, case: Case
 ) -> None:
     twice = np.concatenate([case.grads, -case.grads], axis=-1)
-    first, second = np.split(masked(backend, case, share, twice), 2, axis=-1)
+    first, second = np.split(masked(backend, case, score, twice), 2, axis=-1)
     np.testing.assert_array_equal(first, second)
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
-def test_the_order_of_the_classes_is_of_no_matter(backend: Backend, share: str, case: Case) -> None:
-    same = rows(masked(backend, case, share)) == rows(
-        masked(backend, case, share, case.grads[::-1])
+@given(score=st.sampled_from(SCORES), case=cases())
+def test_the_order_of_the_classes_is_of_no_matter(backend: Backend, score: str, case: Case) -> None:
+    same = rows(masked(backend, case, score)) == rows(
+        masked(backend, case, score, case.grads[::-1])
     )
-    if share in ("min", "neutral"):
+    if score in ("min", "neutral"):
         assert np.all(same)
-    assert np.all(same | ~clear(case, share))
+    assert np.all(same | ~clear(case, score))
 
 
-@given(share=st.sampled_from(SHARES), case=cases(), exponent=st.sampled_from((-9, 3)))
+@given(score=st.sampled_from(SCORES), case=cases(), exponent=st.sampled_from((-9, 3)))
 def test_the_scale_of_the_logits_is_of_no_matter(
-    backend: Backend, share: str, case: Case, exponent: int
+    backend: Backend, score: str, case: Case, exponent: int
 ) -> None:
     grads = np.where(np.abs(case.grads) < 1e-26, 0, case.grads).astype(case.grads.dtype)
     powers = np.full(len(grads), exponent)
-    if share in BY_CLASS:  # each class has a scale of its own
+    if score in BY_CLASS:  # each class has a scale of its own
         powers = exponent * np.arange(len(grads))
     factors = (2.0**powers).astype(grads.dtype).reshape(-1, *(1,) * (grads.ndim - 1))
-    expected = masked(backend, case, share, grads)
-    np.testing.assert_array_equal(masked(backend, case, share, factors * grads), expected)
+    expected = masked(backend, case, score, grads)
+    np.testing.assert_array_equal(masked(backend, case, score, factors * grads), expected)
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
-def test_dead_classes_take_no_part(backend: Backend, share: str, case: Case) -> None:
+@given(score=st.sampled_from(SCORES), case=cases())
+def test_dead_classes_take_no_part(backend: Backend, score: str, case: Case) -> None:
     dead = np.zeros_like(case.grads[:1])
-    expected = masked(backend, case, share)
+    expected = masked(backend, case, score)
     for grads in ([dead, case.grads], [case.grads, dead]):
-        mask = masked(backend, case, share, np.concatenate(grads))
+        mask = masked(backend, case, score, np.concatenate(grads))
         np.testing.assert_array_equal(mask, expected)
 
 
@@ -218,30 +229,43 @@ def test_probes_add_up_on_any_scale(backend: Backend, dtype: str, scale: float) 
             np.testing.assert_array_equal(mask, [expected])
 
 
-@over_shares
+@over_scores
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_mask_is_all_ones_where_no_class_takes_part(
-    backend: Backend, share: str, dtype: str
+    backend: Backend, score: str, dtype: str
 ) -> None:
     grads = np.zeros((3, 2, 2, 3, 3), dtype=dtype)
     grads[:, 1, 0, 1, 1] = 1
-    mask = mask_of(backend, grads, share, 0.1, 0.25, 1)
+    mask = mask_of(backend, grads, score, 0.1, 0.25, 1)
     np.testing.assert_array_equal(mask[0], np.ones((1, 3, 3)))
     sole = np.zeros((1, 3, 3)) + np.eye(3)[1] * np.eye(3)[:, [1]]
-    # "neutral" keeps the pixels that the classes do not claim.
-    expected = (1 - sole if share == "neutral" else sole) * 0.75 + 0.25
-    np.testing.assert_array_equal(mask[1], expected)
+    np.testing.assert_array_equal(mask[1], sole * 0.75 + 0.25)
 
 
-@given(share=st.sampled_from(SHARES), case=cases())
+@over_scores
+@pytest.mark.parametrize(
+    ("keep", "neutral", "others"),
+    [(0.2, [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]), (0.4, *[[0, 0, 1, 1, 0]] * 2)]
+    + [(keep, *[[0, 0, 1, 1, 0]] * 2) for keep in (0.6, 0.8, 1.0)],
+)
+def test_pixels_that_no_class_depends_on_are_never_kept(
+    backend: Backend, score: str, keep: float, neutral: list[int], others: list[int]
+) -> None:
+    """Not by "neutral" either, for which no class claims less; and if more are due."""
+    grads = np.array([[[0, -0.0, 1, -2, 0]], [[0, 0, 0.5, 3, 0]], [[0, 0, 0, 0, 0]]])
+    mask = mask_of(backend, grads, score, keep, 0.0, None)
+    np.testing.assert_array_equal(mask, [neutral if score == "neutral" else others])
+
+
+@given(score=st.sampled_from(SCORES), case=cases())
 def test_channels_last_gives_the_mask_of_channels_first(
-    backend: Backend, share: str, case: Case
+    backend: Backend, score: str, case: Case
 ) -> None:
     if case.channel_axis is None:
         case = Case(case.grads[..., None, None], case.keep, case.floor)
     last = np.moveaxis(case.grads, 2, -1).copy()
-    mask = mask_of(backend, last, share, case.keep, case.floor, last.ndim - 2)
-    first = masked(backend, case, share)
+    mask = mask_of(backend, last, score, case.keep, case.floor, last.ndim - 2)
+    first = masked(backend, case, score)
     assert mask.shape == (*first.shape[:1], *first.shape[2:], 1)
     same = rows(mask) == rows(first)
-    assert np.all(same | ~clear(case, share))  # the channels may be added up in another order
+    assert np.all(same | ~clear(case, score))  # the channels may be added up in another order

@@ -1,12 +1,14 @@
-"""Primitives that no formula pins down to the digit."""
+"""Primitives on their own."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from .backends import Backend
-from .record import saw
+from .record import agree, saw
+from .test_target import Case, cases, ulps
 
 pytestmark = pytest.mark.verifies
 
@@ -29,3 +31,23 @@ def test_argmax_one_hot_marks_one_of_the_largest_in_the_dtype_of_its_input(
     np.testing.assert_array_equal(np.sort(marked, axis=1)[:, :-1], 0)
     np.testing.assert_array_equal(marked.sum(axis=1), 1)
     np.testing.assert_array_equal((marked * logits).sum(axis=1), logits.max(axis=1))
+
+
+@given(case=cases())
+def test_log_softmax_and_logsumexp_are_exact_for_logits_of_any_size(
+    backend: Backend, case: Case
+) -> None:
+    log_p = backend.call(lambda ops, z: ops.log_softmax(z), case.z)
+    total = backend.call(lambda ops, z: ops.logsumexp(z), case.z)
+    assert log_p.dtype == total.dtype == case.z.dtype
+    # 1e4 added to all logits costs no digit of log p; the sum is of K terms, added in lanes of 8.
+    near = {"rtol": ulps(total), "atol": ulps(total, 8 + case.classes / 8)}
+    agree(log_p, case.log_p, **near, scale=1)
+    agree(total, case.z.max(axis=1) - case.log_p.max(axis=1), **near, scale=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_ignores_entries_of_minus_infinity(backend: Backend, dtype: str) -> None:
+    z = np.array([[-np.inf, 1e4, -np.inf], [0, -np.inf, 0], [-1e4, -np.inf, -np.inf]], dtype=dtype)
+    result = backend.call(lambda ops, z: ops.logsumexp(z), z)
+    agree(result, [1e4, np.log(2), -1e4], rtol=ulps(z, 2))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import spatlib
-from spatlib import SPATConfig
+from spatlib import SPATConfig, Threat
 from spatlib_tf import SPATModel
 
 EPS, COUNT = 0.1, 8
@@ -57,7 +57,7 @@ def test_tensorflow_asks_the_clean_input_the_start_and_the_end(
 ) -> None:
     model = keras.Sequential([keras.Input((1,)), Landscape(holds)])
     x, y = np.full((COUNT, 1), 0.5, np.float32), np.zeros(COUNT, np.int64)
-    report = spatlib.evaluate(model, (x, y), backend="tf", config=SPATConfig(eps=EPS))
+    report = spatlib.evaluate(model, (x, y), Threat(eps=EPS))
     assert report.metrics == {"clean": clean, "pgd20": robust, "margin20": robust}
     validated = SPATModel(model, SPATConfig(eps=EPS))
     validated.compile()
@@ -72,16 +72,8 @@ def test_tensorflow_wants_every_restart_survived() -> None:
     x, y = np.full((400, 1), 0.5, np.float32), np.zeros(400, np.int64)
 
     def robust(seed: int = 0, restarts: int = 1) -> float:
-        report = spatlib.evaluate(
-            model,
-            (x, y),
-            backend="tf",
-            config=SPATConfig(eps=EPS),
-            attacks=("pgd",),
-            seed=seed,
-            restarts=restarts,
-        )
-        return report.metrics["pgd20"]
+        settings = {"attacks": ("pgd",), "seed": seed, "restarts": restarts}
+        return spatlib.evaluate(model, (x, y), Threat(eps=EPS), **settings).metrics["pgd20"]
 
     alone = [robust(7919 * r) for r in range(3)]
     assert alone == pytest.approx([7 / 8] * 3, abs=0.07)
@@ -118,5 +110,5 @@ def test_the_margin_attack_follows_the_strongest_rival_alone(framework: str) -> 
     if framework == "tf":
         model = keras.Sequential([keras.Input((1,)), KerasRivals()])
     x, y = np.full((COUNT, 1), 0.5, np.float32), np.zeros(COUNT, np.int64)
-    report = spatlib.evaluate(model, (x, y), backend=framework, config=SPATConfig(eps=EPS))
+    report = spatlib.evaluate(model, (x, y), Threat(eps=EPS))
     assert report.metrics == {"clean": 1, "pgd20": 0, "margin20": 1}

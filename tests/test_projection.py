@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import reference
-from spatlib.core.projection import feasible_box, project
+from spatlib import Threat
+from spatlib.core.feasible import FeasibleSet
+from spatlib.core.ops import Array, Ops
+from spatlib.core.projection import project
 
 from .backends import Backend
 from .record import agree, at_most, note
@@ -214,9 +217,22 @@ def test_projection_commutes_with_permutations_and_reflections(
     at_most(apart, 0, room(p, norm)[examples], like=v, scale=p.eps)
 
 
+def own_box(
+    backend: Backend, p: Problem, mask: np.ndarray | None, norm: str = "L2"
+) -> tuple[np.ndarray, np.ndarray]:
+    """That of the feasible set, which is the same for every norm."""
+    threat = Threat(eps=p.eps, norm=norm, bounds=p.bounds)
+
+    def box(ops: Ops, x: Array, mask: Array | None) -> tuple[Array, Array]:
+        allowed = FeasibleSet(ops, x, threat, mask)
+        return allowed.lower, allowed.upper
+
+    return backend.call(box, p.x, mask)
+
+
 @given(p=problems())
 def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem) -> None:
-    lower, upper = backend.call(feasible_box, p.x, p.mask, p.eps, p.bounds)
+    lower, upper = own_box(backend, p, p.mask)
     assert (lower.dtype, lower.shape) == (p.x.dtype, p.x.shape)
     assert np.all(lower <= 0)
     assert np.all(upper >= 0)
@@ -232,17 +248,19 @@ def test_feasible_box_holds_0_and_equals_the_oracle(backend: Backend, p: Problem
             like=side,
             scale=max(map(abs, p.bounds)),
         )
-    full = backend.call(feasible_box, p.x, np.ones_like(p.mask), p.eps, p.bounds)
-    none = backend.call(feasible_box, p.x, None, p.eps, p.bounds)
-    above = backend.call(feasible_box, p.x, 1.3 + p.mask, p.eps, p.bounds)
+    full = own_box(backend, p, np.ones_like(p.mask))
+    none = own_box(backend, p, None)
+    above = own_box(backend, p, 1.3 + p.mask)
     np.testing.assert_array_equal(none, full)
     np.testing.assert_array_equal(above, full)
+    for norm in ("L1", "Linf")[: 1 + (p.eps <= p.bounds[1] - p.bounds[0])]:
+        np.testing.assert_array_equal(own_box(backend, p, p.mask, norm), (lower, upper))
 
 
 @over_norms
 @given(p=problems())
 def test_pixels_of_mask_0_project_to_exactly_0(backend: Backend, norm: str, p: Problem) -> None:
-    lower, upper = backend.call(feasible_box, p.x, p.mask, p.eps, p.bounds)
+    lower, upper = own_box(backend, p, p.mask)
     v = onto(backend, replace(p, lower=lower, upper=upper), norm)
     off = np.broadcast_to(p.mask == 0, v.shape)
     assert np.all(v[off] == 0)

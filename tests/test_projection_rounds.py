@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spatlib import Threat
 from spatlib.core import numpy_ops
-from spatlib.core.projection import CHORD_ROUNDS, feasible_box, project
+from spatlib.core.feasible import FeasibleSet
+from spatlib.core.projection import CHORD_ROUNDS, project
 
 from .record import agree, saw_dtypes
 from .test_projection import length
@@ -44,8 +46,8 @@ def images(dtype: str, eps: float, outside: float) -> tuple[np.ndarray, np.ndarr
     )
     d = rng.normal(size=x.shape)
     d *= outside * eps / length(d, "L2")[:, None, None, None]
-    lower, upper = feasible_box(numpy_ops, x, mask, eps, (0.0, 1.0))
-    return d.astype(dtype), lower.astype(dtype), upper.astype(dtype)
+    allowed = FeasibleSet(numpy_ops, x, Threat(eps=eps, norm="L2"), mask)
+    return d.astype(dtype), allowed.lower.astype(dtype), allowed.upper.astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -14,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatlib import ConfigError, DataError, Report, SPATConfig
+from spatlib import ConfigError, DataError, Mask, Report, SPATConfig, Threat
 from spatlib.evaluate import Evaluation
 from spatlib.result import wilson
 
 getcontext().prec = 40
-CONFIG = SPATConfig(eps=0.15, share="min")
+CONFIG = SPATConfig(eps=0.15, mask=Mask())
 
 
 def score_bound(hits: int, count: int, sign: int) -> float:
@@ -104,6 +105,17 @@ def test_the_table_names_every_attack_and_the_threat() -> None:
     assert str(sample((fast,))).endswith("0 random starts")
 
 
+def test_a_report_holds_the_threat_alone_and_survives_json() -> None:
+    report = sample((fast, "pgd", "apgd"), classes=3)
+    assert report.threat == Threat(eps=0.15)
+    assert type(report.threat) is Threat
+    assert any(map(math.isnan, report.per_class["pgd20"]))
+    values = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert Report.from_json(values) == report
+    assert str(Report.from_json(values)) == str(report)
+    assert values["interval"]["pgd20"] == list(report.interval["pgd20"])
+
+
 @pytest.mark.parametrize(
     ("classes", "targets"),
     [(2, "1 target"), (4, "3 targets"), (10, "9 targets"), (50, "9 targets")],
@@ -176,7 +188,7 @@ MOVES: dict[str, Callable[[float], float]] = {  # of every entry, to a distance 
 def test_perturbations_are_accepted_up_to_the_edge_and_no_further(
     norm: str, bounds: tuple[float, float], dtype: str
 ) -> None:
-    check = Evaluation(SPATConfig(eps=0.25, norm=norm, bounds=bounds), fast, 1, 1, 0).check_inside
+    check = Evaluation(Threat(eps=0.25, norm=norm, bounds=bounds), fast, 1, 1, 0).check_inside
     x = np.random.default_rng(0).uniform(0.3, 0.7, size=(4, 1, 5, 10)).astype(dtype)
     bits = np.finfo(dtype).nmant + 1
     top = max(map(abs, bounds))
@@ -198,7 +210,7 @@ def test_perturbations_are_accepted_up_to_the_edge_and_no_further(
 def test_values_outside_the_bounds_and_values_that_are_none_are_refused(
     excess: float, lower: float, upper: float
 ) -> None:
-    check = Evaluation(SPATConfig(eps=0.1, bounds=(lower, upper)), fast, 1, 1, 0).check_inside
+    check = Evaluation(Threat(eps=0.1, bounds=(lower, upper)), fast, 1, 1, 0).check_inside
     for edge, sign in ((lower, -1), (upper, 1)):
         x = np.full((3, 6), edge)
         check("fast", x, x, 24)
@@ -217,7 +229,7 @@ def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_low_precision_is_allowed_its_own_rounding() -> None:
-    check = Evaluation(SPATConfig(eps=0.1), fast, 1, 1, 0).check_inside
+    check = Evaluation(Threat(eps=0.1), fast, 1, 1, 0).check_inside
     x, rounded = np.full((1, 1), 0.7), np.full((1, 1), 0.8 + 2**-9)
     check("fast", x, rounded, 8)
     with pytest.raises(DataError, match=r"distances 0\.00195 more"):

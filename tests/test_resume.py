@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 import spatlib
-from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib import ConfigError, DataError, Mask, SPATConfig, TrainConfig
+from spatlib.data import as_dataset
+from spatlib.engines import load_engine
 from spatlib.monitor import Monitor
-from spatlib.run import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
+from spatlib.runs import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
 
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
-CONFIG = SPATConfig(eps=0.1, steps=1, share="rms")
+CONFIG = SPATConfig(eps=0.1, steps=1, mask=Mask(score="rms"))
 TRAINING = TrainConfig(
     epochs=3,
     batch_size=16,
@@ -157,9 +159,14 @@ def test_a_finished_run_is_measured_again_and_not_trained(straight: Any) -> None
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"config": SPATConfig(eps=0.2, steps=1, share="rms")}, "another eps, step_size"),
-        ({"training": TrainConfig(epochs=9)}, "epochs"),
-        ({"backend": "toy"}, "backend"),
+        (
+            {"config": replace(CONFIG, eps=0.2, step_size=0.5)},
+            r"config\.eps = 0\.2 instead of 0\.1, config\.step_size = 0\.5 instead of None",
+        ),
+        ({"config": replace(CONFIG, mask=Mask())}, r"config\.mask\.score = 'min' instead of 'rms'"),
+        ({"config": replace(CONFIG, mask=None)}, r"config\.mask = None instead of .*'rms'"),
+        ({"training": TrainConfig(epochs=9)}, r"training\.batch_size = .* instead of 16"),
+        ({"backend": "toy"}, "backend = 'toy' instead of 'torch'"),
     ],
 )
 def test_a_run_is_not_resumed_with_other_settings(
@@ -187,7 +194,7 @@ def test_a_checkpoint_of_another_network_is_refused(straight: Any, tmp_path: Pat
 @pytest.mark.parametrize("framework", ["torch", "tf"])
 def test_best_last_and_average_are_kept_apart(framework: str, straight: Any) -> None:
     result, directory = straight(framework)
-    module = spatlib.backends.load_engine(framework)
+    module = load_engine(framework)
     best = max(result.history, key=lambda row: row["val_pgd10"])
     loaded = {}
     for name in (BEST, LAST, EMA):
@@ -199,8 +206,8 @@ def test_best_last_and_average_are_kept_apart(framework: str, straight: Any) -> 
         (a != b).any() for a, b in zip(*map(values, (loaded[LAST], loaded[EMA])), strict=True)
     )
     x, y = images(framework)
-    held = spatlib.data.load((x, y), channels_first=True, validation=20, seed=0).validation
-    report = module.evaluate(loaded[BEST], held, CONFIG, steps=10)
+    held = as_dataset((x, y), channels_first=True, validation=20, seed=0).validation
+    report = spatlib.evaluate(loaded[BEST], held, CONFIG, attacks=("pgd",), steps=10)
     assert report.metrics["pgd10"] == best["val_pgd10"]
     assert report.metrics["clean"] == best["val_clean"]
 
@@ -267,10 +274,10 @@ def test_nothing_is_written_or_deleted_for_a_call_that_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"data": ...}, "your own"),
-        ({"data": "digits"}, "as in the run"),
-        ({"model": "small_cnn"}, "as in the run"),
-        ({"model": None}, "your own"),
+        ({"data": None}, "data of the run in .* was your own: pass it again"),
+        ({"data": "digits"}, r"data = \{'name': 'digits'.*\} instead of your own: leave"),
+        ({"model": "small_cnn"}, r"architecture = \{'name': 'small_cnn'.* instead of your own"),
+        ({"model": None}, "model of the run in .* was your own: pass it again"),
     ],
 )
 def test_what_was_ones_own_is_passed_again(
@@ -290,7 +297,8 @@ def test_numbers_of_numpy_are_settings_like_others(tmp_path: Path) -> None:
         lr=np.float32(0.1),
         progress=False,
     )
-    config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1))
+    mask = Mask(score="rms", keep=np.float32(0.25), probes=np.int64(1))
+    config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1), mask=mask)
     train("torch", tmp_path, training=training, config=config)
     assert Run(tmp_path, resume=True).configs() == (config, training)
     train("torch", tmp_path, training=training, config=config, resume=True)

@@ -1,8 +1,7 @@
-"""Run directories: written whole or not at all, never overwritten by accident."""
+"""Files of a run are written whole or not at all, and when the monitor has to write them."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -11,24 +10,24 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from spatlib import ConfigError, DataError, SPATConfig, TrainConfig, tensors
+from spatlib import DataError, Mask, SPATConfig, TrainConfig
+from spatlib import runs as tensors
 from spatlib.monitor import Monitor, best_epoch
-from spatlib.run import BEST, CHECKPOINT, CONFIG, EMA, LAST, METRICS, Run
+from spatlib.runs import BEST, CHECKPOINT, LAST, Run
 
-SETTINGS = {"backend": "torch", "config": {}, "training": {}, "architecture": {}}
 KILLS = 30
 
 
-def begun(directory: Path, **settings: Any) -> Run:
-    run = Run(directory)
-    run.describe(SETTINGS | settings)
-    run.begin()
+def begun(directory: Path, config: SPATConfig, training: TrainConfig) -> Run:
+    run, names = Run(directory), ("data", "architecture", "optimizer")
+    settings = {"backend": "torch", "config": asdict(config), "training": asdict(training)}
+    run.describe(settings | dict.fromkeys(names))
+    assert run.begin() is None
     return run
 
 
@@ -39,28 +38,28 @@ def content(number: int) -> bytes:
 
 
 def write_for_ever(directory: Path, first: int) -> None:
-    run = Run(directory, overwrite=True)
+    run = Run(directory, resume=True)
     for number in range(first, 10**9):
         run.write(CHECKPOINT, content(number))
 
 
 def test_a_kill_at_any_instant_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     rng, last, fork = random.Random(0), 0, multiprocessing.get_context("forkserver")
+    run = begun(tmp_path, SPATConfig(eps=0.1), TrainConfig())
     for _ in range(KILLS):
         writer = fork.Process(target=write_for_ever, args=(tmp_path, last + 1))
         writer.start()
         while True:  # until this writer has replaced the file at least once
             time.sleep(rng.uniform(0, 0.02))
-            found = Run(tmp_path, overwrite=True).read(CHECKPOINT)
+            found = run.read(CHECKPOINT)
             if found is not None and tensors.unpack(safetensors.numpy.load, found, "")[1] != {
                 "number": last
             }:
                 break
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        values, meta = tensors.unpack(
-            safetensors.numpy.load, Run(tmp_path, overwrite=True).read(CHECKPOINT), "checkpoint"
-        )
+        found = Run(tmp_path, resume=True).begin()
+        values, meta = tensors.unpack(safetensors.numpy.load, found, "checkpoint")
         number = meta["number"]
         assert number > last
         assert np.all(values["w"] == number)
@@ -101,55 +100,11 @@ def test_a_damaged_file_is_named(damage: bytes) -> None:
         tensors.unpack(safetensors.numpy.load, damage, BEST)
 
 
-def test_an_existing_run_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
-    begun(tmp_path)
-    for name in (CHECKPOINT, METRICS, LAST, BEST, EMA, "mine.txt"):
-        (tmp_path / name).write_bytes(b"old")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / CONFIG).write_bytes(b"another run")
-    with pytest.raises(ConfigError, match="overwrite=True"):
-        Run(tmp_path)
-    new = Run(tmp_path, overwrite=True)
-    assert len(list(tmp_path.iterdir())) == 8  # nothing is deleted before training begins
-    with pytest.raises(ConfigError, match=r"resume and overwrite .* leave one"):
-        Run(tmp_path, resume=True, overwrite=True)
-    assert Run(tmp_path, resume=True).settings["backend"] == "torch"
-    new.describe(SETTINGS)
-    assert new.begin() is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, "mine.txt", "other"]
-    assert (tmp_path / "other" / CONFIG).exists()
-
-
-@pytest.mark.parametrize("name", [CHECKPOINT, METRICS, LAST, BEST, EMA])
-def test_a_file_of_another_is_never_taken_up_or_overwritten(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"of another")
-    with pytest.raises(ConfigError, match=f"one with .*{name}"):
-        Run(tmp_path)
-    assert Monitor(TrainConfig(), None, Run(tmp_path, overwrite=True)).checkpoint() is None
-    assert not (tmp_path / name).exists()
-
-
-def test_only_a_run_can_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none holds no run .*: check the path"):
-        Run(tmp_path / "none", resume=True)
-    (tmp_path / CONFIG).write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"unreadable .*config\.json"):
-        Run(tmp_path, resume=True)
-    (tmp_path / CONFIG).write_text("{}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"no run of spatlib .*: choose another"):
-        Run(tmp_path, resume=True)
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match="the file"):
-        Run(tmp_path / "file")
-
-
-def test_settings_say_what_decides_a_result(tmp_path: Path) -> None:
-    config, training = SPATConfig(norm="L2", bounds=(-1, 1)), TrainConfig(seed=7)
-    begun(tmp_path, config=asdict(config), training=asdict(training))
-    saved = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
-    assert {"python", "numpy", "torch"} <= set(saved["versions"])
-    assert "git" in saved
-    assert saved["argv"]
+@pytest.mark.parametrize("mask", [None, Mask(score="rms", probes=3), Mask(classes=2)], ids=str)
+def test_settings_come_back_as_they_were(mask: Mask | None, tmp_path: Path) -> None:
+    config = SPATConfig(eps=0.5, norm="L2", bounds=(-1, 1), mask=mask)
+    training = TrainConfig(seed=7)
+    begun(tmp_path, config, training)
     assert Run(tmp_path, resume=True).configs() == (config, training)
 
 
@@ -165,26 +120,15 @@ def test_the_best_epoch_is_the_first_of_the_highest_robust_accuracy() -> None:
     assert best_epoch([{"epoch": 1, "loss": 1.0}]) is None
 
 
-def epochs(monitor: Monitor, history: list[dict[str, float]]) -> list[bool]:
-    """Whether the monitor says stop, epoch after epoch."""
-    answers = []
+def test_the_weights_of_the_first_best_epoch_are_kept(tmp_path: Path) -> None:
+    history, run = rows(0.1, 0.5, 0.4, 0.5, 0.45, 0.4), Run(tmp_path)
+    monitor = Monitor(TrainConfig(patience=3, validation=1), None, run)
     for n in range(1, len(history) + 1):
         monitor.epoch(history[:n], None, str(n).encode)
-        answers.append(monitor.stopped(history[:n]))
-    return answers
-
-
-def test_training_stops_after_the_patience_and_the_best_weights_are_kept(tmp_path: Path) -> None:
-    history = rows(0.1, 0.5, 0.4, 0.5, 0.45, 0.4)
-    run = Run(tmp_path)
-    monitor = Monitor(TrainConfig(patience=3, validation=1), None, run)
-    assert epochs(monitor, history) == [False, False, False, False, True, True]
+        monitor.save(b"checkpoint")
+        assert run.history() == history[:n]
+        assert run.read(LAST) == str(n).encode()
     assert monitor.best_weights == b"2" == run.read(BEST)
-    assert run.read(LAST) == b"6"
-    assert run.history() == history
-    assert epochs(Monitor(TrainConfig(epochs=6)), history) == [False] * 5 + [True]
-    warm = Monitor(TrainConfig(patience=3, validation=1, eps_warmup=3))
-    assert epochs(warm, history) == [False] * 5 + [True]
 
 
 def test_catastrophic_overfitting_is_warned_about() -> None:

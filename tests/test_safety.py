@@ -11,14 +11,15 @@ import torch
 
 import spatlib
 import spatlib_tf.evaluation
-from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
-from spatlib.run import EMA, LAST, Run
+from spatlib import RECIPES, ConfigError, DataError, Mask, SPATConfig, TrainConfig, load_data
+from spatlib.engines import load_engine
+from spatlib.runs import EMA, LAST, Run
 
 from .test_resume import images, network, values
 
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 over_frameworks = pytest.mark.parametrize("framework", ["torch", "tf"])
-CONFIG = SPATConfig(eps=0.1, steps=1, share="min")
+CONFIG = SPATConfig(eps=0.1, steps=1, mask=Mask())
 ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progress": False}
 
 
@@ -60,10 +61,7 @@ def test_the_average_of_the_weights_decays_from_the_first_update(
 ) -> None:
     first = trainable(train(framework, epochs=1).model)
     result = train(framework, tmp_path, epochs=2, ema=0.75)
-    engine, last, average = (
-        spatlib.backends.load_engine(framework),
-        *map(network, [framework] * 2),
-    )
+    engine, last, average = load_engine(framework), network(framework), network(framework)
     engine.load_weights(last, (tmp_path / LAST).read_bytes())
     engine.load_weights(average, (tmp_path / EMA).read_bytes())
     for w1, w2, mean, returned in zip(
@@ -109,30 +107,24 @@ def test_training_stops_early_and_returns_the_best_weights(framework: str, tmp_p
 
 
 @over_frameworks
-def test_a_quick_look_takes_the_first_examples(framework: str) -> None:
+def test_a_quick_look_takes_the_first_examples(framework: str, tmp_path: Path) -> None:
     x, y = images(framework)
-    data = ((x, y), (x, y))
-    training = TrainConfig(epochs=1, examples=20, test_examples=10, progress=False)
-    result = spatlib.train(
-        network(framework), data, backend=framework, config=CONFIG, training=training
-    )
-    assert result.report.count == 10
-    alone = spatlib.train(
-        network(framework),
-        ((x[:20], y[:20]), (x[:10], y[:10])),
-        backend=framework,
-        config=CONFIG,
-        training=TrainConfig(epochs=1, progress=False),
-    )
+    last = x if framework == "tf" else np.moveaxis(x, 1, -1)
+    np.savez(tmp_path / "set.npz", x_train=last, y_train=y, x_test=last[:50], y_test=y[:50])
+    data = load_data(tmp_path / "set.npz", limit=20)
+    settings = {"backend": framework, "config": CONFIG}
+    training = TrainConfig(epochs=1, progress=False)
+    result = spatlib.train(network(framework), data, training=training, **settings)
+    assert result.report.count == 20
+    own = ((x[:20], y[:20]), (x[:20], y[:20]))
+    alone = spatlib.train(network(framework), own, training=training, **settings)
     for mine, its in zip(values(result.model), values(alone.model), strict=True):
         np.testing.assert_array_equal(mine, its)
     attacks = ("pgd", "margin")[: len(result.metrics) - 1]
-    report = spatlib.evaluate(
-        result.model, data, backend=framework, config=CONFIG, examples=10, attacks=attacks
-    )
-    assert report.metrics == result.metrics
-    with pytest.raises(ConfigError, match="batches"):
-        spatlib.evaluate(result.model, [(x, y)], backend=framework, examples=10)
+    report = spatlib.evaluate(result.model, data, CONFIG, attacks=attacks)
+    assert report.metrics == result.metrics == alone.metrics
+    whole = spatlib.evaluate(result.model, tmp_path / "set.npz", CONFIG, attacks=("pgd",), steps=1)
+    assert whole.count == 50
 
 
 def test_events_for_tensorboard_hold_every_measure(tmp_path: Path) -> None:
@@ -144,8 +136,9 @@ def test_events_for_tensorboard_hold_every_measure(tmp_path: Path) -> None:
 
 
 def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
-    training = TrainConfig(epochs=1, examples=99, test_examples=50, progress=False)
-    result = spatlib.train(data="digits", training=training, run_dir=tmp_path)
+    recipe = RECIPES["digits"].change(epochs=1, baseline=False, progress=False)
+    data = load_data("digits", limit=99)
+    result = spatlib.train(data=data, recipe=recipe, run_dir=tmp_path)
     model, run = spatlib.load_model(tmp_path)
     assert run.settings["architecture"]["name"] == "small_cnn"
     for mine, its in zip(values(model), values(result.model), strict=True):
@@ -164,13 +157,13 @@ def test_a_network_of_ones_own_has_to_be_built_by_its_owner(tmp_path: Path) -> N
 
 
 def test_the_baseline_of_a_run_has_a_run_of_its_own(tmp_path: Path) -> None:
-    training = TrainConfig(epochs=1, progress=False, baseline=True, examples=99, test_examples=50)
-    settings = {"data": "digits", "training": training, "run_dir": tmp_path}
+    recipe, data = RECIPES["digits"].change(epochs=1, progress=False), load_data("digits", limit=99)
+    settings = {"data": data, "recipe": recipe, "run_dir": tmp_path}
     rows: list[dict[str, Any]] = []
     result = spatlib.train(**settings, on_epoch=rows.append)
     assert [row["network"] for row in rows] == ["standard", "SPAT"]
     standard, _ = spatlib.load_model(tmp_path / "standard")
-    again = spatlib.evaluate(standard, "digits", examples=50).metrics
+    again = spatlib.evaluate(standard, data).metrics
     assert again == result.baseline.metrics
     both = zip(values(standard), values(result.model), strict=True)
     assert any((mine != its).any() for mine, its in both)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spatlib.core.start import uniform_in_ball
+from spatlib.core.feasible import uniform_in_ball
 
 from .backends import Backend
 from .record import agree

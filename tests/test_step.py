@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from spatlib.core.step import direction, initial, step
+from spatlib import Threat
+from spatlib.core.feasible import FeasibleSet, direction
+from spatlib.core.ops import Array, Ops
 
 from .backends import Backend
 from .record import agree, at_most
-from .strategies import DTYPES, SHAPES, Problem, gradients, problems, rows
+from .strategies import DTYPES, SHAPES, Problem, gradients, in_box, problems, rows
 
 pytestmark = pytest.mark.verifies
 ULPS = 8
@@ -54,7 +56,19 @@ def within(p: Problem, norm: str) -> Problem:
 def stepped(
     backend: Backend, p: Problem, grad: np.ndarray, mask: np.ndarray | None, size: float, norm: str
 ) -> np.ndarray:
-    return backend.call(step, p.d, grad, mask, *p.box(norm), eps=p.eps, step_size=size, norm=norm)
+    def step(ops: Ops, x: Array, mask: Array | None, low: Array, high: Array, *at: Array) -> Array:
+        return in_box(ops, x, p.threat(norm), mask, low, high).step(*at, size)
+
+    return backend.call(step, p.x, mask, *p.box(norm), p.d, grad)
+
+
+def begun(
+    backend: Backend, p: Problem, noise: np.ndarray, mask: np.ndarray | None, norm: str
+) -> np.ndarray:
+    def begin(ops: Ops, x: Array, mask: Array | None, low: Array, high: Array, at: Array) -> Array:
+        return in_box(ops, x, p.threat(norm), mask, low, high).begin(at)
+
+    return backend.call(begin, p.x, mask, *p.box(norm), noise)
 
 
 @over_norms
@@ -95,19 +109,25 @@ def test_step_equals_the_oracle(
     """float32: some ulp (1.2e-7), amplified where the walls nearly fill the ball."""
     rng = np.random.default_rng(seed)
     shape, eps, bounds = (10, 3, 4, 4), float(rng.uniform(0.1, 3)), (-1.0, 1.0)
+    threat = Threat(eps=min(eps, 2) if norm == "Linf" else eps, norm=norm, bounds=bounds)
     x = rng.uniform(*bounds, size=shape).astype(dtype)
     mask = rng.choice([0, 0.5, 1], size=(10, 1, 4, 4)).astype(dtype)
-    grad = rng.normal(size=shape).astype(dtype)
-    boxes = [reference.feasible_box(*e, eps, bounds) for e in zip(rows(x), rows(mask), strict=True)]
-    lower, upper = (np.reshape(side, shape).astype(dtype) for side in zip(*boxes, strict=True))
-    d = rng.uniform(lower, upper).astype(dtype)
-    p = Problem(x, mask, lower, upper, d, eps, bounds)
+    grad, share = rng.normal(size=shape).astype(dtype), rng.uniform(size=shape)
     for budget in (mask, None):
         pixels = np.ones_like(mask) if budget is None else budget
+        boxes = [
+            reference.feasible_box(*e, threat.eps, bounds)
+            for e in zip(rows(x), rows(pixels), strict=True)
+        ]
+        lower, upper = (np.reshape(side, shape) for side in zip(*boxes, strict=True))
+        d = (lower + share * (upper - lower)).astype(dtype)
         examples = zip(*map(rows, (d, grad, pixels, lower, upper)), strict=True)
-        exact = np.reshape([reference.step(*e, eps, eps / 2, norm) for e in examples], shape)
-        moved = stepped(backend, p, grad, budget, eps / 2, norm)
-        agree(moved, exact, rtol=0, atol=tolerance)
+        exact = [reference.step(*e, threat.eps, threat.eps / 2, norm) for e in examples]
+        moved = backend.call(
+            lambda ops, x, mask, *at: FeasibleSet(ops, x, threat, mask).step(*at, threat.eps / 2),
+            *(x, budget, d, grad),
+        )
+        agree(moved, np.reshape(exact, shape), rtol=0, atol=tolerance)
         assert np.all(length(moved - d, "Linf") > 1e-3)
 
 
@@ -121,12 +141,19 @@ def test_step_and_start_write_to_none_of_their_arguments(
     d, grad = rng.uniform(-0.5, 0.5, size=(2, 3, 2, 4, 4))
     lower, upper = -np.ones_like(d), np.ones_like(d)
     mask = rng.choice([0.0, 0.5, 1.0], size=(3, 1, 4, 4)) if masked else None
-    given_arrays = [d, grad, lower, upper, *([mask] if mask is not None else [])]
+    x, threat = np.zeros_like(d), Threat(eps=1, norm=norm, bounds=(-1, 1))
+    given_arrays = [x, d, grad, lower, upper, *([mask] if mask is not None else [])]
     before = [part.copy() for part in given_arrays]
-    moved = backend.call(step, d, grad, mask, lower, upper, eps=1.0, step_size=0.5, norm=norm)
-    start = backend.call(initial, d, mask, lower, upper, 1.0, norm)
+
+    def all_three(
+        ops: Ops, x: Array, d: Array, grad: Array, low: Array, high: Array, mask: Array = None
+    ) -> tuple[Array, ...]:
+        allowed = in_box(ops, x, threat, mask, low, high)
+        return allowed.step(d, grad, 0.5), allowed.begin(d), allowed.at(d)
+
+    moved, start, point = backend.call(all_three, *given_arrays)
     assert np.abs(moved - d).max() > 0.01
-    assert start.shape == d.shape
+    assert start.shape == point.shape == d.shape
     for now, then in zip(given_arrays, before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -204,23 +231,23 @@ def test_l1_direction_moves_all_coordinates_that_tie_for_the_last_place(
 
 @over_norms
 @given(p=problems())
-def test_initial_is_the_noise_off_the_mask_brought_into_the_set(
+def test_start_is_the_noise_off_the_mask_brought_into_the_set(
     backend: Backend, norm: str, p: Problem
 ) -> None:
-    start = backend.call(initial, p.d, p.mask, *p.box(norm), p.eps, norm)
+    start = begun(backend, p, p.d, p.mask, norm)
     off = np.broadcast_to(p.mask == 0, p.d.shape)
     assert start.dtype == p.d.dtype
     assert np.all(start[off] == 0)
     assert np.all((p.lower <= start) & (start <= p.upper))
     at_most(length(start, norm), p.eps, p.eps * ulps(start), like=start)
     feasible = within(p, norm).d
-    kept = backend.call(initial, feasible, p.mask, *p.box(norm), p.eps, norm)
+    kept = begun(backend, p, feasible, p.mask, norm)
     np.testing.assert_array_equal(kept, feasible)
 
 
 @over_norms
 @pytest.mark.parametrize("masked", [True, False])
-def test_initial_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
+def test_start_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
     backend: Backend, norm: str, masked: bool
 ) -> None:
     """The box here is open where m = 0, so that only the zeroing itself can empty a pixel."""
@@ -228,10 +255,20 @@ def test_initial_equals_the_oracle_and_off_pixels_take_no_share_of_the_norm(
     noise = rng.normal(size=(6, 2, 3, 3))
     mask = rng.choice([0.0, 0.5, 1.0], size=(6, 1, 3, 3)) if masked else None
     lower, upper = -np.ones_like(noise), np.ones_like(noise)
-    cut = 0.5 if norm == "Linf" else 1.0  # to the ball, as feasible_box does
+    cut = 0.5 if norm == "Linf" else 1.0  # to the ball, as its own box is
     pixels = np.ones((6, 1, 3, 3)) if mask is None else mask
     examples = zip(*map(rows, (noise, pixels, lower, upper)), strict=True)
     exact = np.reshape([reference.initial(*e, 0.5, norm) for e in examples], noise.shape)
-    start = backend.call(initial, noise, mask, cut * lower, cut * upper, 0.5, norm)
+    p = Problem(np.zeros_like(noise), pixels, cut * lower, cut * upper, noise, 0.5, (-1, 1))
+    start = begun(backend, p, noise, mask, norm)
     agree(start, exact, rtol=0, atol=1e-12)
     assert np.all((start == 0) == np.broadcast_to(pixels == 0, noise.shape)) or norm == "L1"
+
+
+@given(p=problems())
+def test_points_are_the_input_plus_the_perturbation_inside_the_bounds(
+    backend: Backend, p: Problem
+) -> None:
+    point = backend.call(lambda ops, x, d: FeasibleSet(ops, x, p.threat("L2")).at(d), p.x, p.d)
+    assert (point.dtype, point.shape) == (p.x.dtype, p.x.shape)
+    np.testing.assert_array_equal(point, np.clip(p.x + p.d, *np.asarray(p.bounds, p.x.dtype)))

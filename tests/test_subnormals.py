@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from spatlib import Threat
 from spatlib.core import mask as core
+from spatlib.core.feasible import FeasibleSet, direction
+from spatlib.core.ops import Array, Ops
 from spatlib.core.projection import project
-from spatlib.core.step import direction, step
 
 from .backends import Backend
 from .record import agree, at_most
@@ -75,8 +77,10 @@ def test_steps_from_subnormal_perturbations_stay_in_the_set(
     backend: Backend, norm: str, d: np.ndarray, data: st.DataObject
 ) -> None:
     grad = data.draw(multiples(d.dtype.name))
-    wall = np.full_like(d, 0.3)
-    v = backend.call(step, d, grad, None, -wall, wall, eps=0.5, step_size=0.25, norm=norm)
+    threat, wall = Threat(eps=0.5, norm=norm, bounds=(-0.3, 0.3)), np.full_like(d, 0.3)
+    v = backend.call(
+        lambda ops, x, *at: FeasibleSet(ops, x, threat).step(*at, 0.25), 0 * wall, d, grad
+    )
     assert np.all(np.abs(v) <= wall)
     at_most(length(v, norm), 0.5, 0.5 * ulps(v), like=v)
     moves = np.any(kept(backend, grad) != 0, axis=(1, 2))
@@ -92,7 +96,7 @@ def test_mask_ranks_subnormal_saliencies_unless_they_are_flushed(
     steps = data.draw(npst.arrays(np.int64, SHAPE, elements=st.integers(2**10, 2**18)))
     grad = np.cumsum(steps, axis=2).astype(dtype) * smallest
 
-    def masked(ops: object, x: object, first: object, second: object) -> object:
+    def masked(ops: Ops, x: Array, first: Array, second: Array) -> Array:
         state = core.begin(ops, x, "min", 1)
         for each in (first, second):
             state = core.fold(ops, state, each, "min", 1)

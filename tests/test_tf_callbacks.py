@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from keras import callbacks, layers
 
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from spatlib_tf import SPATModel
 
 from .test_tf_model import (
-    BATCH,
     CLASSES,
-    COUNT,
     SHAPE,
     Subclassed,
     arrays,
@@ -32,7 +30,7 @@ from .test_tf_model import (
 )
 
 # The random start, the mask and the smoothing all matter, and none is a default.
-CONFIG = SPATConfig(eps=0.1, steps=1, share="rms", smoothing=0.2, bounds=(-1, 2))
+CONFIG = SPATConfig(eps=0.1, steps=1, mask=Mask(score="rms"), smoothing=0.2, bounds=(-1, 2))
 ADVERSARIAL = {"monitor": "val_adv_accuracy", "mode": "max"}
 
 
@@ -110,16 +108,6 @@ def test_csv_logger_writes_the_history(tmp_path: Path) -> None:
         assert [float(row[name]) for row in rows] == pytest.approx(values)
 
 
-def test_terminate_on_nan_stops_with_the_last_good_weights() -> None:
-    weights, recorder = np.ones(COUNT), Recorder()
-    weights[BATCH] = math.nan  # in the second of three steps
-    model = train(recorder, callbacks.TerminateOnNaN(), sample_weight=weights)
-    assert len(recorder.steps) == 2
-    assert equal(*recorder.steps)
-    assert equal(model.base.get_weights(), recorder.steps[0])
-    assert not same(model.base, network())
-
-
 class Interrupt(callbacks.Callback):
     """Breaks off in the middle of the second epoch."""
 
@@ -171,7 +159,7 @@ BASES = {
     "normed": normed,
     "unbuilt": Subclassed,
 }
-OTHER = SPATConfig(norm="L2", base="trades", eps=1, steps=3, keep=0.3, mask_classes=2)
+OTHER = SPATConfig(norm="L2", loss="trades", eps=1, steps=3, mask=Mask(keep=0.3, classes=2))
 
 
 @pytest.mark.parametrize("base", BASES)

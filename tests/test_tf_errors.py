@@ -13,13 +13,13 @@ from keras import layers
 from torch import Tensor
 
 import spatlib
-from spatlib import ConfigError, DataError, SPATConfig, TrainConfig
+from spatlib import ConfigError, DataError, Mask, SPATConfig, Threat, TrainConfig
 from spatlib_tf import SPATModel, perturb, shared_mask, spat_loss
 
 from . import test_data
 from .entry import to_last
 from .test_data import ARRAYS, BAD_CALLS, BAD_DATA, QUICK, Endless
-from .test_errors import BAD_BATCHES, BAD_BUDGETS, CLASSES, SHAPE, N, X, Y, check
+from .test_errors import BAD_BATCHES, BAD_BUDGETS, BAD_EXAMPLES, CLASSES, SHAPE, N, X, Y, check
 
 IMAGE = (*SHAPE[2:], 1)
 
@@ -54,7 +54,7 @@ class Wrong(keras.Model):
         return self.change(self.inner(x))
 
 
-CONFIG = SPATConfig(share="min")
+CONFIG = SPATConfig(eps=0.1, mask=Mask())
 OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "one-hot of another width": ({"y": np.eye(4)[Y]}, "3 classes"),
     "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "(3,)"),
@@ -84,7 +84,7 @@ def test_bad_batches_are_refused(case: str, function: Callable[..., Any]) -> Non
     error = DataError if arguments["config"] else ConfigError
     found = check(error, "", lambda: function(**arguments))
     assert word in str(found).replace(f"({N}, K)", "(N, K)")
-    assert str(found).split()[0] in {*wrong, "mask_classes"}, "the argument at fault comes first"
+    assert str(found).split()[0] in {*wrong, "classes"}, "the argument at fault comes first"
 
 
 def test_no_case_of_the_table_is_left_out() -> None:
@@ -96,12 +96,23 @@ def test_no_case_of_the_table_is_left_out() -> None:
         assert perturb(network(), config=CONFIG, **BATCH | wrong).shape == (N, *IMAGE)
 
 
-@pytest.mark.parametrize("function", [perturb, spat_loss])
 @pytest.mark.parametrize("case", [name for name in BAD_BUDGETS if "numpy" not in name])
-def test_bad_start_or_mask_is_refused(case: str, function: Callable[..., Any]) -> None:
+def test_bad_start_or_mask_is_refused(case: str) -> None:
     ((name, value),) = BAD_BUDGETS[case].items()
     given = {name: translated(value)}
-    check(DataError, name, lambda: function(network(), *BATCH.values(), CONFIG, **given))
+    error = check(DataError, name, lambda: perturb(network(), *BATCH.values(), CONFIG, **given))
+    assert str(error).startswith(name)
+
+
+EXAMPLES = {name: translated(value) for name, value in BAD_EXAMPLES.items() if name not in WELCOME}
+EXAMPLES["strings"] = np.full(BATCH["x"].shape, "a")
+
+
+@pytest.mark.parametrize("case", EXAMPLES)
+def test_perturbed_examples_that_are_not_those_of_the_batch_are_refused(case: str) -> None:
+    given = {"config": CONFIG, "x_adv": EXAMPLES[case]}
+    error = check(DataError, "x_adv", lambda: spat_loss(network(), *BATCH.values(), **given))
+    assert str(error).startswith("x_adv must ")
 
 
 @pytest.mark.parametrize("model", ["resnet", None, Wrong, layers.Dense])
@@ -109,7 +120,7 @@ def test_bad_start_or_mask_is_refused(case: str, function: Callable[..., Any]) -
 def test_what_is_no_keras_model_is_refused(function: Callable[..., Any], model: Any) -> None:
     word = "model must be a keras.Model that returns logits"
     check(ConfigError, word, lambda: function(model, *BATCH.values(), CONFIG))
-    check(ConfigError, word, lambda: SPATModel(model))
+    check(ConfigError, word, lambda: SPATModel(model, CONFIG))
 
 
 @pytest.mark.parametrize("case", ["no gradient", "one logit", "tuple"])
@@ -129,11 +140,12 @@ def ours() -> keras.Model:
 
 
 def train(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
-    return spatlib.train(model, data, **{"training": QUICK, "backend": "tf"} | arguments)
+    settings = {"config": CONFIG, "training": QUICK, "backend": "tf"}
+    return spatlib.train(model, data, **settings | arguments)
 
 
 def evaluate(model: Any = None, data: Any = ARRAYS, **arguments: Any) -> Any:
-    return spatlib.evaluate(model, data, **{"backend": "tf"} | arguments)
+    return spatlib.evaluate(model, data, **{"threat": CONFIG} | arguments)
 
 
 @pytest.mark.parametrize("function", [train, evaluate])
@@ -224,13 +236,13 @@ def functional(last: keras.Layer) -> keras.Model:
 
 @pytest.mark.parametrize("case", SOFTMAX)
 def test_a_base_that_ends_in_probabilities_is_refused(case: str) -> None:
-    error = check(ConfigError, "base must give logits", lambda: SPATModel(SOFTMAX[case]()))
+    error = check(ConfigError, "base must give logits", lambda: SPATModel(SOFTMAX[case](), CONFIG))
     assert "remove that activation" in str(error)
 
 
 def test_a_softmax_inside_the_base_is_fine() -> None:
     base = keras.Sequential([layers.Softmax(), network()])
-    assert SPATModel(base).base is base
+    assert SPATModel(base, CONFIG).base is base
 
 
 LOSSES: dict[str, Any] = {
@@ -245,7 +257,7 @@ LOSSES: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", LOSSES)
 def test_a_loss_other_than_cross_entropy_from_logits_is_refused(case: str) -> None:
-    model = SPATModel(network())
+    model = SPATModel(network(), CONFIG)
     error = check(ConfigError, "loss must", lambda: model.compile("sgd", LOSSES[case]))
     assert "from_logits=True" in str(error)
 
@@ -253,11 +265,19 @@ def test_a_loss_other_than_cross_entropy_from_logits_is_refused(case: str) -> No
 @pytest.mark.parametrize("kind", ["Sparse", ""])
 def test_cross_entropy_from_logits_is_accepted(kind: str) -> None:
     loss = getattr(keras.losses, f"{kind}CategoricalCrossentropy")(from_logits=True, name="mine")
-    model = SPATModel(network())
+    model = SPATModel(network(), CONFIG)
     model.compile("sgd", loss)
     assert np.isfinite(model.train_on_batch(*BATCH.values())).all()
 
 
-@pytest.mark.parametrize("config", [{}, 0.1, TrainConfig()], ids=str)
+def test_settings_have_to_be_given() -> None:
+    with pytest.raises(TypeError, match="config"):
+        SPATModel(network())
+
+
+@pytest.mark.parametrize("config", [None, {}, 0.1, TrainConfig(), Threat(eps=0.1)], ids=str)
 def test_settings_of_another_kind_are_refused(config: Any) -> None:
-    check(ConfigError, "config must be a spatlib.SPATConfig", lambda: SPATModel(network(), config))
+    word = "config must be a spatlib.SPATConfig, got " + type(config).__name__
+    check(ConfigError, word, lambda: SPATModel(network(), config))
+    for function in (perturb, spat_loss, shared_mask):
+        check(ConfigError, word, lambda f=function: f(network(), *BATCH.values(), config))

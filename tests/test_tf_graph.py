@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import spatlib_tf
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from spatlib_tf import SPATModel
 from spatlib_tf import random as tf_random
 
@@ -42,7 +42,7 @@ class Traced(SPATModel):
     ("way", "most"), [({}, 1), ({"jit_compile": True}, 2)], ids=["graph", "xla"]
 )
 def test_training_is_traced_once_however_long_it_is(way: dict[str, Any], most: int) -> None:
-    config = SPATConfig(eps=0.1, steps=1, keep=1)
+    config = SPATConfig(eps=0.1, steps=1)
     model = spat(config=config, cls=Traced, **way)
     fit(model, epochs=1)  # 20 examples in batches of 8: the last one has 4
     traces = model.traces
@@ -52,14 +52,14 @@ def test_training_is_traced_once_however_long_it_is(way: dict[str, Any], most: i
 
 
 def test_a_batch_of_another_size_is_not_traced_anew() -> None:
-    model = spat(config=SPATConfig(eps=0.1, steps=1, keep=1), cls=Traced)
+    model = spat(config=SPATConfig(eps=0.1, steps=1), cls=Traced)
     for count in (20, 21, 3):
         fit(model, arrays(count=count), epochs=1)
     assert model.traces == 1
 
 
 def test_eager_training_would_be_noticed() -> None:
-    model = spat(config=SPATConfig(eps=0.1, steps=1, keep=1), cls=Traced, run_eagerly=True)
+    model = spat(config=SPATConfig(eps=0.1, steps=1), cls=Traced, run_eagerly=True)
     fit(model, epochs=2)
     assert model.traces == 6
 
@@ -80,17 +80,17 @@ def calls_in_tracing(**settings: Any) -> int:
     return model.base.calls
 
 
-@pytest.mark.parametrize("base", ["pgd", "trades"])
-def test_the_graph_does_not_grow_with_the_steps(base: str) -> None:
-    few = calls_in_tracing(base=base, steps=3)
-    assert calls_in_tracing(base=base, steps=40) == few
+@pytest.mark.parametrize("loss", ["pgd", "trades"])
+def test_the_graph_does_not_grow_with_the_steps(loss: str) -> None:
+    few = calls_in_tracing(loss=loss, steps=3)
+    assert calls_in_tracing(loss=loss, steps=40) == few
     assert 0 < few < 40
 
 
 def test_the_graph_does_not_grow_with_the_classes() -> None:
     def operations(classes: int) -> int:
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(classes)])
-        config = SPATConfig(share="min")
+        config = SPATConfig(eps=0.1, mask=Mask())
         function = tf.function(lambda x, y: spatlib_tf.shared_mask(model, x, y, config))
         graph = function.get_concrete_function(
             tf.TensorSpec((None, 5)), tf.TensorSpec((None,), tf.int64)
@@ -121,15 +121,11 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
     def draw() -> list[Any]:
         seed = tf_random.split(state, 1)  # a constant seed would be drawn from before compiling
         starts = [
-            tf_random.draw_start(x, SPATConfig(norm=n, random_start=random_start), seed)
-            for n in EPS
+            tf_random.draw_start(x, SPATConfig(eps=eps, norm=n, random_start=random_start), seed)
+            for n, eps in EPS.items()
         ]
-        logits = tf.zeros((7, 9), dtype)
-        return [
-            *starts,
-            tf_random.draw_offsets(SPATConfig(mask_classes=4), 9, seed),
-            tf_random.draw_probes(SPATConfig(share="rms"), logits, seed),
-        ]
+        label, source = tf.one_hot(tf.range(7), 9, dtype=dtype), tf_random.Draws(seed)
+        return [*starts, source.classes(label, 4), source.signs(label, 4), source.noise(x)]
 
     eager, graph, xla = in_every_way(draw)
     tolerance = {"float64": 1e-13, "float32": 1e-5}.get(dtype, 0.02)
@@ -144,20 +140,20 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
 
 
 @pytest.mark.parametrize(
-    ("base", "norm", "mask", "function"),
+    ("loss", "norm", "mask", "function"),
     [
-        ("pgd", "Linf", {"share": "min"}, spatlib_tf.perturb),
-        ("trades", "L2", {"share": "rms"}, spatlib_tf.spat_loss),
-        ("mart", "Linf", {"mask_classes": 3}, spatlib_tf.spat_loss),
-        ("pgd", "L1", {"keep": 1}, spatlib_tf.perturb),
+        ("pgd", "Linf", Mask(), spatlib_tf.perturb),
+        ("trades", "L2", Mask(score="rms"), spatlib_tf.spat_loss),
+        ("mart", "Linf", Mask(classes=3), spatlib_tf.spat_loss),
+        ("pgd", "L1", None, spatlib_tf.perturb),
     ],
 )
 def test_float64_results_are_the_same_eagerly_and_under_xla(
-    base: str, norm: str, mask: dict[str, Any], function: Callable[..., Any]
+    loss: str, norm: str, mask: Mask | None, function: Callable[..., Any]
 ) -> None:
     engine, rng = TFEngine(initial_weights()), np.random.default_rng(0)
     x, y = tf.constant(to_last(rng.uniform(size=(5, 3, 2, 2)))), tf.constant([0, 1, 2, 3, 0])
-    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=2, **mask)
+    config = SPATConfig(loss=loss, norm=norm, eps=EPS[norm], steps=2, mask=mask)
 
     def result(**way: Any) -> np.ndarray:
         generator = keras.random.SeedGenerator(0)
@@ -175,7 +171,7 @@ def test_float64_results_are_the_same_eagerly_and_under_xla(
 
 @cache
 def losses(**way: bool) -> list[float]:
-    return fit(spat(config=SPATConfig(eps=0.1, steps=2, share="min"), **way), epochs=1)["loss"]
+    return fit(spat(config=SPATConfig(eps=0.1, steps=2, mask=Mask()), **way), epochs=1)["loss"]
 
 
 @pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
@@ -189,15 +185,15 @@ import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import spatlib_tf
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from tests.test_tf_model import arrays, network, spat
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 x, y = arrays(count=3 * {BATCH})
 
-def run(base):
-    model = spat(config=SPATConfig(base=base, eps=0.1, steps=2, guard=False, smoothing=0.2,
-                                   random_start="none", share="min"),
+def run(loss):
+    model = spat(config=SPATConfig(loss=loss, eps=0.1, steps=2, guard=False, smoothing=0.2,
+                                   random_start="none", mask=Mask()),
                  optimizer=keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
     losses = []
     model.fit(x, y, batch_size={BATCH}, epochs=2, shuffle=False, verbose=0,
@@ -207,17 +203,17 @@ def run(base):
 
 def draws():
     generator = keras.random.SeedGenerator(0)
-    model, config = network(), SPATConfig(eps=0.1, steps=1, step_size=1e-12, keep=1)
+    model, config = network(), SPATConfig(eps=0.1, steps=1, step_size=1e-12)
     @tf.function
     def both():
         return strategy.run(lambda: spatlib_tf.perturb(
             model, tf.constant(x[:4]), tf.constant(y[:4]), config, generator=generator))
     return [[value.numpy().tolist() for value in both().values] for _ in range(2)]
 
-results = {{base: [run(base)] for base in ("pgd", "mart")}}
+results = {{loss: [run(loss)] for loss in ("pgd", "mart")}}
 with strategy.scope():
-    for base, runs in results.items():
-        runs.append(run(base))
+    for loss, runs in results.items():
+        runs.append(run(loss))
     results["draws"] = draws()
 print(json.dumps(results))
 """
@@ -238,9 +234,9 @@ def replicas() -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("base", ["pgd", "mart"])
-def test_two_replicas_train_as_one_device(replicas: dict[str, Any], base: str) -> None:
-    (one, weights), (two, distributed) = replicas[base]
+@pytest.mark.parametrize("loss", ["pgd", "mart"])
+def test_two_replicas_train_as_one_device(replicas: dict[str, Any], loss: str) -> None:
+    (one, weights), (two, distributed) = replicas[loss]
     assert len(one) == 6
     assert two == pytest.approx(one, rel=1e-5)
     for ours, expected, before in zip(distributed, weights, network().get_weights(), strict=True):

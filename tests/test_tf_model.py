@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from spatlib_tf import SPATModel
 
 COUNT, BATCH, CLASSES, SHAPE = 20, 8, 3, (4, 4, 1)  # the last batch is smaller than the others
-CONFIG = SPATConfig(eps=0.1, steps=2, share="min")
-NO_BUDGET = SPATConfig(eps=1e-12, steps=1, keep=1)
+CONFIG = SPATConfig(eps=0.1, steps=2, mask=Mask())
+NO_BUDGET = SPATConfig(eps=1e-12, steps=1)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 TRAIN_LOGS = {"loss", "adv_accuracy", "stall_rate"}
 
@@ -154,21 +154,21 @@ LABELS = {
 
 
 @cache
-def labelled(form: str, base: str) -> tuple[SPATModel, dict[str, float], dict[str, float]]:
+def labelled(form: str, loss: str) -> tuple[SPATModel, dict[str, float], dict[str, float]]:
     """The model after one step with labels of this form, and its logs."""
     x, y = arrays()
     y = LABELS[form](y) if form in LABELS else y
-    config = SPATConfig(base=base, eps=0.1, steps=1, mask_classes=2)
+    config = SPATConfig(loss=loss, eps=0.1, steps=1, mask=Mask(classes=2))
     model = spat(config=config, metrics=["accuracy"])
     logs = model.train_on_batch(x, y, return_dict=True)
     return model, logs, model.test_on_batch(x, y, return_dict=True)
 
 
 @pytest.mark.parametrize(
-    ("form", "base"), [*((form, "mart") for form in LABELS), ("column", "pgd")]
+    ("form", "loss"), [*((form, "mart") for form in LABELS), ("column", "pgd")]
 )
-def test_labels_of_every_form_give_the_same_training(form: str, base: str) -> None:
-    ours, theirs = labelled(form, base), labelled("indices", base)
+def test_labels_of_every_form_give_the_same_training(form: str, loss: str) -> None:
+    ours, theirs = labelled(form, loss), labelled("indices", loss)
     assert same(ours[0], theirs[0], 1e-6)
     for logs, expected in zip(ours[1:], theirs[1:], strict=True):
         assert logs == pytest.approx(expected, rel=1e-6)
@@ -202,9 +202,9 @@ def test_without_a_budget_loss_and_updates_are_those_of_keras(weights: str, pena
     assert after == pytest.approx(expected.test_on_batch(x, y, **settings), rel=1e-5)
 
 
-@pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
-def test_examples_of_weight_zero_change_nothing(base: str) -> None:
-    (x, y), config = arrays(), SPATConfig(base=base, eps=0.1, steps=1, share="min")
+@pytest.mark.parametrize("loss", ["pgd", "trades", "mart"])
+def test_examples_of_weight_zero_change_nothing(loss: str) -> None:
+    (x, y), config = arrays(), SPATConfig(loss=loss, eps=0.1, steps=1, mask=Mask())
     model = spat(config=config)
     assert model.train_on_batch(x, y, np.zeros(COUNT), return_dict=True)["loss"] == 0
     assert same(model.base, network())
@@ -213,7 +213,7 @@ def test_examples_of_weight_zero_change_nothing(base: str) -> None:
 
 
 def test_logs_report_training_and_validation_clean_and_under_attack() -> None:
-    (x, y), model = arrays(), spat(config=SPATConfig(eps=0.15, share="min"), metrics=["accuracy"])
+    (x, y), model = arrays(), spat(config=SPATConfig(eps=0.15, mask=Mask()), metrics=["accuracy"])
     y = np.where(np.arange(COUNT) % 7 == 0, (y + 1) % CLASSES, y)  # never all correct
     accuracies = []
     history = fit(

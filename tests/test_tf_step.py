@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 from spatlib_tf import engine
 
 from .test_tf_model import BATCH, arrays, network, spat
@@ -18,9 +18,9 @@ from .test_tf_train import training
 
 HOST = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2", "StringFormat", "Assert"}
 CONFIGS = {
-    "every class": SPATConfig(eps=0.1, steps=2, share="min"),
-    "some classes, L2": SPATConfig(eps=0.1, steps=2, norm="L2", mask_classes=2),
-    "probes, TRADES": SPATConfig(eps=0.1, steps=2, share="rms", base="trades"),
+    "every class": SPATConfig(eps=0.1, steps=2, mask=Mask()),
+    "some classes, L2": SPATConfig(eps=0.1, steps=2, norm="L2", mask=Mask(classes=2)),
+    "probes, TRADES": SPATConfig(eps=0.1, steps=2, loss="trades", mask=Mask(score="rms")),
 }
 
 
@@ -66,6 +66,6 @@ def test_train_compiles_with_xla_where_asked(
     monkeypatch.setattr(keras.Model, "compile", stop)
     with pytest.raises(AskedError) as stopped:
         engine.fit(
-            network(), arrays(), SPATConfig(), training(compile=asked), "", ordinary=ordinary
+            network(), arrays(), SPATConfig(eps=0.1), training(compile=asked), "", ordinary=ordinary
         )
     assert stopped.value.args == (chosen,)

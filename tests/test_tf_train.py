@@ -17,8 +17,8 @@ from keras import layers
 
 import spatlib
 import spatlib_tf
-from spatlib import NonFiniteError, Result, SPATConfig, TrainConfig
-from spatlib_tf import batches
+from spatlib import RECIPES, Mask, Result, SPATConfig, TrainConfig
+from spatlib_tf.attack import attacked
 from spatlib_tf.models import MODELS
 
 from .test_tf_model import BATCH, COUNT, Batches, arrays, fit, network, same, spat
@@ -40,7 +40,7 @@ def training(**settings: Any) -> TrainConfig:
 
 
 def train(data: Any, model: keras.Model | None = None, **settings: Any) -> Result:
-    config = settings.pop("config", SPATConfig(eps=0.1, steps=1, share="rms"))
+    config = settings.pop("config", SPATConfig(eps=0.1, steps=1, mask=Mask(score="rms")))
     return spatlib.train(
         network() if model is None else model,
         data,
@@ -121,55 +121,19 @@ def test_an_unknown_length_is_fine_for_a_constant_rate() -> None:
 
 
 def test_inputs_keep_their_precision_under_a_mixed_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = network(), []
+    model, (x, y), seen = network(), arrays(), []
     model.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
-    original = batches.as_dataset
-    monkeypatch.setattr(
-        "spatlib_tf.engine.as_dataset", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
-    )
-    train(arrays(), model, epochs=1)
-    assert seen[-1][0].element_spec[0].dtype == tf.float32
 
+    def look(model: keras.Model, x: Any, *rest: Any, **settings: Any) -> Any:
+        seen.append(x.dtype)
+        return attacked(model, x, *rest, **settings)
 
-@keras.saving.register_keras_serializable(package="tests")
-class Fails(layers.Layer):
-    """The identity, until the given update; from then on NaN, or an infinite gradient."""
-
-    def __init__(self, at: int, how: str) -> None:
-        super().__init__()
-        self.at, self.how = at, how
-
-    def build(self, input_shape: Any) -> None:
-        self.passes = self.add_weight(shape=(), initializer="zeros", trainable=False)
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if not training:
-            return inputs
-        number = self.passes + 1
-        self.passes.assign(number)  # put back after the step that is left out
-
-        @tf.custom_gradient
-        def fail(z: Any) -> Any:
-            bad = tf.convert_to_tensor(number) >= self.at
-            value = tf.where(bad, math.nan, z) if self.how == "loss" else tf.identity(z)
-            return value, lambda grad: tf.where(bad, math.inf, grad)
-
-        return fail(inputs)
-
-
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-@pytest.mark.parametrize("at", [1, 5])
-def test_training_stops_at_the_last_good_step(at: int, how: str) -> None:
-    model, reference = network(Fails(at, how)), network(Fails(10**6, how))
-    data = list(Batches())
-    with pytest.raises(NonFiniteError, match=rf"step {at}\b") as stopped:
-        train(data, model)
-    assert stopped.value.result.model is model
-    assert stopped.value.result.history == stopped.value.history
-    assert len(stopped.value.history) == (at - 1) // len(data)
-    if at > 1:
-        train((data * 2)[: at - 1], reference, epochs=1)
-    assert same(model, reference)
+    monkeypatch.setattr("spatlib_tf.model.attacked", look)
+    for inputs in (x, np.uint8(255 * x)):
+        train((inputs, y), model, epochs=1)
+    assert model.compute_dtype == "bfloat16"
+    assert len(seen) >= 2
+    assert set(seen) == {tf.float32}
 
 
 def test_recipe_trains_the_baseline_and_prints_the_table(
@@ -181,8 +145,7 @@ def test_recipe_trains_the_baseline_and_prints_the_table(
     monkeypatch.setitem(MODELS, "small_cnn", linear)  # the real one takes long to evaluate
     result = spatlib.train(
         backend="tf",
-        config=SPATConfig(eps=0.15, steps=1, keep=1),
-        training=TrainConfig(epochs=1, batch_size=256, lr=0.05, baseline=True),
+        recipe=RECIPES["digits"].change(steps=1, epochs=1, batch_size=256),
     )
     head, standard, robust, note = str(result).splitlines()
     assert "PGD-20" in head
@@ -202,13 +165,13 @@ def policy(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("policy", "base"),
+    ("policy", "loss"),
     [("mixed_bfloat16", "pgd"), ("mixed_float16", "trades")],
     indirect=["policy"],
 )
-def test_mixed_precision_trains(policy: str, base: str) -> None:
+def test_mixed_precision_trains(policy: str, loss: str) -> None:
     model = spat(
-        config=SPATConfig(base=base, eps=0.1, steps=2, share="min"),
+        config=SPATConfig(loss=loss, eps=0.1, steps=2, mask=Mask()),
         optimizer=keras.optimizers.SGD(0.5),
     )
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -230,7 +193,7 @@ def test_without_a_seed_two_models_draw_different_starts() -> None:
 
 @pytest.mark.parametrize("function", [spatlib_tf.perturb, spatlib_tf.spat_loss])
 def test_a_generator_decides_the_draws_and_moves_on(function: Callable[..., Any]) -> None:
-    (x, y), config = arrays(), SPATConfig(eps=0.1, steps=2, share="min")
+    (x, y), config = arrays(), SPATConfig(eps=0.1, steps=2, mask=Mask())
     first, second = keras.random.SeedGenerator(3), keras.random.SeedGenerator(3)
     draws = [
         function(network(), x, y, config, generator=source).numpy()

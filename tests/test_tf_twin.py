@@ -16,12 +16,14 @@ from torch import nn
 import spatlib
 import spatlib_tf
 import spatlib_torch
-from spatlib import SPATConfig
-from spatlib.data import load
+from spatlib import Mask, SPATConfig, Threat, load_data
+from spatlib.engines import engine_of
+from spatlib_tf import engine
 
 from .entry import to_last
 from .test_evaluation import IGNORED
 from .test_imports import CAUGHT, run
+from .test_tf_model import arrays, functional, network, spat, subclassed
 
 CLASSES, CHANNELS, SIZE, FILTERS = 4, 2, 6, 5
 EPS = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}
@@ -64,10 +66,10 @@ def batch(count: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5])
-@pytest.mark.parametrize("share", ["min", "mean", "neutral"])
-def test_masks_are_equal(share: str, keep: float) -> None:
+@pytest.mark.parametrize("score", ["min", "mean", "neutral"])
+def test_masks_are_equal(score: str, keep: float) -> None:
     (theirs, ours), (x, y, _) = twins(), batch()
-    config = SPATConfig(share=share, keep=keep, floor=0.25)
+    config = SPATConfig(eps=0.1, mask=Mask(score=score, keep=keep, floor=0.25))
     expected = spatlib_torch.shared_mask(theirs, torch.as_tensor(x), torch.as_tensor(y), config)
     mask = spatlib_tf.shared_mask(ours, to_last(x), y, config).numpy()
     assert mask.shape == (len(x), SIZE, SIZE, 1)
@@ -76,26 +78,25 @@ def test_masks_are_equal(share: str, keep: float) -> None:
 
 
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
-def test_perturbations_and_losses_are_equal(base: str, norm: str) -> None:
+@pytest.mark.parametrize("loss", ["pgd", "trades", "mart"])
+def test_perturbations_and_losses_are_equal(loss: str, norm: str) -> None:
     (theirs, ours), (x, y, start) = twins(), batch()
-    config = SPATConfig(base=base, norm=norm, eps=EPS[norm], steps=3, smoothing=0.3, share="min")
+    config = SPATConfig(loss=loss, norm=norm, eps=EPS[norm], steps=3, smoothing=0.3, mask=Mask())
     arguments = (theirs, torch.as_tensor(x), torch.as_tensor(y), config)
-    expected = spatlib_torch.perturb(*arguments, start=torch.as_tensor(start)).numpy()
-    loss = spatlib_torch.spat_loss(*arguments, start=torch.as_tensor(start)).item()
+    found = spatlib_torch.perturb(*arguments, start=torch.as_tensor(start))
+    value = spatlib_torch.spat_loss(*arguments, x_adv=found).item()
+    expected = found.numpy()
 
     @tf.function
     def both() -> Any:
         arguments = (ours, to_last(x), y, config)
-        return [
-            function(*arguments, start=to_last(start))
-            for function in (spatlib_tf.perturb, spatlib_tf.spat_loss)
-        ]
+        x_adv = spatlib_tf.perturb(*arguments, start=to_last(start))
+        return x_adv, spatlib_tf.spat_loss(*arguments, x_adv=x_adv)
 
-    adversarial, own_loss = both()
+    adversarial, own_value = both()
     np.testing.assert_allclose(adversarial, to_last(expected), rtol=0, atol=1e-9)
     assert np.abs(expected - x).max() > 0.05
-    assert float(own_loss) == pytest.approx(loss, rel=1e-9)
+    assert float(own_value) == pytest.approx(value, rel=1e-9)
 
 
 @cache
@@ -103,11 +104,10 @@ def report(seed: int = 0, restarts: int = 1, eps: float = 0.1, **settings: Any) 
     return spatlib.evaluate(
         rugged(),
         labelled(),
-        backend="tf",
+        SPATConfig(eps=eps, **settings),
         seed=seed,
         restarts=restarts,
         batch_size=32,
-        config=SPATConfig(eps=eps, **settings),
     )
 
 
@@ -128,7 +128,7 @@ def rugged() -> keras.Model:
 @cache
 def labelled() -> tuple[np.ndarray, np.ndarray]:
     """Digits with the labels that the network gives them, but for every tenth."""
-    x = load("digits", channels_first=False).train[0][:60]
+    x = load_data("digits", limit=60).train[0]
     y = rugged()(x).numpy().argmax(axis=1)
     y[::10] = (y[::10] + 1) % 10
     return x, y
@@ -147,12 +147,23 @@ def test_settings_of_the_training_attack_play_no_part(settings: dict[str, Any]) 
     assert report(eps=0.02, **settings).metrics == report(eps=0.02).metrics
 
 
+@pytest.mark.parametrize("make", [functional, subclassed, spat])
+def test_evaluate_finds_the_engine_by_the_model(make: Any) -> None:
+    results = []
+    for model in (network(), make()):
+        assert engine_of(model) is engine
+        threat = Threat(eps=0.1)
+        results.append(spatlib.evaluate(model, arrays(), threat, attacks="pgd", steps=2).metrics)
+    assert results[1] == results[0]
+    assert 0 < results[0]["pgd2"] < 1
+
+
 @pytest.mark.parametrize("order", ["torch, spatlib_tf", "spatlib_tf, torch"])
 def test_both_frameworks_work_in_one_process_in_either_order(order: str) -> None:
     code = f"""
 import {order}
 import numpy as np, spatlib, spatlib_torch, keras
-config, x = spatlib.SPATConfig(random_start="none"), np.float32([[0.5, 0.5]])
+config, x = spatlib.SPATConfig(eps=0.1, random_start="none"), np.float32([[0.5, 0.5]])
 ours = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
 ours.set_weights([np.eye(2), np.zeros(2)])
 theirs = torch.nn.Linear(2, 2)
@@ -164,10 +175,11 @@ print(np.abs(spatlib_tf.perturb(ours, x, np.array([0]), config).numpy() - spatli
 
 
 def test_keras_on_another_backend_is_refused_with_the_remedy() -> None:
-    actions = ("import spatlib_tf", "spatlib.train(object(), ([[0.5]], [0]), backend='tf')")
+    evaluation = "import keras; spatlib.evaluate(keras.Sequential(), 'digits')"
+    actions = ("import spatlib_tf", "spatlib.train(backend='tf')", evaluation)
     before = "import os; os.environ['KERAS_BACKEND'] = 'torch'\nimport spatlib"
     tried = "".join(CAUGHT.format(action=action) for action in actions)
-    for line in run(before + tried).splitlines()[-2:]:
+    for line in run(before + tried).splitlines()[-3:]:
         kind, message = line.split(" | ")
         assert kind == "BackendError"
         assert "KERAS_BACKEND=tensorflow" in message

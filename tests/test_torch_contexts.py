@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,25 +24,25 @@ from .test_torch_state import (
     batch,
     config,
     network,
-    over_bases,
+    over_losses,
     over_masks,
     over_random_masks,
     seeded,
 )
 
 NO_STEP = 1e-30  # a step that rounds to none: the result is the start
-FREE: dict[str, Any] = {"bounds": (-10.0, 10.0), "step_size": NO_STEP, "steps": 1, "keep": 1.0}
+FREE: dict[str, Any] = {"bounds": (-10.0, 10.0), "step_size": NO_STEP, "steps": 1}
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
 @over_masks
-@over_bases
+@over_losses
 @pytest.mark.parametrize("made_inside", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_results_are_the_same_where_gradients_are_off(
-    mode: str, made_inside: bool, base: str, mask: str
+    mode: str, made_inside: bool, loss: str, mask: str
 ) -> None:
-    model, (x, y), settings = network(), batch(), config(base=base, **MASKS[mask])
+    model, (x, y), settings = network(), batch(), config(loss=loss, **MASKS[mask])
     start = 0.05 * torch.ones_like(x)
     budget = shared_mask(model, x, y, settings, generator=seeded())
     expected = perturb(model, x, y, settings, start=start, generator=seeded())
@@ -57,12 +58,12 @@ def test_results_are_the_same_where_gradients_are_off(
     assert not torch.equal(ours, x)
 
 
-@over_bases
-def test_a_frozen_model_is_attacked_alike(base: str) -> None:
+@over_losses
+def test_a_frozen_model_is_attacked_alike(loss: str) -> None:
     model, (x, y) = network(), batch()
-    expected = perturb(model, x, y, config(base=base), generator=seeded())
+    expected = perturb(model, x, y, config(loss=loss), generator=seeded())
     model.requires_grad_(False)
-    assert torch.equal(perturb(model, x, y, config(base=base), generator=seeded()), expected)
+    assert torch.equal(perturb(model, x, y, config(loss=loss), generator=seeded()), expected)
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -92,10 +93,10 @@ class BrainFloats(nn.Module):
 
 
 @over_masks
-@over_bases
+@over_losses
 @pytest.mark.parametrize("where", ["autocast", "logits"])
 def test_low_precision_logits_give_full_precision_examples(
-    where: str, base: str, mask: str
+    where: str, loss: str, mask: str
 ) -> None:
     model = network(frozen=False) if where == "autocast" else BrainFloats()
     context: AbstractContextManager[Any] = (
@@ -104,8 +105,8 @@ def test_low_precision_logits_give_full_precision_examples(
     x, y = batch()
     model.zero_grad()
     with context:
-        ours = perturb(model, x, y, config(base=base, **MASKS[mask]))
-        loss = spat_loss(model, x, y, config(base=base, **MASKS[mask]))
+        ours = perturb(model, x, y, config(loss=loss, **MASKS[mask]))
+        loss = spat_loss(model, x, y, config(loss=loss, **MASKS[mask]))
     loss.backward()
     assert ours.dtype == torch.float32
     assert 0.5 * EPS < (ours - x).abs().max() <= EPS + 1e-6
@@ -115,10 +116,10 @@ def test_low_precision_logits_give_full_precision_examples(
 
 
 @over_masks
-@over_bases
-def test_float64_stays_float64(base: str, mask: str) -> None:
+@over_losses
+def test_float64_stays_float64(loss: str, mask: str) -> None:
     model, (x, y) = network().double(), batch(torch.float64)
-    ours = perturb(model, x, y, config(base=base, **MASKS[mask]))
+    ours = perturb(model, x, y, config(loss=loss, **MASKS[mask]))
     assert ours.dtype == torch.float64
     assert ours.shape == x.shape
     assert not ours.requires_grad
@@ -155,13 +156,13 @@ def process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize(("base", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
-def test_distributed_wrapper_sees_the_outer_passes_only(base: str, passes: int) -> None:
+@pytest.mark.parametrize(("loss", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
+def test_distributed_wrapper_sees_the_outer_passes_only(loss: str, passes: int) -> None:
     model, (x, y) = network(frozen=False), batch()
     model.zero_grad()
     wrapper, calls = nn.parallel.DistributedDataParallel(model), []
     wrapper.register_forward_pre_hook(lambda *_: calls.append(None))
-    settings = config(base=base)
+    settings = config(loss=loss)
     ours = perturb(wrapper, x, y, settings, generator=seeded())
     shared_mask(wrapper, x, y, settings)
     assert not calls
@@ -185,8 +186,8 @@ def test_starts_do_not_depend_on_the_masks_draws(norm: str, mask: str) -> None:
         "random_start": "gaussian",
     }
     with_mask = perturb(model, x, y, SPATConfig(**settings, **MASKS[mask]), generator=seeded())
-    without = perturb(model, x, y, SPATConfig(**settings, keep=1), generator=seeded())
-    other = perturb(model, x, y, SPATConfig(**settings, keep=1), generator=seeded(3))
+    without = perturb(model, x, y, SPATConfig(**settings), generator=seeded())
+    other = perturb(model, x, y, SPATConfig(**settings), generator=seeded(3))
     assert torch.equal(with_mask, without)
     assert not torch.equal(other, without)
 
@@ -196,7 +197,8 @@ def test_starts_do_not_depend_on_the_masks_draws(norm: str, mask: str) -> None:
 def test_consecutive_calls_use_different_masks(source: str, mask: str) -> None:
     model, (x, y), generator = network(), batch(), seeded()
     start = "uniform" if "start" in source else "none"  # given or none: never drawn
-    settings = config(floor=0.0, random_start=start, steps=1, **MASKS[mask])
+    mask_settings = dataclasses.replace(MASKS[mask]["mask"], floor=0.0)
+    settings = config(random_start=start, steps=1, mask=mask_settings)
     arguments: dict[str, Any] = {} if source == "global" else {"generator": generator}
     if source == "generator and start":
         arguments["start"] = torch.zeros_like(x)

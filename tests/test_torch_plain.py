@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatlib import SPATConfig
-from spatlib_torch import perturb
+from spatlib import Mask, SPATConfig
+from spatlib_torch import perturb, spat_loss
 
 EPS, STEP, STEPS = 0.1, 0.03, 7
 SHAPE, CLASSES = (4, 3, 8, 8), 5
-OFF: tuple[dict[str, Any], ...] = ({"keep": 1}, {"floor": 1})  # two ways of switching the mask off
+OFF = (None, Mask(keep=1), Mask(floor=1))  # ways of switching the mask off
 
-over_masks_off = pytest.mark.parametrize("off", OFF, ids=str)
+over_masks_off = pytest.mark.parametrize("off", OFF, ids=["none", "keep 1", "floor 1"])
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 over_formats = pytest.mark.parametrize(
     "memory_format", [torch.contiguous_format, torch.channels_last], ids=str
@@ -64,7 +64,7 @@ def by_hand(
     x: Tensor,
     y: Tensor,
     start: Tensor,
-    base: str = "pgd",
+    method: str = "pgd",
     *,
     step: float = STEP,
     steps: int = STEPS,
@@ -82,7 +82,7 @@ def by_hand(
         if gradient is None or not stale:
             iterate = torch.clamp(x + d, lower, upper).requires_grad_()
             logits = model(iterate)
-            if base == "trades":
+            if method == "trades":
                 loss = F.kl_div(F.log_softmax(logits, dim=1), clean, reduction="sum")
             else:
                 loss = F.cross_entropy(logits, y, reduction="sum")
@@ -99,18 +99,18 @@ def config(**settings: Any) -> SPATConfig:
 @over_masks_off
 @over_dtypes
 @over_formats
-@pytest.mark.parametrize("base", ["pgd", "mart"])
+@pytest.mark.parametrize("loss", ["pgd", "mart"])
 @pytest.mark.parametrize("guard", [True, False])
 def test_plain_attack_is_madrys_loop_bit_for_bit(
-    base: str,
+    loss: str,
     guard: bool,
-    off: dict[str, Any],
+    off: Mask | None,
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> None:
     model = network(dtype).to(memory_format=memory_format)
     x, y, start = batch(dtype, memory_format)
-    ours = perturb(model, x, y, config(base=base, guard=guard, **off), start=start)
+    ours = perturb(model, x, y, config(loss=loss, guard=guard, mask=off), start=start)
     assert ours.dtype == dtype
     assert torch.equal(ours, by_hand(model, x, y, start))
 
@@ -120,11 +120,11 @@ def test_plain_attack_is_madrys_loop_bit_for_bit(
 @over_formats
 @pytest.mark.parametrize("guard", [True, False])
 def test_plain_trades_attack_is_the_kl_ascent_bit_for_bit(
-    guard: bool, off: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format
+    guard: bool, off: Mask | None, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     model = network(dtype).to(memory_format=memory_format)
     x, y, start = batch(dtype, memory_format)
-    ours = perturb(model, x, y, config(base="trades", guard=guard, **off), start=start)
+    ours = perturb(model, x, y, config(loss="trades", guard=guard, mask=off), start=start)
     assert torch.equal(ours, by_hand(model, x, y, start, "trades"))
 
 
@@ -138,29 +138,60 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("base", ["pgd", "trades"])
+@pytest.mark.parametrize("loss", ["pgd", "trades"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_comparison_notices_a_wrong_loop(base: str, variant: str) -> None:
+def test_comparison_notices_a_wrong_loop(loss: str, variant: str) -> None:
     model, (x, y, start) = network(), batch()
-    ours = perturb(model, x, y, config(base=base, keep=1), start=start)
-    assert torch.equal(ours, by_hand(model, x, y, start, base))
-    assert not torch.equal(ours, by_hand(model, x, y, start, base, **VARIANTS[variant]))
+    ours = perturb(model, x, y, config(loss=loss), start=start)
+    assert torch.equal(ours, by_hand(model, x, y, start, loss))
+    assert not torch.equal(ours, by_hand(model, x, y, start, loss, **VARIANTS[variant]))
 
 
 def test_comparison_notices_another_objective() -> None:
     model, (x, y, start) = network(), batch()
     ours = {
-        base: perturb(model, x, y, config(base=base, keep=1), start=start)
-        for base in ("pgd", "trades")
+        loss: perturb(model, x, y, config(loss=loss), start=start) for loss in ("pgd", "trades")
     }
     assert not torch.equal(ours["pgd"], ours["trades"])
 
 
-@pytest.mark.parametrize("settings", [{"smoothing": 0.3}, {"smoothing": 0.0, "keep": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"smoothing": 0.3}, {"smoothing": 0.0, "mask": Mask()}], ids=str
+)
 def test_smoothing_and_mask_change_the_attack(settings: dict[str, Any]) -> None:
     model, (x, y, start) = network(), batch()
-    ours = perturb(model, x, y, config(guard=False, **{"keep": 1} | settings), start=start)
+    ours = perturb(model, x, y, config(guard=False, **settings), start=start)
     assert not torch.equal(ours, by_hand(model, x, y, start))
+
+
+PASSES: list[tuple[str, Mask | None, int]] = [
+    *(("pgd", off, STEPS) for off in OFF),
+    *(("trades", off, STEPS + 1) for off in OFF),
+    ("mart", None, STEPS),
+    *(("pgd", Mask(score=score), STEPS + 1) for score in ("min", "neutral", "rms")),
+    ("trades", Mask(), STEPS + 1),  # one clean pass for both
+]
+
+
+@pytest.mark.parametrize(("loss", "mask", "passes"), PASSES, ids=str)
+def test_the_clean_inputs_are_passed_once_and_only_where_they_are_needed(
+    loss: str, mask: Mask | None, passes: int
+) -> None:
+    model, (x, y, start), calls = network(), batch(), []
+    model.register_forward_pre_hook(lambda *_: calls.append(None))
+    perturb(model, x, y, config(loss=loss, mask=mask), start=start)
+    assert len(calls) == passes
+
+
+@pytest.mark.parametrize("loss", ["pgd", "trades", "mart"])
+def test_the_loss_of_examples_made_before_is_that_of_a_loss_that_makes_them(loss: str) -> None:
+    model, (x, y, _) = network().eval(), batch()
+    settings = config(loss=loss, mask=Mask(score="rms"))
+    sources = [torch.Generator().manual_seed(3) for _ in range(2)]
+    x_adv = perturb(model, x, y, settings, generator=sources[0])
+    ours = spat_loss(model, x, y, settings, x_adv=x_adv)
+    assert torch.equal(ours, spat_loss(model, x, y, settings, generator=sources[1]))
+    assert not torch.equal(ours, spat_loss(model, x, y, settings, x_adv=x))
 
 
 def strided(*tensors: Tensor) -> list[Tensor]:

@@ -10,20 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spatlib import SPATConfig
-from spatlib_torch import engine, perturb, shared_mask, spat_loss
+import spatlib
+from spatlib import Mask, SPATConfig
+from spatlib_torch import perturb, shared_mask, spat_loss
 
 SHAPE, CLASSES, EPS = (4, 3, 4, 4), 4, 0.1
 MASKS: dict[str, dict[str, Any]] = {
-    "off": {"keep": 1.0},
-    "min": {"share": "min"},
-    "rms": {"share": "rms"},
-    "three classes": {"share": "mean", "mask_classes": 3},
+    "off": {"mask": None},
+    "min": {"mask": Mask()},
+    "rms": {"mask": Mask(score="rms")},
+    "three classes": {"mask": Mask(score="mean", classes=3)},
+    "random": {"mask": Mask(score="random")},
 }
 
 over_masks = pytest.mark.parametrize("mask", MASKS)
-over_random_masks = pytest.mark.parametrize("mask", ["rms", "three classes"])
-over_bases = pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+over_random_masks = pytest.mark.parametrize("mask", ["rms", "three classes", "random"])
+over_losses = pytest.mark.parametrize("loss", ["pgd", "trades", "mart"])
 over_modes = pytest.mark.parametrize("mode", ["eval", "train"])
 
 
@@ -63,7 +65,7 @@ def seeded(seed: int = 2) -> torch.Generator:
 
 
 def config(**settings: Any) -> SPATConfig:
-    return SPATConfig(**{"eps": EPS, "steps": 3, "share": "min"} | settings)
+    return SPATConfig(**{"eps": EPS, "steps": 3, "mask": Mask()} | settings)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -75,12 +77,13 @@ def state(model: nn.Module) -> dict[str, Any]:
         "grads": [
             None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()
         ],
-        "buffers": [b.tolist() for b in model.buffers()],
+        "buffers": [(str(b.dtype), b.shape, b.tolist()) for b in model.buffers()],
+        "identities": [(id(b), b.requires_grad, b.grad_fn) for b in model.buffers()],
     }
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, settings: SPATConfig) -> Any:
-    return engine.evaluate(model, (x, y), settings, steps=3)
+    return spatlib.evaluate(model, (x, y), settings, steps=3)
 
 
 ATTACKS: dict[str, Callable[..., Any]] = {
@@ -92,13 +95,13 @@ ATTACKS: dict[str, Callable[..., Any]] = {
 
 @over_masks
 @over_modes
-@over_bases
+@over_losses
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_state_comes_back(attack: str, base: str, mode: str, mask: str) -> None:
+def test_state_comes_back(attack: str, loss: str, mode: str, mask: str) -> None:
     model = network()
     before = state(model)
     assert {True, False} == set(before["modes"]) == set(before["trainable"])
-    ATTACKS[attack](model, *batch(), config(base=base, attack_mode=mode, **MASKS[mask]))
+    ATTACKS[attack](model, *batch(), config(loss=loss, attack_mode=mode, **MASKS[mask]))
     assert state(model) == before
 
 
@@ -125,7 +128,7 @@ def test_state_comes_back_after_an_exception(attack: str, call: int, mode: str) 
     before, rng = state(model), torch.get_rng_state()
     model[6].register_forward_hook(fail)  # behind a BatchNorm layer that has run by then
     with pytest.raises(KeyError, match="boom"):
-        ATTACKS[attack](model, *batch(), config(base="trades", attack_mode=mode))
+        ATTACKS[attack](model, *batch(), config(loss="trades", attack_mode=mode))
     assert state(model) == before
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
@@ -134,20 +137,20 @@ def test_state_comes_back_after_an_exception(attack: str, call: int, mode: str) 
 
 
 @over_masks
-@over_bases
-def test_loss_leaves_modes_and_grads_alone(base: str, mask: str) -> None:
+@over_losses
+def test_loss_leaves_modes_and_grads_alone(loss: str, mask: str) -> None:
     model = network()
     before = state(model)
-    spat_loss(model, *batch(), config(base=base, **MASKS[mask]))
+    spat_loss(model, *batch(), config(loss=loss, **MASKS[mask]))
     after = state(model)
     assert after.pop("buffers") != before.pop("buffers")  # the outer pass moves the statistics
     assert after == before
 
 
-@pytest.mark.parametrize(("base", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
+@pytest.mark.parametrize(("loss", "passes"), [("pgd", 1), ("trades", 2), ("mart", 2)])
 @over_modes
-def test_statistics_move_as_in_the_outer_passes_alone(base: str, passes: int, mode: str) -> None:
-    model, (x, y), settings = network(dropout=0.0), batch(), config(base=base, attack_mode=mode)
+def test_statistics_move_as_in_the_outer_passes_alone(loss: str, passes: int, mode: str) -> None:
+    model, (x, y), settings = network(dropout=0.0), batch(), config(loss=loss, attack_mode=mode)
     expected = copy.deepcopy(model)
     x_adv = perturb(expected, x, y, settings, generator=seeded())
     for inputs in (x_adv,) if passes == 1 else (x, x_adv):  # clean first
@@ -158,13 +161,13 @@ def test_statistics_move_as_in_the_outer_passes_alone(base: str, passes: int, mo
     assert int(model[1].num_batches_tracked) == tracked + passes
 
 
-@over_bases
+@over_losses
 @over_masks
-def test_loss_gives_gradients_to_all_parameters_and_none_to_the_input(base: str, mask: str) -> None:
+def test_loss_gives_gradients_to_all_parameters_and_none_to_the_input(loss: str, mask: str) -> None:
     model, (x, y) = network(frozen=False), batch()
     model.zero_grad()
     x.requires_grad_()
-    spat_loss(model, x, y, config(base=base, **MASKS[mask])).backward()
+    spat_loss(model, x, y, config(loss=loss, **MASKS[mask])).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     assert x.grad is None
 
@@ -193,17 +196,24 @@ def test_dropout_is_active_in_train_mode_only() -> None:
     model, (x, y) = network(), batch()
 
     def results(mode: str) -> set[float]:
-        settings = config(attack_mode=mode, keep=1.0, random_start="none")
+        settings = config(attack_mode=mode, mask=None, random_start="none")
         return {perturb(model, x, y, settings).sum().item() for _ in range(5)}
 
     assert len(results("eval")) == 1
     assert len(results("train")) > 1
 
 
+def loss_of(*arguments: Any, start: Tensor | None = None, **source: Any) -> Tensor:
+    """The loss of a batch that was perturbed from a start, or that is perturbed on the way."""
+    if start is None:
+        return spat_loss(*arguments, **source)
+    return spat_loss(*arguments, x_adv=perturb(*arguments, start=start))
+
+
 @over_masks
 @over_modes
 @pytest.mark.parametrize("source", ["start", "generator", "none"])
-@pytest.mark.parametrize("function", [perturb, spat_loss])
+@pytest.mark.parametrize("function", [perturb, loss_of])
 def test_global_generator_is_untouched_if_a_source_is_given(
     function: Callable[..., Any], source: str, mode: str, mask: str
 ) -> None:
@@ -219,6 +229,20 @@ def test_global_generator_is_untouched_if_a_source_is_given(
     second = function(model, x, y, settings, **again.get(source, {}))
     if function is perturb:  # a loss also depends on the statistics that the first one moved
         assert torch.equal(first, second)
+
+
+@over_random_masks
+@over_modes
+def test_a_random_mask_of_a_start_without_generator_is_always_the_same(
+    mode: str, mask: str
+) -> None:
+    (x, y), settings = batch(), config(attack_mode=mode, **MASKS[mask])
+    model, results = network(dropout=0.0), set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        ours = perturb(model, x, y, settings, start=torch.zeros_like(x))
+        results.add(tuple(ours.flatten().tolist()))
+    assert len(results) == 1
 
 
 @over_random_masks

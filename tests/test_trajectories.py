@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import reference
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 
 from .entry import CHANNELS, CLASSES, HEIGHT, SIZE, WIDTH, initial_weights
 from .record import agree, at_most, saw_dtypes
@@ -17,13 +18,14 @@ pytestmark = pytest.mark.verifies
 STEPS, COUNT = 20, 5
 LR, MOMENTUM = 0.125, 0.875  # exact in float32, through which Keras passes them
 EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
-MASKS: dict[str, dict[str, Any]] = {
-    "off": {"keep": 1.0},
-    "min": {"share": "min"},
-    "mean": {"share": "mean", "floor": 0.0},
-    "rms": {"share": "rms", "probes": 2},
-    "neutral": {"share": "neutral"},
-    "three classes": {"share": "min", "mask_classes": 3},
+MASKS = {
+    "off": None,
+    "min": Mask(),
+    "mean": Mask(score="mean", floor=0.0),
+    "rms": Mask(score="rms", probes=2),
+    "neutral": Mask(score="neutral"),
+    "random": Mask(score="random"),
+    "three classes": Mask(classes=3),
 }
 
 
@@ -35,35 +37,35 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def oracle_settings(config: SPATConfig) -> dict[str, Any]:
-    names = ("base", "beta", "eps", "step_size", "steps", "norm", "bounds", "smoothing", "guard")
-    settings = {name: getattr(config, name) for name in names}
-    share = config.share if config.masked else None
-    return settings | {"share": share, "keep": config.keep, "floor": config.floor}
+    names = ("loss", "beta", "eps", "steps", "norm", "bounds", "smoothing", "guard")
+    settings = {name: getattr(config, name) for name in names} | {"step_size": config.alpha}
+    mask = config.mask or Mask(keep=1)
+    score = mask.score if config.masked else None
+    return settings | {"score": score, "keep": mask.keep, "floor": mask.floor}
 
 
 # Any three of the four settings meet in every combination: guard alternates along the others.
 CASES = [
-    (base, norm, mask, (i + j + k) % 2 == 1)
-    for i, base in enumerate(("pgd", "trades", "mart"))
+    (loss, norm, mask, (i + j + k) % 2 == 1)
+    for i, loss in enumerate(("pgd", "trades", "mart"))
     for j, norm in enumerate(EPS)
     for k, mask in enumerate(MASKS)
 ]
 
 
-@pytest.mark.parametrize(("base", "norm", "mask", "guard"), CASES)
+@pytest.mark.parametrize(("loss", "norm", "mask", "guard"), CASES)
 def test_weights_after_twenty_steps_equal_the_oracle(
-    engine: Any, base: str, norm: str, mask: str, guard: bool
+    engine: Any, loss: str, norm: str, mask: str, guard: bool
 ) -> None:
-    config = SPATConfig(
-        base=base, norm=norm, eps=EPS[norm], steps=3, guard=guard, smoothing=0.3, **MASKS[mask]
-    )
+    settings = {"norm": norm, "eps": EPS[norm], "steps": 3, "guard": guard, "smoothing": 0.3}
+    config = SPATConfig(loss=loss, mask=MASKS[mask], **settings)
     ours = engine(initial_weights(), LR, MOMENTUM)
     oracle = reference.TanhMLP(*initial_weights())
     velocity = [np.zeros_like(w) for w in oracle.parameters]
     for number in range(STEPS):
         x, y, start = batch(number)
         start = EPS[norm] * start
-        offsets, probes = engine.draws(config, COUNT, seed=number)
+        offsets, probes, noise = engine.draws(config, COUNT, seed=number)
         expected = reference.train_step(
             oracle,
             velocity,
@@ -74,6 +76,7 @@ def test_weights_after_twenty_steps_equal_the_oracle(
             momentum=MOMENTUM,
             offsets=offsets,
             probes=probes,
+            noise=noise,
             channels=CHANNELS,
             **oracle_settings(config),
         )
@@ -88,12 +91,13 @@ def test_weights_after_twenty_steps_equal_the_oracle(
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("mask", [name for name in MASKS if name != "off"])
 def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
-    config = SPATConfig(**{**MASKS[mask], "keep": keep})
+    settings = replace(MASKS[mask], keep=keep)
+    config = SPATConfig(eps=0.1, mask=settings)
     ours, oracle = engine(initial_weights()), reference.TanhMLP(*initial_weights())
     kept = set()
     for number in range(10):
         x, y, _ = batch(number)
-        offsets, probes = engine.draws(config, COUNT, seed=number)
+        offsets, probes, noise = engine.draws(config, COUNT, seed=number)
         mine = ours.shared_mask(x, y, config, seed=number)
         assert mine.shape == (COUNT, HEIGHT * WIDTH)
         saw_dtypes((mine,))
@@ -103,11 +107,12 @@ def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
                 x[n].ravel(),
                 int(y[n]),
                 channels=CHANNELS,
-                share=config.share,
+                score=settings.score,
                 keep=keep,
-                floor=config.floor,
+                floor=settings.floor,
                 offsets=offsets,
                 probes=None if probes is None else probes[:, n],
+                noise=None if noise is None else noise[n],
             )
             np.testing.assert_array_equal(mine[n], theirs)
             kept.add(tuple(theirs))
@@ -119,7 +124,7 @@ def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
 def test_attack_stays_in_the_set_and_off_masked_pixels(
     engine: Any, norm: str, floor: float
 ) -> None:
-    config = SPATConfig(norm=norm, eps=EPS[norm], floor=floor, keep=0.25)
+    config = SPATConfig(norm=norm, eps=EPS[norm], mask=Mask(floor=floor, keep=0.25))
     ours = engine(initial_weights())
     for number in range(3):  # test_attack draws many more
         x, y, start = batch(number)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import Report, SPATConfig
+import spatlib
+from spatlib import Report, Threat
 from spatlib.core.ops import Array, Ops
 
 from .landscapes import ENGINES, EPS, Landscape, measure, model, noise, points, ridges, rugged
@@ -100,7 +101,7 @@ def test_steps_and_attacks_are_those_asked_for(name: str) -> None:
     x, y = points(name)
     report = measure(name, rugged(name), x, y, ("pgd",), steps=10)
     assert set(report.metrics) == {"clean", "pgd10"}
-    default = ENGINES[name].module.evaluate(rugged(name), (x[:4], y[:4]), SPATConfig())
+    default = spatlib.evaluate(rugged(name), (x[:4], y[:4]), Threat(eps=EPS))
     assert set(default.metrics) == {"clean", "pgd20", "margin20"}
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from .feasible import FeasibleSet, direction
 from .ops import Array, Ops, example_axes
-from .projection import project
-from .step import direction
 
 MOMENTUM = 0.75  # alpha: the share of the new step, the rest is the one before
 RISING = 0.75  # rho: the share of steps that have to raise the loss
@@ -29,12 +28,8 @@ def auto_ascend(
     ops: Ops,
     look: Callable[[Array], tuple[Array, Array, Array]],
     d: Array,
-    lower: Array,
-    upper: Array,
-    *,
-    eps: float,
+    allowed: FeasibleSet,
     steps: int,
-    norm: str,
 ) -> tuple[Array, Array]:
     """Maximise a loss f over the feasible set, each example with a step size of its own.
 
@@ -47,19 +42,14 @@ def auto_ascend(
     Args:
         look: At d (N, ...): f (N,), its gradient (N, ...), and whether the label stands (N,).
         d: The start, inside the feasible set.
-        lower, upper: From :func:`spatlib.core.projection.feasible_box`.
-        eps: Radius, in the units of d.
+        allowed: The feasible set, of norm Linf or L2.
         steps: Of the ascent; ``look`` is called once more than that.
-        norm: ``"Linf"`` or ``"L2"``.
 
     Returns:
         The d of the largest f of each example, and whether its label stood at every d on the way.
     """
     each = (slice(None), *(None,) * len(example_axes(d)))  # (N,) -> (N, 1, ..., 1)
-    ends = checkpoints(steps)
-
-    def onto(v: Array) -> Array:
-        return project(ops, v, lower, upper, eps, norm)
+    ends, project = checkpoints(steps), allowed.project
 
     def pick(condition: Array, one: Point, other: Point) -> Point:
         return tuple(ops.where(condition, a, b) for a, b in zip(one, other, strict=True))
@@ -71,14 +61,13 @@ def auto_ascend(
         rises: Array,
         mark: Array,
         before: Array,
-        now: Point,
-        best: Point,
+        points: tuple[Point, Point],
         stands: Array,
     ) -> tuple[Any, ...]:
-        at, value, grad = now
-        z = onto(at + ops.cast(size, like=d) * direction(ops, grad, norm))
+        (at, value, grad), best = points
+        z = project(at + ops.cast(size, like=d) * direction(ops, grad, allowed.threat.norm))
         alpha = MOMENTUM + (1 - MOMENTUM) * ops.cast(number == 0, like=d)
-        moved = onto(at + alpha * (z - at) + (1 - alpha) * (at - before))
+        moved = project(at + alpha * (z - at) + (1 - alpha) * (at - before))
         new_value, new_grad, right = look(moved)
         now = (moved, new_value[each], new_grad)
         rises = rises + ops.cast(now[1] > value, like=value)
@@ -92,22 +81,15 @@ def auto_ascend(
         stuck = check & (halved == 0) & (best[1] == mark)
         halve = (rises < RISING * period) | stuck
         halved, mark = pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))
-        return (
-            number,
-            ops.where(halve, size / 2, size),
-            halved,
-            ops.where(check, 0.0, rises),
-            mark,
-            at,
-            pick(halve, best, now),
-            best,
-            stands & right,
-        )
+        size, rises = ops.where(halve, size / 2, size), ops.where(check, 0.0, rises)
+        points = (pick(halve, best, now), best)
+        return number, size, halved, rises, mark, at, points, stands & right
 
     value, grad, stands = look(d)
     value = value[each]
     zero = 0 * ops.cast(stands, like=value)[each]  # a loss that is not a number would give others
     begin = (d, value, grad)
-    state = (zero, zero + 2 * eps, zero, zero, value, d, begin, begin, stands)
-    *_, best, stands = ops.repeat(move, steps, state)
+    first = zero + 2 * allowed.threat.eps
+    state = (zero, first, zero, zero, value, d, (begin, begin), stands)
+    *_, (_, best), stands = ops.repeat(move, steps, state)
     return best[0], stands

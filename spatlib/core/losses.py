@@ -6,7 +6,7 @@ from .ops import Array, Ops, rivals
 
 
 def outer_loss(
-    ops: Ops, base: str, beta: float, one_hot: Array, clean: Array | None, adversarial: Array
+    ops: Ops, loss: str, beta: float, one_hot: Array, clean: Array | None, adversarial: Array
 ) -> Array:
     """The loss that the weights descend, with p = softmax(clean), p' = softmax(adversarial).
 
@@ -24,12 +24,12 @@ def outer_loss(
     """
     log_adversarial = ops.log_softmax(adversarial)
     cross_entropy = -ops.sum(one_hot * log_adversarial, axis=1)
-    if base == "pgd":
+    if loss == "pgd":
         return cross_entropy
     log_clean = ops.log_softmax(clean)
     clean_y = ops.sum(one_hot * log_clean, axis=1)
     divergence = ops.sum(ops.exp(log_clean) * (log_clean - log_adversarial), axis=1)
-    if base == "trades":
+    if loss == "trades":
         return beta * divergence - clean_y
     rival = ops.argmax_one_hot(rivals(ops, adversarial, one_hot))
     # log(1 - p'_rival) summed over the other classes: exact where p'_rival rounds to 1.

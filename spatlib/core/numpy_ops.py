@@ -8,41 +8,10 @@ import numpy as np
 
 from .ops import Array, Axes, example_axes, example_size
 
+CHANNEL_AXIS = -1
 
-def abs(x: Array) -> Array:
-    return np.abs(x)
-
-
-def sign(x: Array) -> Array:
-    return np.sign(x)
-
-
-def sqrt(x: Array) -> Array:
-    return np.sqrt(x)
-
-
-def exp(x: Array) -> Array:
-    return np.exp(x)
-
-
-def log(x: Array) -> Array:
-    return np.log(x)
-
-
-def clip(x: Array, lower: Array | float, upper: Array | float) -> Array:
-    return np.clip(x, lower, upper)
-
-
-def minimum(x: Array, y: Array | float) -> Array:
-    return np.minimum(x, y)
-
-
-def maximum(x: Array, y: Array | float) -> Array:
-    return np.maximum(x, y)
-
-
-def where(condition: Array, x: Array | float, y: Array | float) -> Array:
-    return np.where(condition, x, y)
+abs, sign, sqrt, exp, log = np.abs, np.sign, np.sqrt, np.exp, np.log
+clip, minimum, maximum, where = np.clip, np.minimum, np.maximum, np.where
 
 
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:

@@ -22,6 +22,9 @@ Axes: TypeAlias = int | tuple[int, ...]
 class Ops(Protocol):
     """The primitives; ``axis`` counts from 0 and reductions keep their axes when asked."""
 
+    CHANNEL_AXIS: int
+    """Where images have their channels: 1 or -1."""
+
     def abs(self, x: Array) -> Array: ...
     def sign(self, x: Array) -> Array: ...
     def sqrt(self, x: Array) -> Array: ...
@@ -79,7 +82,7 @@ def example_size(x: Array) -> int:
 
 
 def divisor(ops: Ops, x: Array) -> Array:
-    """``x`` where it is positive, else 1: what to divide a zero by."""
+    """``x`` where it is positive, else 1, so that zero divided by it is zero."""
     return ops.where(x > 0, x, 1.0)
 
 

@@ -10,28 +10,13 @@ LARGEST_RATIO = 2.0**60  # of |d| to eps, up to which the L2 projection is exact
 BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at max |d|, not at eps
 
 
-def feasible_box(
-    ops: Ops, x: Array, mask: Array | None, eps: float, bounds: tuple[float, float]
-) -> tuple[Array, Array]:
-    """Lower and upper limits of d: |d_i| <= m_i eps and lo <= x + d <= hi; they enclose 0.
-
-    Args:
-        x: Inputs (N, ...) inside ``bounds``.
-        mask: Budget per pixel in [0, 1], broadcastable to x; None is all ones.
-        eps: Radius, in the units of x.
-        bounds: The input range (lo, hi).
-    """
-    budget = eps if mask is None else eps * ops.minimum(mask, 1.0)  # above 1: as 1
-    return ops.maximum(bounds[0] - x, -budget), ops.minimum(bounds[1] - x, budget)
-
-
 def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: str) -> Array:
     """Euclidean projection: argmin over v of ||v - d||_2, lower <= v <= upper, ||v||_norm <= eps.
 
     Args:
         d: Perturbations (N, ...), each example projected by itself.
         lower, upper: The box, shaped like d, with lower <= 0 <= upper; for Linf inside the ball,
-            as :func:`feasible_box` makes it.
+            as :class:`spatlib.core.feasible.FeasibleSet` makes it.
         eps: Radius of the ball, in the units of d.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
 

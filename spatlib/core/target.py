@@ -1,95 +1,117 @@
-"""What the training-time attack ascends: cross-entropy to a smoothed, guarded target.
+"""What attacks ascend, as its gradient in the logits: one cotangent (N, K) per objective.
 
-Our reading of arXiv:2009.10978 (only its abstract was at hand): the target is softened towards
-all classes, so that ascent pushes every other class less, and down if it has less than a / K.
+A cotangent is scaled to a largest entry of 1 per example before it goes back through the network.
+A positive factor per example changes no direction of a step, and without it the gradient of a
+confident network would underflow.
 """
 
 from __future__ import annotations
 
-from .ops import Array, Ops, divisor, rivals
+import math
 
-GUARD = 0.5  # c: the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
+from .ops import Array, Ops, divisor, example_axes, rivals
+
+GUARD = 0.5  # the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
+LARGEST_EXPONENT = 60.0  # of a factor that float32 still holds, with room for K and 1 / excess
+TARGETS = 9  # of a targeted attack of an evaluation: as many as AutoAttack has
 
 
-def smoothed_target(
-    ops: Ops, b: Array, one_hot: Array, log_p: Array, smoothing: float, guard: bool
+def ascent(
+    ops: Ops, base: Array | None, label: Array, log_p: Array, smoothing: float, guard: bool
 ) -> Array:
-    """q = (1 - a) b + a / K with a = smoothing, or with the guarded a_n of each example.
+    """The gradient p - q of the training attack's J = -sum_k q_k log p_k, q held constant.
 
-    a_n = min(a, c max(b_y - p_y, 0) / (b_y - 1/K)) with c = 1/2, and 0 where b_y <= 1/K. With
-    it p_y - q_y <= max(p_y - b_y, 0): ascent never raises the label of a one-hot b.
+    q = (1 - a) b + a / K with a = ``smoothing``: our reading of arXiv:2009.10978 (only its
+    abstract was at hand), by which every other class is pushed up less. With the guard a is
+    a_n = min(a, max(b_y - p_y, 0) / (2 (b_y - 1/K))) per example, and 0 where b_y <= 1/K: then
+    p_y - q_y <= max(p_y - b_y, 0), so ascent never raises the label of a one-hot b.
+
+    It is computed in the log domain, in units of exp(m), m the largest logarithm that takes part.
+    p - b sums to zero over the classes: its entry at the largest b_k is minus the sum of the
+    others, which is exact where 1 - p_k would round to 0.
 
     Args:
-        b: Base target (N, K): the one-hot label, or the clean probabilities (TRADES).
-        one_hot: The label (N, K).
-        log_p: Log-probabilities at the current iterate (N, K), used as constants.
+        base: log b (N, K) of the clean input (TRADES); None is the one-hot label.
+        label: One-hot (N, K).
+        log_p: Log-probabilities at the current iterate (N, K), finite.
         smoothing: a in [0, 1).
         guard: Whether to shrink a per example.
-
-    Returns:
-        q (N, K), non-negative, each row summing to 1.
     """
-    if not smoothing:
-        return b
-    classes = int(b.shape[1])
-    if not guard:
-        return (1 - smoothing) * b + smoothing / classes
-    b_y = ops.sum(b * one_hot, axis=1, keepdims=True)
-    p_y = ops.exp(ops.sum(log_p * one_hot, axis=1, keepdims=True))
-    excess = b_y - 1 / classes
-    ratio = GUARD * ops.maximum(b_y - p_y, 0.0) / divisor(ops, excess)
-    a = ops.where(excess > 0, ops.minimum(ratio, smoothing), 0.0)
-    return (1 - a) * b + a / classes
+    classes = int(label.shape[1])
+    top = label if base is None else ops.argmax_one_hot(base)
+    p, b = rivals(ops, log_p, top), None if base is None else rivals(ops, base, top)
+    m = ops.max(p if b is None else ops.maximum(p, b), axis=1, keepdims=True)
+    if smoothing and not guard:
+        m = ops.maximum(m, math.log(smoothing) - math.log(classes))
+    slope = ops.exp(p - m) if b is None else ops.exp(p - m) - ops.exp(b - m)
+    slope = slope - top * ops.sum(slope, axis=1, keepdims=True)
+    if smoothing:
+        target = label if base is None else ops.exp(base)
+        a = ops.exp(ops.minimum(math.log(smoothing) - m, LARGEST_EXPONENT))
+        if guard:
+            excess = ops.sum(target * label, axis=1, keepdims=True) - 1 / classes
+            lost = -ops.sum(slope * label, axis=1, keepdims=True)  # (b_y - p_y) / exp(m)
+            half = GUARD * ops.maximum(lost, 0.0) / divisor(ops, excess)
+            a = ops.where(excess > 0, ops.minimum(half, a), 0.0)
+        slope = slope + a * (target - 1 / classes)
+    return to_unit(ops, slope)
 
 
-def objective(ops: Ops, log_p: Array, q: Array) -> Array:
-    """J = -sum_k q_k log p_k, summed over the batch; log_p and q are (N, K)."""
-    return -ops.sum(q * log_p, axis=(0, 1))
-
-
-def stalled(ops: Ops, one_hot: Array, log_p: Array, smoothing: float) -> Array:
+def stalled(ops: Ops, label: Array, log_p: Array, smoothing: float) -> Array:
     """(N,) 1 where p_y > 1 - a + a / K: unguarded ascent would pull the example back, else 0."""
     classes = int(log_p.shape[1])
-    p_y = ops.exp(ops.sum(log_p * one_hot, axis=1))
+    p_y = ops.exp(ops.sum(log_p * label, axis=1))
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
-def attack_loss(ops: Ops, name: str, logits: Array, one_hot: Array, goal: Array = None) -> Array:
-    """What an evaluation attack ascends, (N,).
+def objective(ops: Ops, name: str, logits: Array, label: Array, goal: Array) -> tuple[Array, Array]:
+    """What an evaluation attack ascends, (N,), and its cotangent (N, K), up to a positive factor.
 
-    ``"margin"`` is :func:`margin`, ``"targeted"`` :func:`targeted`, ``"apgd-t"``
-    :func:`targeted_ratio`; other names stand for the cross-entropy.
+    - ``"margin"``: max over k != y of z_k, minus z_y (Carlini & Wagner 2017).
+    - ``"targeted"``: z_t - z_y for the target t of ``goal``.
+    - ``"apgd-t"``: the targeted difference of logits ratio (Croce & Hein 2020, arXiv:2003.01690),
+      (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) with z_(i) the i-th largest logit; z_t - z_y for
+      K < 4 and where the divisor is 0.
+    - Any other name: log sum over k != y of exp z_k, minus z_y. It rises and falls with the
+      cross-entropy, and does not round to 0 where that does.
+
+    Args:
+        logits: (N, K), finite.
+        label, goal: One-hot (N, K).
     """
+    if name not in ("margin", "targeted", "apgd-t"):
+        value = ops.logsumexp(rivals(ops, logits, label)) - ops.sum(logits * label, axis=1)
+        return value, ascent(ops, None, label, ops.log_softmax(logits), 0.0, False)
     if name == "margin":
-        return margin(ops, logits, one_hot)
-    if name == "targeted":
-        return targeted(ops, logits, one_hot, goal)
-    if name == "apgd-t":
-        return targeted_ratio(ops, logits, one_hot, goal)
-    return -ops.sum(one_hot * ops.log_softmax(logits), axis=1)
+        goal = ops.argmax_one_hot(rivals(ops, logits, label))
+    up = goal - label
+    lead = ops.sum(logits * up, axis=1)
+    if name != "apgd-t" or int(logits.shape[1]) < 4:
+        return lead, up
+    ranked, rest = [], logits
+    for _ in range(4):
+        ranked.append(ops.argmax_one_hot(rest))
+        rest = rivals(ops, rest, ranked[-1])
+    down = ranked[0] - (ranked[2] + ranked[3]) / 2
+    spread = ops.sum(logits * down, axis=1)
+    value = lead / divisor(ops, spread)
+    ratio = ops.where(spread > 0, value, 0.0)[:, None]
+    return value, to_unit(ops, up - ratio * down)
 
 
-def margin(ops: Ops, logits: Array, one_hot: Array) -> Array:
-    """max over k != y of z_k, minus z_y, (N,) (Carlini & Wagner 2017)."""
-    rival = ops.max(rivals(ops, logits, one_hot), axis=1)
-    return rival - ops.sum(logits * one_hot, axis=1)
+def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
+    """The gradient (N, ...) without its holes, and (N,) 1 where an example had some, else 0.
 
-
-def targeted(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:
-    """z_t - z_y, (N,); label y and target t are one-hot (N, K)."""
-    return ops.sum(logits * (goal - one_hot), axis=1)
-
-
-def targeted_ratio(ops: Ops, logits: Array, one_hot: Array, goal: Array) -> Array:
-    """The targeted difference of logits ratio of Croce & Hein (2020, arXiv:2003.01690), (N,).
-
-    (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) with z_(i) the i-th largest logit: it does not
-    change when the logits are shifted or scaled. For K < 4, and where the divisor is 0, it is
-    z_t - z_y.
+    NaN counts as 0. Infinite entries keep their signs and outweigh all finite ones of the example.
     """
-    lead = targeted(ops, logits, one_hot, goal)
-    if int(logits.shape[1]) < 4:
-        return lead
-    first, third, fourth = (ops.sum(ops.kth_largest(logits, k), axis=1) for k in (1, 3, 4))
-    spread = first - (third + fourth) / 2
-    return lead / divisor(ops, spread)
+    axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
+    endless = ops.cast(ops.abs(known) == math.inf, like=grad)
+    some = ops.max(endless, axis=axes, keepdims=True) > 0
+    holes = ops.max(ops.cast(known != grad, like=grad), axis=axes)
+    known = ops.where(some, ops.sign(known) * endless, known)
+    return known, ops.maximum(holes, ops.max(endless, axis=axes))
+
+
+def to_unit(ops: Ops, cotangent: Array) -> Array:
+    """Scaled to a largest entry of 1 in each row of (N, K); zero stays zero."""
+    return cotangent / divisor(ops, ops.max(ops.abs(cotangent), axis=1, keepdims=True))

@@ -10,39 +10,32 @@ from contextlib import suppress
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-from .faults_torch import TRAJECTORIES
 from .mutant import ROOT, Mutant
 
-CORE = {
-    "apgd": ("apgd",),
-    "losses": ("losses",),
-    "mask": ("cotangents", "mask"),
-    "numpy_ops": (
-        "ops",
-        "cotangents",
-        "losses",
-        "target",
-        "mask",
-        "start",
-        "projection_limits",
-        "step",
-    ),
-    "ops": ("losses", "target", "mask", "step"),
-    "projection": ("projection_rounds", "projection_limits", "projection"),
-    "step": ("step",),
-    "target": ("target", "apgd"),
-}
+TRAJECTORIES = "tests/test_trajectories.py::test_weights_after_twenty_steps_equal_the_oracle"
 CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-L2-rms-False")
 TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )
-STATE = (
-    "tests/test_torch_state.py",
-    "tests/test_torch_contexts.py",
-    "tests/test_errors.py",
-)
-GAUSSIAN = "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is"
 STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
+CORE = {
+    "apgd": ("apgd",),
+    "attack": (),
+    "feasible": ("start", "step"),
+    "losses": ("losses",),
+    "mask": ("cotangents", "mask"),
+    "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
+    "ops": ("losses", "target", "mask", "step"),
+    "projection": ("projection_rounds", "projection_limits", "projection"),
+    "target": ("target", "apgd"),
+}
+ALSO = {
+    "attack": (*TORCH, f"{STALL}[torch-0.3]", "tests/test_attack.py", "-k", "torch"),
+    "feasible": (
+        "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
+    ),
+}
+STATE = ("tests/test_torch_state.py", "tests/test_torch_contexts.py", "tests/test_errors.py")
 FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
 ERRORS = tuple(
     f"tests/test_tf_errors.py::test_{name}"
@@ -54,10 +47,19 @@ ERRORS = tuple(
 )
 SELECTION: dict[str, tuple[str, ...]] = {
     **{
-        f"spatlib/core/{name}.py": (*(f"tests/test_{t}.py" for t in tests), "--backends=numpy")
+        f"spatlib/core/{name}.py": (
+            *(f"tests/test_{t}.py" for t in tests),
+            *(() if name == "attack" else ("--backends=numpy",)),
+            *ALSO.get(name, ()),
+        )
         for name, tests in CORE.items()
     },
-    "spatlib/core/start.py": ("tests/test_start.py", "--backends=numpy", GAUSSIAN),
+    "spatlib/core/survivors.py": (
+        "tests/test_evaluation.py",
+        "tests/test_verdicts.py",
+        "-k",
+        "torch",
+    ),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",
@@ -66,18 +68,13 @@ SELECTION: dict[str, tuple[str, ...]] = {
         "tests/test_draws.py",
         *STATE,
     ),
-    "spatlib_torch/losses.py": (*TORCH, *STATE),
     "spatlib_tf/attack.py": (
         *TF,
         f"{STALL}[tf-0.3]",
         "tests/test_draws.py",
         f"{FIT}attacks_leave_every_variable_as_it_was",
-        f"{GRAPH}the_graph_does_not_grow_with_the_steps",
-        *ERRORS,
-    ),
-    "spatlib_tf/losses.py": (
-        *TF,
         f"{FIT}statistics_move_as_in_the_outer_passes_alone",
+        f"{GRAPH}the_graph_does_not_grow_with_the_steps",
         *ERRORS,
     ),
 }

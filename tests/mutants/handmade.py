@@ -1,16 +1,169 @@
-"""Mutants made by hand: faults that somebody could write, and that would be hard to see."""
+"""Mutants made by hand: one or two for each kind of fault that somebody could write.
+
+A fault is what it is in words, the text that it replaces, and by what.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import faults_core, faults_tf, faults_torch
-from .generated import SELECTION
+from .generated import FIT, SELECTION, TF, TORCH
 from .mutant import ROOT, Mutant
 
-CORE = {
-    (f"spatlib/core/{name}.py", SELECTION[f"spatlib/core/{name}.py"]): faults
-    for name, faults in faults_core.FAULTS.items()
+Faults = dict[str, tuple[str, str]]
+
+CONTEXTS, STATE = ("tests/test_torch_contexts.py",), ("tests/test_torch_state.py",)
+EVALUATION = ("tests/test_evaluation.py", "tests/test_verdicts.py", "-k", "torch")
+TF_VERDICTS = ("tests/test_points.py", "-k", "tensorflow")
+TF_DRAWS = ("tests/test_draws.py", "-k", "tensorflow")
+TF_STATE = (f"{FIT}attacks_leave_every_variable_as_it_was",)
+
+CORE: dict[str, Faults] = {
+    "apgd": {
+        "period longer than the paper's": ("(0, 22, 41, 57, 70,", "(0, 22, 42, 57, 70,"),
+        "moved point not projected": (
+            "project(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+            "(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+        ),
+        "condition 2 never": ("(rises < RISING * period) | stuck", "rises < RISING * period"),
+        "no return to the best": ("(pick(halve, best, now), best)", "(now, best)"),
+        "points on the way not looked at": ("points, stands & right", "points, right"),
+    },
+    "attack": {
+        "one step less": ("repeat(ascend, config.steps,", "repeat(ascend, config.steps - 1,"),
+        "mask forgotten in the set": (
+            "FeasibleSet(ops, x, config, mask)",
+            "FeasibleSet(ops, x, config, None)",
+        ),
+        "label instead of the clean probabilities": (
+            "ops.log_softmax(clean) if trades else None",
+            "None",
+        ),
+        "gradient at the input": ("vjp(allowed.at(d))", "vjp(allowed.at(0 * d))"),
+        "result not clipped": ("found = allowed.at(d)", "found = x + d"),
+    },
+    "feasible": {
+        "bounds forgotten": (
+            "self.lower = ops.maximum(threat.bounds[0] - x, -budget)",
+            "self.lower = -budget + 0 * x",
+        ),
+        "start kept where the mask is 0": ("ops.where(self.mask > 0, start, 0.0)", "start"),
+        "gradient not masked": ("grad if self.mask is None else self.mask * grad", "grad"),
+        "L1 step on every entry": (
+            "ops.where(size >= ops.kth_largest(size, count),",
+            "ops.where(size >= 0,",
+        ),
+        "radius without the root": ("radius ** (1 / example_size(draws))", "radius"),
+    },
+    "losses": {
+        "divergence the other way round": (
+            "ops.exp(log_clean) * (log_clean - log_adversarial)",
+            "ops.exp(log_adversarial) * (log_adversarial - log_clean)",
+        ),
+        "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
+    },
+    "mask": {
+        "gradients not centred": (
+            "return rows - ops.sum(rows, axis=1, keepdims=True) / int(rows.shape[1])",
+            "return rows",
+        ),
+        "classes not normalised": ("s = s / divisor(ops, total)", "s = s / 1"),
+        "probes on scales of their own": (
+            "state.score * old * old + _pixels",
+            "state.score + _pixels",
+        ),
+        "pixels that no class depends on kept": (
+            "((score >= threshold) & used) | none",
+            "(score >= threshold) | none",
+        ),
+        "last class left out": ("ops.repeat(each, classes - 1,", "ops.repeat(each, classes - 2,"),
+    },
+    "projection": {
+        "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
+        "threshold of L1 from its feasible end": (
+            "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
+            "shrunk = ops.minimum(ops.maximum(size - high, 0.0), side)",
+        ),
+    },
+    "target": {
+        "guard off": ("a = ops.where(excess > 0, ops.minimum(half, a), 0.0)", "a = a"),
+        "guard at the whole way": ("GUARD = 0.5", "GUARD = 1.0"),
+        "label's entry forgotten": (
+            "slope = slope - top * ops.sum(slope, axis=1, keepdims=True)",
+            "slope = slope - 0 * top",
+        ),
+        "computed outside the log domain": (
+            "ops.exp(p - m) if b is None",
+            "ops.exp(p) if b is None",
+        ),
+        "gradient of a confident network not scaled": (
+            "return cotangent / divisor(ops, ops.max(ops.abs(cotangent), axis=1, keepdims=True))",
+            "return 1.0 * cotangent",
+        ),
+        "NaN kept": ("ops.where(grad == grad, grad, 0.0)", "1.0 * grad"),
+        "ratio for a constant": ("to_unit(ops, up - ratio * down)", "to_unit(ops, 1.0 * up)"),
+    },
+}
+
+ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
+    ("spatlib/core/survivors.py", EVALUATION): {
+        "start not looked at": ("verdicts[key] & started", "verdicts[key]"),
+        "wrong clean examples count": (
+            'dict.fromkeys(("clean", *named), is_correct(ops, clean, label))',
+            '{"clean": is_correct(ops, clean, label)} | '
+            "dict.fromkeys(named, clean[:, 0] == clean[:, 0])",
+        ),
+        "one target for all": (
+            "return rivals(ops, rest, goal), robust & right",
+            "return rest, robust & right",
+        ),
+    },
+    ("spatlib_torch/attack.py", TORCH): {
+        "clean pass after the perturbed one": (
+            "label, clean, logits), logits",
+            "label, logits, logits), logits",
+        ),
+        "start ignored": (
+            "    if start is None:\n        start = draw",
+            "    if True:\n        start = draw",
+        ),
+    },
+    ("spatlib_torch/state.py", STATE): {
+        "parameters stay frozen": ("p.requires_grad = True", "pass"),
+        "buffers not put back": ("            _put_back(buffers)", "            pass"),
+        "training flags not put back": (
+            "        finally:\n            for module, flag in training:",
+            "        finally:\n            for module, flag in training[:0]:",
+        ),
+    },
+    ("spatlib_torch/attack.py", CONTEXTS): {
+        "global generators move": (
+            "fork = x.device if source is not None or start is not None else None",
+            "fork = None",
+        ),
+    },
+    ("spatlib_tf/attack.py", TF): {
+        "mask of its own kept": (
+            "start=start, mask=mask, source",
+            "start=start, mask=None, source",
+        ),
+        "clean pass in inference mode": (
+            "else logits_of(model, x, training=True)",
+            "else 2 * logits_of(model, x, training=True)",
+        ),
+    },
+    ("spatlib_tf/random.py", TF_DRAWS): {
+        "same offsets from every seed": (
+            "uniform((classes - 1,), self.seed,",
+            "uniform((classes - 1,), 0 * self.seed,",
+        ),
+    },
+    ("spatlib_tf/state.py", TF_STATE): {
+        "variables not put back": ("            variable.assign(value)", "            pass"),
+    },
+    ("spatlib_tf/evaluation.py", TF_VERDICTS): {
+        "one start for all restarts": ("tf.unstack(seeds)", "[seeds[0]] * seeds.shape[0]"),
+    },
 }
 
 
@@ -20,7 +173,11 @@ def mutants() -> Iterator[Mutant]:
     Raises:
         ValueError: A text to replace is not in its file, or more than once.
     """
-    for (file, tests), faults in (CORE | faults_torch.FAULTS | faults_tf.FAULTS).items():
+    core = {
+        (f"spatlib/core/{name}.py", SELECTION[f"spatlib/core/{name}.py"]): faults
+        for name, faults in CORE.items()
+    }
+    for (file, tests), faults in (core | ENGINES).items():
         source = (ROOT / file).read_text(encoding="utf-8")
         for what, (old, new) in faults.items():
             if source.count(old) != 1:

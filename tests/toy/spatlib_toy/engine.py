@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 from safetensors.numpy import load, save
 
-from spatlib import DataError, Report, SPATConfig, TrainConfig
-from spatlib.core import losses, mask, projection, start, step, target
+from spatlib import DataError, SPATConfig, Threat, TrainConfig
+from spatlib.core import feasible, losses
+from spatlib.core.attack import adversarial
+from spatlib.core.survivors import survivors as core
 from spatlib.errors import require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -37,10 +39,10 @@ def build_model(name: str, seed: int, *, shape: Any, classes: int, mean: Any, st
     return Linear(xp.zeros((math.prod(shape), classes)))
 
 
-def check(data: Any, config: SPATConfig) -> None:
+def check(data: Any, threat: Threat) -> None:
     """Raise DataError unless the inputs are numbers in the bounds."""
-    if not np.all((data[0] >= config.bounds[0]) & (data[0] <= config.bounds[1])):
-        raise DataError(f"x must be in {tuple(config.bounds)}: scale the inputs")
+    if not np.all((data[0] >= threat.bounds[0]) & (data[0] <= threat.bounds[1])):
+        raise DataError(f"x must be in {threat.bounds}: scale the inputs")
 
 
 def fit(
@@ -52,11 +54,13 @@ def fit(
     monitor: Monitor | None = None,
     *,
     ordinary: bool = False,
+    optimizer: Any = None,
 ) -> list[dict[str, float]]:
     """Gradient descent on the outer loss of PGD-AT, by batches.
 
     It saves no checkpoints, so a resumed run begins anew.
     """
+    require(optimizer is None, "optimizer", "be left out for toy", optimizer)
     monitor = monitor or Monitor(training)
     monitor.checkpoint()
     rng, rows = np.random.default_rng(training.seed), list[dict[str, float]]()
@@ -66,7 +70,7 @@ def fit(
             x, y = data[0][chosen].astype(np.float64), data[1][chosen]
             one_hot = xp.eye(10)[y]
             if not ordinary:
-                x = attack(model, x, one_hot, config, rng)
+                x = attacked(model, x, y, config, rng).x
             logits = model(x)
             slope = (xp.exp(ops.log_softmax(logits)) - one_hot) / len(x)
             model.weights = model.weights - training.lr * xp.reshape(x, (len(x), -1)).T @ slope
@@ -98,73 +102,42 @@ def logits(model: Linear, x: Any, batch_size: int = 256) -> Any:
     return model(np.asarray(x, np.float64))
 
 
-def examples(
-    model: Linear, data: Any, config: SPATConfig, *, count: int = 8, seed: int = 0
-) -> dict[str, Any]:
-    """The first ``count`` images, attacked; those of shape (N, H, W, C) for the pictures."""
-    x, y = data[0][:count].astype(np.float64), data[1][:count]
-    moved = attack(model, x, xp.eye(10)[y], config, np.random.default_rng(seed))
-    budget = budget_of(model, x, config)
-    shown = {"x": x, "x_adv": moved, "mask": xp.ones_like(x[:, :1]) if budget is None else budget}
-    read = {"clean": x, "adversarial": moved}
-    return {
-        "y": y,
-        **{name: xp.moveaxis(value, 1, -1) for name, value in shown.items()},
-        **{name: xp.argmax(model(value), axis=1) for name, value in read.items()},
-    }
+def vjp(model: Linear, x: Any) -> tuple[Any, Any]:
+    """The logits at x, and the map from a cotangent (N, K) to the gradient in x."""
+    return differentiated(model, x)
 
 
-def budget_of(model: Linear, x: Any, config: SPATConfig) -> Any:
-    """The shared mask (N, 1, H, W); None for all ones."""
-    if not config.masked:
-        return None
-    state = mask.begin(ops, x, config.share, 1)
-    for column in (model.weights - xp.mean(model.weights, axis=1, keepdims=True)).T:
-        grad = xp.broadcast_to(xp.reshape(column, (1, *x.shape[1:])), x.shape)
-        state = mask.fold(ops, state, grad, config.share, 1)
-    return mask.finish(ops, state, config.keep, config.floor)
+def differentiated(model: Linear, x: Any, *, many: bool = False) -> tuple[Any, Any]:
+    """As the core asks for it; here the map can always be called again."""
+
+    def pull(cotangent: Any, *, last: bool = True) -> Any:
+        return xp.reshape(cotangent @ model.weights.T, x.shape)
+
+    return model(x), pull
 
 
-def attack(
-    model: Linear, x: Any, one_hot: Any, config: SPATConfig, rng: Any, name: str = "pgd"
-) -> Any:
-    """x', as an engine computes it: mask, start, guarded steps."""
-    budget = budget_of(model, x, config)
-    lower, upper = projection.feasible_box(ops, x, budget, config.eps, config.bounds)
-    noise = start.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
-    d = step.initial(ops, noise, budget, lower, upper, config.eps, "Linf")
-    eps, step_size = config.eps, config.step_size
-    for _ in range(config.steps):
-        log_p = ops.log_softmax(model(x + d))
-        q = target.smoothed_target(ops, one_hot, one_hot, log_p, config.smoothing, config.guard)
-        rival = ops.argmax_one_hot(xp.where(one_hot > 0, -xp.inf, log_p))
-        slope = rival - one_hot if name == "margin" else xp.exp(log_p) - q
-        grad = xp.reshape(slope @ model.weights.T, x.shape)
-        d = step.step(ops, d, grad, budget, lower, upper, eps=eps, step_size=step_size, norm="Linf")
-    return ops.clip(x + d, *config.bounds)
+def attacked(model: Linear, x: Any, y: Any, config: SPATConfig, rng: Any) -> Any:
+    """The training attack of the core; it has no random masks."""
+    start = feasible.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
+    own = partial(differentiated, model), lambda _: xp.eye(10)[y]
+    return adversarial(ops, *own, x, config, start, None, None)
 
 
-def evaluate(
-    model: Linear,
-    data: Any,
-    config: SPATConfig,
-    *,
-    attacks: Sequence[Any] = ("pgd", "margin"),
-    steps: int = 20,
-    restarts: int = 1,
-    batch_size: int = 256,
-    seed: int = 0,
-    device: str | None = None,
-) -> Report:
-    """Accuracy, clean and under PGD with cross-entropy and the margin, in one batch."""
-    evaluation = Evaluation(config, attacks, steps, restarts, seed)
-    known = set(evaluation.named.values()) <= {"pgd", "margin"} and not evaluation.callables
-    require(known, "attacks", "be 'pgd' or 'margin'", attacks)
-    x, y = data[0].astype(np.float64), data[1]
-    verdicts = dict.fromkeys(evaluation.keys, xp.argmax(model(x), axis=1) == y)
-    for key, name in evaluation.named.items():
-        for number in evaluation.seeds:
-            rng = np.random.default_rng(number)
-            moved = attack(model, x, xp.eye(10)[y], evaluation.threat, rng, name)
-            verdicts[key] = verdicts[key] & (xp.argmax(model(moved), axis=1) == y)
-    return evaluation.report([xp.stack([y, *verdicts.values()])], classes=10)
+def perturb(model: Linear, x: Any, y: Any, config: SPATConfig, seed: int = 0) -> tuple[Any, Any]:
+    """x' and the mask (None: all ones)."""
+    found = attacked(model, x.astype(np.float64), y, config, np.random.default_rng(seed))
+    return found.x, found.mask
+
+
+def survivors(
+    model: Linear, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
+) -> tuple[list[Any], int]:
+    """The labels and who is right, clean and under the named attacks, in one batch."""
+    known = not evaluation.callables
+    require(known, "attacks", "be names of gradient attacks", list(evaluation.callables))
+    x, y, threat = data[0].astype(np.float64), data[1], evaluation.threat
+    draws = (np.random.default_rng(seed).uniform(size=x.shape) for seed in evaluation.seeds)
+    starts = (feasible.uniform_in_ball(ops, u, None, threat.eps, "Linf") for u in draws)
+    own = partial(vjp, model), model
+    verdicts = core(ops, *own, evaluation.named, threat, (x, model(x), xp.eye(10)[y]), starts)
+    return [xp.stack([y, *verdicts.values()])], 10

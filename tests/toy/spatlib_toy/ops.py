@@ -12,6 +12,8 @@ from spatlib.core.ops import Array, Axes
 abs, sign, sqrt, exp, log = xp.abs, xp.sign, xp.sqrt, xp.exp, xp.log
 clip, minimum, maximum, where = xp.clip, xp.minimum, xp.maximum, xp.where
 
+CHANNEL_AXIS = 1
+
 
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
     return xp.sum(x, axis=axis, keepdims=keepdims)

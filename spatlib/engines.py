@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from .config import SPATConfig
-from .errors import BackendError
-from .monitor import Monitor
-from .result import Report
-from .train_config import TrainConfig
+import numpy as np
+
+from .errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from .config import SPATConfig, Threat
+    from .evaluate import Evaluation
+    from .monitor import Monitor
+    from .train_config import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
+PACKAGES = {"torch": "torch", "keras": "tf"}  # whose models belong to which of them
 INSTALL = {"torch": "run pip install torch", "tf": "run pip install tensorflow keras"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
 
@@ -36,7 +41,7 @@ class Engine(Protocol):
             mean, std: Per channel, of the normalisation that is its first layer; or None.
         """
 
-    def check(self, data: Any, config: SPATConfig) -> None:
+    def check(self, data: Any, threat: Threat) -> None:
         """Raise DataError unless all inputs and labels have the right shapes and values."""
 
     def fit(
@@ -49,9 +54,11 @@ class Engine(Protocol):
         monitor: Monitor | None = None,
         *,
         ordinary: bool = False,
+        optimizer: Any = None,
     ) -> list[dict[str, float]]:
         """Train in place, return the history; ordinary training uses the bounds of config only.
 
+        ``optimizer`` is that of :func:`spatlib.train`; None is SGD of ``training``.
         The attack of an epoch is that of :func:`spatlib.schedule.warmed_up`. The monitor is told
         of steps and epochs, holds the checkpoint to go on from, and says when to save and to stop.
         """
@@ -62,28 +69,23 @@ class Engine(Protocol):
     def load_weights(self, model: Any, content: bytes, source: str = "weights") -> None:
         """Put back what :meth:`weights` gave; DataError if it is that of another architecture."""
 
-    def examples(
-        self, model: Any, data: Any, config: SPATConfig, *, count: int = 8, seed: int = 0
-    ) -> dict[str, Any]:
-        """A few attacked examples, as :func:`spatlib.plots.sheet` takes them."""
+    def perturb(
+        self, model: Any, x: Any, y: Any, config: SPATConfig, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """x' of a batch and the mask (None: all ones), as arrays in the engine's layout."""
 
-    def logits(self, model: Any, x: Any, batch_size: int = 256) -> Any:
-        """Logits (N, K) of arrays in the engine's layout, in NumPy, in inference mode."""
+    def logits(self, model: Any, x: Any, batch_size: int = 256) -> np.ndarray:
+        """Logits (N, K) of arrays in the engine's layout, in inference mode."""
 
-    def evaluate(
-        self,
-        model: Any,
-        data: Any,
-        config: SPATConfig,
-        *,
-        attacks: Sequence[Any] = ("pgd", "margin"),
-        steps: int = 20,
-        restarts: int = 1,
-        batch_size: int = 256,
-        seed: int = 0,
-        device: str | None = None,
-    ) -> Report:
-        """Accuracies, clean and under attack, as :func:`spatlib.evaluate` says."""
+    def vjp(
+        self, model: Any, x: np.ndarray
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
+
+    def survivors(
+        self, model: Any, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
+    ) -> tuple[list[np.ndarray], int]:
+        """Integers (1 + attacks, n) per batch, the labels and the verdicts; and the classes."""
 
 
 def load_extra(module: str, extra: str = "data") -> Any:
@@ -107,7 +109,7 @@ def load_engine(name: str) -> Engine:
     Raises:
         BackendError: No such backend, or its framework is not installed.
     """
-    known = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | BACKENDS
+    known = _others() | BACKENDS
     if not isinstance(name, str) or name not in known:
         raise BackendError(f"backend must be one of {', '.join(map(repr, known))}, got {name!r}")
     try:
@@ -119,3 +121,25 @@ def load_engine(name: str) -> Engine:
             f"backend {name!r} cannot be imported ({type(error).__name__}: {error}): "
             f"{INSTALL.get(name, 'see the package that registered it')}"
         ) from error
+
+
+def engine_of(model: Any) -> Engine:
+    """The engine of a model, by the package that its class is derived from.
+
+    Raises:
+        ConfigError: A model of none of them.
+    """
+    packages = {module.partition(".")[0]: name for name, module in _others().items()} | PACKAGES
+    for kind in type(model).__mro__:
+        name = packages.get(kind.__module__.partition(".")[0])
+        if name is not None:
+            return load_engine(name)
+    raise ConfigError(
+        f"model must be a torch.nn.Module or a keras.Model that returns logits, got "
+        f"{type(model).__name__}"
+    )
+
+
+def _others() -> dict[str, str]:
+    """The engine modules that other packages registered, by name."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

@@ -1,0 +1,103 @@
+"""The perturbations that an attack may make: their set, a step inside it, and where it starts."""
+
+from __future__ import annotations
+
+import math
+
+from ..config import Threat
+from .ops import Array, Ops, divisor, example_axes, example_size
+from .projection import project
+
+GAUSSIAN_START = 0.001  # standard deviation of the starts of TRADES and MART, in units of x
+L1_SHARE = 20  # an L1 step moves every 20th coordinate (Croce & Hein 2021, arXiv:2103.01208)
+
+
+class FeasibleSet:
+    """B(x, m) = {d : ||d||_norm <= eps, |d_i| <= m_i eps, lo <= x + d <= hi}, per example.
+
+    Args:
+        x: Inputs (N, ...) inside ``threat.bounds``.
+        threat: eps (in the units of x), norm and bounds.
+        mask: Budget m per pixel in [0, 1], broadcastable to x; None is all ones.
+
+    Attributes:
+        lower, upper: The box, shaped like x; it encloses 0.
+    """
+
+    def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
+        self.ops, self.x, self.threat, self.mask = ops, x, threat, mask
+        budget = threat.eps if mask is None else threat.eps * ops.minimum(mask, 1.0)
+        self.lower = ops.maximum(threat.bounds[0] - x, -budget)
+        self.upper = ops.minimum(threat.bounds[1] - x, budget)
+
+    def project(self, d: Array) -> Array:
+        """The nearest perturbation of the set, in the Euclidean sense."""
+        threat = self.threat
+        return project(self.ops, d, self.lower, self.upper, threat.eps, threat.norm)
+
+    def begin(self, start: Array) -> Array:
+        """The first perturbation: ``start`` (N, ...), 0 where the mask is 0, then projected."""
+        if self.mask is not None:
+            start = self.ops.where(self.mask > 0, start, 0.0)
+        return self.project(start)
+
+    def step(self, d: Array, grad: Array, size: float) -> Array:
+        """project(d + size * direction(m * grad)), with ``size`` in the units of x."""
+        grad = grad if self.mask is None else self.mask * grad
+        move = direction(self.ops, grad, self.threat.norm)
+        move *= size  # in place in NumPy and PyTorch: new memory costs more than the arithmetic
+        move += d
+        return self.project(move)
+
+    def at(self, d: Array) -> Array:
+        """x' = x + d, clipped to the bounds against rounding."""
+        return self.ops.clip(self.x + d, *self.threat.bounds)
+
+
+def direction(ops: Ops, grad: Array, norm: str) -> Array:
+    """The step of unit length towards a larger <grad, d>; a zero gradient gives zero.
+
+    Linf: the sign. L2: grad / ||grad||. L1: the sign on the n = max(1, floor(D/20 + 1/2))
+    largest of D entries and all that tie with the n-th, scaled to unit L1 norm.
+
+    Args:
+        grad: (N, ...), each example by itself.
+    """
+    if norm == "Linf":
+        return ops.sign(grad)
+    axes, size = example_axes(grad), ops.abs(grad)
+    if norm == "L2":
+        # Relative to the largest entry, so that tiny gradients keep their direction.
+        ray = grad / divisor(ops, ops.max(size, axis=axes, keepdims=True))
+        length = ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True))
+        return ray / divisor(ops, length)
+    count = max(1, math.floor(example_size(grad) / L1_SHARE + 0.5))
+    chosen = ops.where(size >= ops.kth_largest(size, count), ops.sign(grad), 0.0)
+    length = ops.sum(ops.abs(chosen), axis=axes, keepdims=True)
+    return chosen / ops.maximum(length, 1.0)
+
+
+def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str) -> Array:
+    """A point drawn uniformly from the ball ||d||_norm <= eps.
+
+    Linf: eps (2u - 1). L2: a Gaussian direction times eps U^(1/D). L1: D exponentials with
+    random signs over the sum of D + 1 (Devroye 1986, ch. 5), so that the rest is the distance
+    to the sphere.
+
+    Args:
+        draws: Shaped like the inputs (N, ...): uniform in [0, 1), for L2 standard normal.
+        radius: (N, 1, ..., 1), uniform in [0, 1); not used for Linf.
+    """
+    if norm == "Linf":
+        return eps * (2 * draws - 1)
+    if norm == "L2":
+        return eps * radius ** (1 / example_size(draws)) * direction(ops, draws, "L2")
+    signed = 2 * draws - 1
+    sizes = _exponential(ops, ops.abs(signed))
+    total = ops.sum(sizes, axis=example_axes(sizes), keepdims=True) + _exponential(ops, radius)
+    return eps * ops.sign(signed) * (sizes / total)
+
+
+def _exponential(ops: Ops, uniform: Array) -> Array:
+    # 1 - uniform is 0 where a signed draw was exactly -1: 2^-24 is positive even in float16.
+    return -ops.log(ops.maximum(1 - uniform, 2.0**-24))

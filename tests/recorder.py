@@ -1,0 +1,71 @@
+"""An engine that keeps what it is called with, and the data that it is called for."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spatlib import Threat, engines
+from spatlib.data import Dataset
+from spatlib.evaluate import Evaluation
+
+DATA = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+COUNT = 1100  # more than any recipe holds out
+
+
+def own(shape: tuple[int, ...] = (2, 5, 7), classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % classes
+    return rng.uniform(size=(16, *shape)).astype(np.float32), y
+
+
+class Recorder(ModuleType):
+    """An engine in the place of PyTorch's that keeps what it is called with."""
+
+    CHANNELS_FIRST = True
+
+    def __init__(self) -> None:
+        super().__init__("recorder")
+        self.calls: dict[str, list[Any]] = {"load": [], "build": [], "fit": [], "evaluate": []}
+
+    def load_data(self, name: str) -> Dataset:
+        """Of the shape of the official data."""
+        self.calls["load"].append(name)
+        (channels, *sides), classes = DATA[name]
+        x = np.zeros((COUNT, *sides, channels), np.float32)
+        source = {"name": name, "dir": None, "limit": None}
+        return Dataset(train=(x, np.arange(COUNT) % classes), source=source, channels_last=True)
+
+    def build_model(self, name: str, seed: int, **settings: Any) -> str:
+        self.calls["build"].append((name, seed, settings))
+        return f"built {len(self.calls['build'])}"
+
+    def check(self, data: Any, threat: Threat) -> None:
+        pass
+
+    def fit(self, *args: Any, ordinary: bool, optimizer: Any = None) -> list[Any]:
+        self.calls["fit"].append(args[:5])
+        return []
+
+    def survivors(
+        self, model: Any, data: Any, evaluation: Evaluation, *rest: Any
+    ) -> tuple[list[np.ndarray], int]:
+        self.calls["evaluate"].append((model, evaluation.threat, evaluation.seeds, *rest))
+        return [np.ones((1 + len(evaluation.keys), 1), int)], 2
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    engine = Recorder()
+    monkeypatch.setitem(engines.BACKENDS, "torch", engine.__name__)
+    monkeypatch.setitem(sys.modules, engine.__name__, engine)
+    monkeypatch.setattr("spatlib.data.load_data", engine.load_data)
+    return engine

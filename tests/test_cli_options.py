@@ -1,0 +1,171 @@
+"""What the options of the command line mean, what is refused, and what the help says."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spatlib.cli
+from spatlib import RECIPES, Mask, Recipe, SPATConfig, TrainConfig
+from spatlib.cli import main
+
+from .test_cli import npz
+
+
+class AskedError(Exception):
+    """What spatlib.train was asked for."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def train(model: Any, data: Any, **options: Any) -> None:
+        raise AskedError(model, data, options)
+
+    def ask(*arguments: str) -> tuple[Any, Any, Recipe]:
+        with pytest.raises(AskedError) as told:
+            main(("train", *arguments))
+        model, data, options = told.value.args
+        return model, data, options["recipe"]
+
+    monkeypatch.setattr(spatlib, "train", train)
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mask"),
+    [
+        ("digits", None),
+        ("digits --mask", Mask()),
+        ("--mask.score rms --mask.keep 1/4", Mask(score="rms", keep=0.25)),
+        ("mnist", Mask()),
+        ("mnist --mask.classes 3", Mask(classes=3)),
+        ("mnist --no-mask", None),
+    ],
+)
+def test_a_mask_is_on_off_or_changed(arguments: str, mask: Mask | None, asked: Any) -> None:
+    assert asked(*arguments.split())[2].config.mask == mask
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_choice_and_the_digits_are_the_default(name: str, asked: Any) -> None:
+    quiet = {each: recipe.change(progress=False) for each, recipe in RECIPES.items()}
+    assert asked(name) == (RECIPES[name].model, RECIPES[name].data, quiet[name])
+    assert asked() == asked("digits")
+    # A value is no recipe, and None is a value where a setting may be None.
+    same = asked("--model", name, "--run-dir", "cifar100")
+    assert same == (name, "digits", quiet["digits"])
+    assert asked("mnist", "--step-size", "None")[2].config.step_size is None
+
+
+def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
+    path = npz(tmp_path / "own.npz")
+    _, data, recipe = asked("--data", str(path), "--eps", "0.15", "--limit", "7")
+    assert len(data.train[0]) == 7
+    assert data.source == {"name": str(path), "dir": None, "limit": 7}
+    assert recipe.config == RECIPES["digits"].config
+    folder = str(tmp_path)
+    assert asked("--data-dir", folder)[1].source == {"name": "digits", "dir": folder, "limit": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("evaluate nowhere", ("run_dir must hold a run", "nowhere without config.json")),
+        ("audit nowhere --judge elsewhere", ("run_dir must hold a run", "nowhere without")),
+        ("show nowhere", ("run_dir must hold a run", "nowhere without config.json")),
+        ("train --backend jax", ("backend", "'torch'")),
+        ("train --resume", ("run_dir",)),
+        ("train --data nothing.npz --eps 0.1", ("'nothing.npz'",)),
+        ("train --data nothing.npz", ("eps is for data digits", "pass --eps for nothing.npz")),
+        ("train mnist --data cifar10", ("eps is for data mnist", "--eps for cifar10")),
+        ("train --norm L2", ("eps is for norm Linf", "pass --eps for L2")),
+        ("train --bounds -1 1", ("eps is for bounds (0.0, 1.0)", "pass --eps")),
+        ("train --eps 8", ("eps must be", "8/255")),
+        ("train --eps 8/0", ("eps must be a finite number, got '8/0'",)),
+        ("train --lr much", ("lr must be a finite number, got 'much'",)),
+        ("train --epochs 0", ("epochs must be",)),
+        ("train --mask.keep 3/2", ("keep must be in (0, 1]",)),
+        ("train mnist --no-mask --mask.keep 1/2", ("--no-mask", "keep")),
+        ("train mnist --epochs 3 --eps-warmup 3", ("eps_warmup must be below epochs (3)",)),
+        ("compare", ("measured alike",)),
+    ],
+)
+def test_bad_input_is_said_in_a_sentence(
+    arguments: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments.split()) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("spatlib: ")
+    assert printed.count("\n") == 1
+    for word in words:
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train --epsilon 1",
+        "train --epochs many",
+        "train imagenet",
+        "train --recipe digits",
+        "train --eps 1/8 mnist",
+        "evaluate",
+        "prove",
+    ],
+)
+def test_a_bad_option_is_refused_with_a_hint(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    assert stop.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main((*arguments, "--help"))
+    assert stop.value.code == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("arguments", [("train",), ("train", "mnist")])
+def test_every_setting_is_an_option_with_the_default_of_the_recipe(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = helped(capsys, *arguments)
+    for kind, prefix in ((SPATConfig, ""), (TrainConfig, ""), (Mask, "mask.")):
+        for name in kind.__dataclass_fields__:
+            assert f"--{prefix}{name.replace('_', '-')} " in text.replace(",", " ")
+    for name in ("model", "data", "data-dir", "limit", "backend", "run-dir", "resume", "overwrite"):
+        assert f"--{name} " in text.replace(",", " ")
+    assert "Radius, in the units of the inputs" in text
+    recipe = RECIPES[arguments[-1] if len(arguments) > 1 else "digits"]
+    assert f"0.5 in L2. (default: {recipe.config.eps:g})" in text
+    assert f"Passes over the training data. (default: {recipe.training.epochs})" in text
+    assert f"Learning rate (the peak of ``onecycle``). (default: {recipe.training.lr:g})" in text
+
+
+def test_help_names_the_recipes_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(f"• {name} " in helped(capsys, "train") for name in RECIPES)
+    text = helped(capsys)
+    for name in ("train", "evaluate", "audit", "show", "compare", "recipes"):
+        assert f"• {name} " in text
+    for option in ("--weights", "--attacks", "--restarts", "--eps", "--limit", "--data-dir"):
+        assert f"{option} " in helped(capsys, "evaluate")
+
+
+def test_there_is_one_parser_and_it_needs_no_framework() -> None:
+    assert importlib.util.find_spec("spatlib.commands") is None
+    assert "argparse" not in Path(spatlib.cli.__file__).read_text(encoding="utf-8")
+    code = (
+        "import sys, spatlib.cli; "
+        "print({'torch', 'tensorflow', 'keras', 'matplotlib'}.intersection(sys.modules) or 'none')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "none"

@@ -1,0 +1,328 @@
+"""Settings and recipes: what they refuse, by which sentence, and what they follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spatlib
+from spatlib import RECIPES, ConfigError, Mask, Recipe, SPATConfig, Threat, TrainConfig
+from spatlib.config import plain_pgd
+
+from .test_errors import ATTACK, X, Y, check, network
+
+NOT_POSITIVE = (0, 0.0, -0.1, math.nan, math.inf, -math.inf, "8/255", True, (0.1,), 1 + 0j)
+NOT_COUNTS = (0, -1, 1.0, 2.5, True, "3", math.nan)
+NOT_SHARES = (1.0001, -0.1, math.nan, "0.5", True)
+
+NEEDED: dict[type, dict[str, Any]] = {Threat: {"eps": 0.1}, SPATConfig: {"eps": 0.1}}
+
+BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
+    *(
+        (kind, settings, word)
+        for kind in (Threat, SPATConfig)
+        for settings, word in (
+            *(({"eps": value}, "eps") for value in (None, *NOT_POSITIVE)),
+            ({"eps": 8}, "8/255"),
+            ({"eps": 1.001}, "255"),
+            ({"eps": 10**400}, "eps"),
+            ({"eps": 0.5, "bounds": (0, 0.4)}, "bounds"),
+            ({"norm": "linf"}, "'Linf'"),
+            ({"norm": None}, "'L2'"),
+            ({"norm": ["L2"]}, "'L2'"),
+            *(
+                ({"bounds": value}, "bounds")
+                for value in (
+                    (1, 0),
+                    (0, 0),
+                    (0,),
+                    (0, 1, 2),
+                    1,
+                    None,
+                    "01",
+                    ("0", "1"),
+                    (0, math.inf),
+                    (math.nan, 1),
+                )
+            ),
+        )
+    ),
+    *((Mask, {"keep": value}, "keep") for value in (0, None, *NOT_SHARES)),
+    *((Mask, {"floor": value}, "floor") for value in (None, *NOT_SHARES)),
+    *((Mask, {"probes": value}, "probes") for value in (None, *NOT_COUNTS)),
+    *((Mask, {"classes": value}, "classes") for value in (1, 0, 2.0, "all", True)),
+    *((Mask, {"channel_axis": value}, "channel_axis") for value in (0, -1, 1.0, "last", True)),
+    *((Mask, {"score": value}, "'neutral', 'random'") for value in ("max", None, ["min"])),
+    (Mask, {"classes": 2, "score": "rms"}, "set probes instead"),
+    *(
+        (SPATConfig, {"mask": value}, "mask must be a spatlib.Mask or None")
+        for value in ("min", 0.5, True, {"keep": 0.5}, Mask)
+    ),
+    *((SPATConfig, {"step_size": value}, "step_size") for value in NOT_POSITIVE),
+    *((SPATConfig, {"steps": value}, "steps") for value in (None, *NOT_COUNTS)),
+    *((SPATConfig, {"smoothing": value}, "smoothing") for value in (1, *NOT_SHARES)),
+    *((SPATConfig, {"beta": value}, "beta") for value in (-1, math.nan, math.inf, "6")),
+    *((SPATConfig, {"guard": value}, "guard") for value in (1, 0, None, "yes")),
+    (SPATConfig, {"loss": "fgsm"}, "'trades'"),
+    (SPATConfig, {"random_start": True}, "'gaussian'"),
+    (SPATConfig, {"attack_mode": "training"}, "'train'"),
+    (SPATConfig, {"loss": "trades", "random_start": "none"}, "random_start"),
+    (
+        SPATConfig,
+        {"loss": "trades", "random_start": "none", "guard": False, "smoothing": 0},
+        "random_start",
+    ),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("epochs", "batch_size")
+        for value in NOT_COUNTS
+    ),
+    *((TrainConfig, {"lr": value}, "lr") for value in NOT_POSITIVE),
+    *((TrainConfig, {"momentum": value}, "momentum") for value in (1, *NOT_SHARES)),
+    *((TrainConfig, {"weight_decay": value}, "weight_decay") for value in (-1, math.nan, "0")),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("seed", "eps_warmup")
+        for value in (-1, 0.5, None, True)
+    ),
+    *(
+        (TrainConfig, {name: value}, name)
+        for name in ("baseline", "progress")
+        for value in (1, None, "no")
+    ),
+    (TrainConfig, {"schedule": "cosine"}, "'onecycle'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "word"), BAD_SETTINGS)
+def test_bad_settings_are_refused(kind: type, settings: dict[str, Any], word: str) -> None:
+    check(ConfigError, word, lambda: kind(**NEEDED.get(kind, {}) | settings))
+
+
+GOOD_SETTINGS: list[tuple[type, dict[str, Any]]] = [
+    *((Mask, settings) for settings in ({"keep": 1}, {"floor": 0}, {"floor": 1}, {"classes": 2})),
+    (Mask, {"score": "rms", "probes": 1}),
+    (Mask, {"score": "random", "channel_axis": 1}),
+    (SPATConfig, {"loss": "trades", "random_start": "none", "guard": False, "smoothing": 0.1}),
+    *(
+        (SPATConfig, settings)
+        for settings in (
+            {"loss": "pgd", "random_start": "none", "smoothing": 0},
+            {"eps": 1},
+            {"eps": np.float32(0.1)},
+            {"eps": 8, "bounds": (0, 255)},
+            {"eps": 12, "norm": "L2"},
+            {"bounds": [-1, 1]},
+            {"step_size": None},
+            {"step_size": 1e-30},
+            {"smoothing": 0},
+            {"smoothing": 0.999},
+            {"beta": 0},
+            {"steps": 1},
+            {"steps": np.int64(3)},
+            {"mask": None},
+            {"mask": Mask(keep=1)},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), GOOD_SETTINGS, ids=str)
+def test_limits_themselves_are_accepted(kind: type, settings: dict[str, Any]) -> None:
+    config = kind(**NEEDED.get(kind, {}) | settings)
+    for name, value in settings.items():
+        assert getattr(config, name) == (tuple(value) if name == "bounds" else value)
+
+
+@pytest.mark.parametrize("kind", [Threat, Mask, SPATConfig, TrainConfig])
+def test_settings_are_keyword_only_and_frozen(kind: type) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        kind(1)
+    with pytest.raises(TypeError, match="unexpected"):
+        kind(epsilon=0.1)
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind(**NEEDED.get(kind, {})), field.name, None)
+
+
+@pytest.mark.parametrize("kind", [Threat, SPATConfig])
+def test_a_threat_has_no_default_radius(kind: type) -> None:
+    with pytest.raises(TypeError, match="'eps'"):
+        kind(norm="L2")
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 8 / 255), ("L2", 0.5), ("L1", 12.0)])
+def test_the_step_in_force_follows_eps_and_steps_and_an_explicit_one_stays(
+    norm: str, eps: float
+) -> None:
+    config = SPATConfig(eps=eps, norm=norm, steps=20)
+    assert (config.step_size, config.alpha) == (None, 2.5 * eps / 20)
+    assert dataclasses.replace(config, steps=5).alpha == 0.5 * eps
+    assert dataclasses.replace(config, eps=0.1).alpha == 2.5 * 0.1 / 20
+    moved = dataclasses.replace(config, norm="L2", bounds=(-20, 20))
+    assert (moved.eps, moved.alpha) == (eps, config.alpha)
+    explicit = dataclasses.replace(config, step_size=0.3)
+    for changes in ({"eps": 0.2}, {"norm": "L2"}, {"steps": 50}, {"smoothing": 0.2}):
+        assert dataclasses.replace(explicit, **changes).alpha == 0.3
+    assert dataclasses.replace(explicit, step_size=None) == config
+
+
+def test_evaluations_attack_with_all_of_eps_whatever_the_training_does() -> None:
+    trained = SPATConfig(
+        **{"eps": 0.5, "norm": "L2", "bounds": (-1, 2), "steps": 3, "step_size": 0.01},
+        **{"random_start": "gaussian", "attack_mode": "train", "loss": "trades", "beta": 1},
+        **{"smoothing": 0.3, "guard": False, "mask": Mask(floor=0)},
+    )
+    threat = Threat(eps=0.5, norm="L2", bounds=(-1, 2))
+    plain = SPATConfig(eps=0.5, norm="L2", bounds=(-1, 2), steps=50, smoothing=0)
+    assert plain_pgd(trained, 50) == plain_pgd(threat, 50) == plain
+    assert (plain.alpha, plain.loss, plain.masked) == (2.5 * 0.5 / 50, "pgd", False)
+
+
+@pytest.mark.parametrize(
+    ("mask", "masked"),
+    [
+        (None, False),
+        (Mask(), True),
+        (Mask(floor=0), True),
+        (Mask(score="random", keep=0.99), True),
+        (Mask(score="rms", keep=1), False),
+        (Mask(floor=1), False),
+    ],
+    ids=str,
+)
+def test_a_mask_is_there_when_it_differs_from_ones(mask: Mask | None, masked: bool) -> None:
+    config = SPATConfig(eps=0.3, mask=mask)
+    assert config.masked == masked
+    assert dataclasses.replace(config, eps=0.1).mask == mask
+    assert SPATConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_what_is_not_said_of_the_attack_is_smoothed_and_guarded_without_a_mask() -> None:
+    config = SPATConfig(eps=0.3)
+    assert (config.norm, config.bounds, config.steps) == ("Linf", (0, 1), 10)
+    assert (config.loss, config.beta, config.smoothing, config.guard) == ("pgd", 6, 0.1, True)
+    assert (config.random_start, config.attack_mode, config.mask) == ("uniform", "eval", None)
+    mask = Mask()
+    assert (mask.score, mask.keep, mask.floor) == ("min", 0.5, 0.5)
+    assert (mask.classes, mask.probes, mask.channel_axis) == (None, 2, None)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_changed_recipe_keeps_everything_else(name: str) -> None:
+    recipe = RECIPES[name]
+    assert recipe.change() == recipe
+    changed = recipe.change(steps=3, mask=Mask(keep=0.2), lr=0.7, model="other")
+    assert isinstance(changed, Recipe)
+    assert changed.config == dataclasses.replace(recipe.config, steps=3, mask=Mask(keep=0.2))
+    assert changed.training == dataclasses.replace(recipe.training, lr=0.7)
+    own = {"config", "training", "model"}
+    for field in dataclasses.fields(Recipe):
+        kept = getattr(changed, field.name) == getattr(recipe, field.name)
+        assert kept == (field.name not in own)
+    assert changed.model == "other"
+    short = recipe.change(epochs=2).training
+    warmup = min(recipe.training.eps_warmup, 1)  # the last epoch is at full eps
+    assert short == dataclasses.replace(recipe.training, epochs=2, eps_warmup=warmup)
+    whole = recipe.change(config=SPATConfig(eps=0.1), training=TrainConfig(epochs=2), mean=None)
+    assert (whole.config, whole.training) == (SPATConfig(eps=0.1), TrainConfig(epochs=2))
+    assert whole.data == recipe.data
+
+
+BAD_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"epoch": 5}, "epoch is no setting of a recipe"),
+    ({"epoch": 5}, "perhaps epochs"),
+    ({"step": 5}, "perhaps steps"),
+    ({"smoothin": 0.1}, "perhaps smoothing"),
+    ({"share": "min"}, "share is no setting of a recipe"),
+    ({"steps": 5, "base": "trades"}, "base is no setting of a recipe"),
+    ({"qqqq": 5}, "SPATConfig, TrainConfig or Recipe"),
+    ({"steps": 0}, "steps"),
+    ({"eps": 8}, "8/255"),
+    ({"mask": "min"}, "spatlib.Mask"),
+    ({"epochs": 3, "eps_warmup": 3}, "eps_warmup"),
+    ({"eps_warmup": 100}, "eps_warmup"),
+    ({"epochs": True}, "epochs"),
+    ({"seed": -1}, "seed"),
+    ({"loss": "trades", "random_start": "none"}, "random_start"),
+]
+
+
+@pytest.mark.parametrize(("changes", "word"), BAD_CHANGES, ids=str)
+def test_a_change_that_names_no_setting_or_no_value_is_refused(
+    changes: dict[str, Any], word: str
+) -> None:
+    check(ConfigError, word, lambda: RECIPES["mnist"].change(**changes))
+
+
+BATCH = (X.numpy(), Y.numpy())
+SCHEDULE = TrainConfig(epochs=1)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"recipe": "mnist", "config": ATTACK}, "config would drop settings"),
+    ({"recipe": RECIPES["mnist"], "training": SCHEDULE}, "training would drop settings"),
+    ({"recipe": "mnist", "config": ATTACK, "training": SCHEDULE}, "config and training would"),
+    ({"data": "mnist", "config": ATTACK}, "config would drop settings of the recipe for 'mnist'"),
+    ({"training": SCHEDULE}, "training would drop settings of the recipe for 'digits'"),
+]
+
+
+@pytest.mark.parametrize(("given", "word"), REFUSED, ids=str)
+def test_half_of_a_recipe_is_refused_by_a_sentence_that_shows_how_to_change_one(
+    given: dict[str, Any], word: str
+) -> None:
+    error = check(ConfigError, word, lambda: spatlib.train(**given))
+    change = re.search(r"RECIPES\[\.\.\.\](\.change\(.*?\))", str(error))
+    changed = eval(f"recipe{change[1]}", {"recipe": RECIPES["mnist"]})
+    assert (changed.config.steps, changed.training.epochs) == (20, 5)
+    both = "pass both config and training" in str(error)
+    assert both == ("recipe" not in given)  # without recipe= there is another way out
+
+
+@pytest.mark.parametrize(
+    ("word", "act"),
+    [
+        ("config", lambda: spatlib.train(network(), BATCH)),
+        ("config", lambda: spatlib.train(network(), BATCH, training=SCHEDULE)),
+        ("threat", lambda: spatlib.evaluate(network(), BATCH)),
+    ],
+)
+def test_own_data_without_a_threat_is_refused_by_a_sentence_that_states_one(
+    word: str, act: Callable[[], Any]
+) -> None:
+    error = check(ConfigError, "state what an attack may do", act)
+    assert str(error).startswith(f"{word} must ")
+    stated = eval(re.search(r"spatlib\.SPATConfig\(.*?\)", str(error))[0], {"spatlib": spatlib})
+    assert isinstance(stated, Threat)
+    assert (stated.eps, stated.norm) == (8 / 255, "Linf")
+
+
+@pytest.mark.parametrize("data", [BATCH, "digits"])
+def test_a_baseline_of_a_network_of_ones_own_is_refused(data: Any) -> None:
+    model, schedule = network(), TrainConfig(epochs=1, baseline=True)
+    before = [p.tolist() for p in model.parameters()]
+    error = check(
+        ConfigError,
+        "pass the name of a network",
+        lambda: spatlib.train(model, data, config=ATTACK, training=schedule),
+    )
+    assert str(error).startswith("baseline must be False")
+    assert [p.tolist() for p in model.parameters()] == before
+
+
+@pytest.mark.parametrize("name", ["config", "training", "recipe", "threat"])
+@pytest.mark.parametrize("value", [{"eps": 0.1}, 0.1, "linf", SPATConfig])
+def test_settings_of_another_type_are_refused(name: str, value: Any) -> None:
+    given = {"config": ATTACK, "training": SCHEDULE} | {name: value}
+    word = "cifar10" if name == "recipe" else "spatlib."
+    if name == "threat":
+        error = check(ConfigError, word, lambda: spatlib.evaluate(network(), BATCH, value))
+    else:
+        error = check(ConfigError, word, lambda: spatlib.train(network(), BATCH, **given))
+    assert str(error).startswith(f"{name} must be ")

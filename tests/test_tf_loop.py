@@ -1,0 +1,355 @@
+"""Keras' loop under spatlib.train: NaN ends it, any optimizer, epochs resumed, rows read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, optimizers
+
+import spatlib
+from spatlib import ConfigError, DataError, NonFiniteError, SPATConfig, TrainConfig
+from spatlib.monitor import Monitor
+from spatlib.runs import EMA, LAST, Run
+from spatlib.schedule import lr_factor
+from spatlib_tf import SPATModel, engine
+
+SHAPE, CLASSES, COUNT, BATCH, STEPS = (6, 6, 1), 3, 36, 8, 5  # the last batch has 4 examples
+CONFIG = SPATConfig(eps=0.1, steps=1)
+QUICK = {"epochs": 1, "batch_size": BATCH, "lr": 0.05, "schedule": "constant", "progress": False}
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.uniform(size=(COUNT, *SHAPE)).astype(np.float32), rng.integers(CLASSES, size=COUNT)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = (part[index * BATCH : (index + 1) * BATCH] for part in arrays())
+        return x, y
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "arrays": arrays,
+    "list": lambda: list(Batches()),
+    "tf.data": lambda: tf.data.Dataset.from_tensor_slices(arrays()).batch(BATCH),
+    "PyDataset": Batches,
+}
+
+
+def network(*end: keras.Layer) -> keras.Sequential:
+    """BatchNorm and dropout: statistics and draws that have to come back too."""
+    keras.utils.set_random_seed(0)
+    hidden = (layers.Dense(8), layers.BatchNormalization(), layers.ReLU())
+    dropout = layers.Dropout(0.3, seed=1)
+    return keras.Sequential(
+        [layers.Input(SHAPE), layers.Flatten(), *hidden, dropout, layers.Dense(CLASSES), *end]
+    )
+
+
+def fit(
+    model: keras.Model,
+    data: Any = None,
+    run_dir: Path | None = None,
+    on_epoch: Any = None,
+    optimizer: Any = None,
+    **settings: Any,
+) -> list[dict[str, float]]:
+    """The history, without what the clock says; a run that is there goes on."""
+    training, run = TrainConfig(**QUICK | settings), None
+    if run_dir is not None:
+        run = Run(run_dir, resume=run_dir.exists())
+        settings = {"backend": "tf", "data": None, "architecture": None, "optimizer": True}
+        run.describe(settings | {"config": asdict(CONFIG), "training": asdict(training)})
+    monitor = Monitor(training, run=run, on_epoch=on_epoch)
+    data = arrays() if data is None else data
+    rows = engine.fit(model, data, CONFIG, training, "", monitor, optimizer=optimizer)
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def same(first: keras.Model, second: keras.Model) -> bool:
+    return all(map(np.array_equal, first.get_weights(), second.get_weights()))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optimizers.SGD, lambda: optimizers.LossScaleOptimizer(optimizers.SGD())],
+    ids=["plain", "scaled"],
+)
+def test_terminate_on_nan_ends_fit(optimizer: Callable[[], Any]) -> None:
+    model, weights, seen = SPATModel(network(), CONFIG, seed=0), np.ones(COUNT), []
+    weights[BATCH] = math.nan  # in the second of five steps
+    model.compile(optimizer())
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: seen.append(logs))
+    stop = keras.callbacks.TerminateOnNaN()
+    settings = {"batch_size": BATCH, "epochs": 3, "shuffle": False, "verbose": 0}
+    history = model.fit(*arrays(), **settings, sample_weight=weights, callbacks=[stop, look])
+    assert [math.isnan(logs["loss"]) for logs in seen] == [False, True]
+    assert len(history.epoch) == 1
+
+
+class Fails(layers.Layer):
+    """The identity, from the given step on with NaN, or with an infinite gradient."""
+
+    def __init__(self, at: int, how: str) -> None:
+        super().__init__()
+        self.at, self.how = at, how
+
+    def build(self, input_shape: Any) -> None:
+        self.passes = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if not training:
+            return inputs
+        number = self.passes + 1
+        self.passes.assign(number)
+
+        @tf.custom_gradient
+        def fail(z: Any) -> Any:
+            bad = tf.convert_to_tensor(number) >= self.at
+            value = tf.where(bad, math.nan, z) if self.how == "loss" else tf.identity(z)
+            return value, lambda grad: tf.where(bad, math.inf, grad)
+
+        return fail(inputs)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "at", "how", "ema"),
+    [
+        (1, 2, "loss", 0.0),
+        (1, STEPS, "gradient", 0.5),
+        (2, 2, "loss", 0.5),
+        (2, STEPS, "gradient", 0.0),
+    ],
+)
+def test_nan_stops_train_with_the_weights_of_the_last_whole_epoch(
+    epoch: int, at: int, how: str, ema: float, tmp_path: Path
+) -> None:
+    model, expected = (network(Fails(n, how)) for n in ((epoch - 1) * STEPS + at, 10**6))
+    training = TrainConfig(**QUICK | {"epochs": 4, "ema": ema})
+    settings = {"backend": "tf", "config": CONFIG, "training": training, "run_dir": tmp_path}
+    with pytest.raises(NonFiniteError, match=f"step {epoch * STEPS}") as stopped:
+        spatlib.train(model, arrays(), **settings)
+    if epoch > 1:
+        fit(expected, epochs=epoch - 1, ema=ema)
+    assert same(model, expected)
+    assert stopped.value.result.model is model
+    assert stopped.value.result.history == stopped.value.history
+    assert len(stopped.value.history) == epoch - 1
+    rows = Run(tmp_path, resume=True).history() if epoch > 1 else []
+    assert rows == stopped.value.history
+
+
+def test_nan_after_a_resumption_leaves_what_the_run_had(tmp_path: Path) -> None:
+    good, bad = network(Fails(10**6, "loss")), network(Fails(STEPS + 2, "loss"))
+    fit(good, run_dir=tmp_path / "run", ema=0.5)
+    with pytest.raises(NonFiniteError) as stopped:
+        fit(bad, run_dir=tmp_path / "run", ema=0.5, epochs=2)
+    assert same(bad, good)
+    assert len(stopped.value.history) == 1
+
+
+def test_nan_stops_train_within_fifty_steps() -> None:
+    model, steps = network(Fails(3, "loss")), 60
+    x, y = (np.concatenate([part[:4]] * steps) for part in arrays())
+    with pytest.raises(NonFiniteError, match=r"step 50\b") as stopped:
+        fit(model, (x, y), batch_size=4)
+    assert stopped.value.history == []
+    assert same(model, network(Fails(3, "loss")))
+
+
+# Each is called for what is passed as ``optimizer``.
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "instance": lambda: optimizers.Adam(0.01),
+    "class": lambda: optimizers.Adam,
+    "factory": lambda: lambda: optimizers.AdamW(0.01, weight_decay=0.1),
+    "scaled": lambda: optimizers.LossScaleOptimizer(optimizers.Adam(0.01)),
+}
+CASES = dict(zip(OPTIMIZERS, ("tf.data", "arrays", "list", "PyDataset"), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", CASES)
+def test_a_run_goes_on_bit_for_bit_from_its_last_whole_epoch(
+    optimizer: str, tmp_path: Path
+) -> None:
+    settings = {"epochs": 3, "schedule": "onecycle", "augment": "crop", "ema": 0.5}
+
+    def run(name: str, on_epoch: Any = None) -> tuple[Any, Any]:
+        model, data, given = network(), FORMS[CASES[optimizer]](), OPTIMIZERS[optimizer]()
+        return model, fit(model, data, tmp_path / name, on_epoch, given, **settings)
+
+    def interrupt(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:  # before it is saved
+            raise KeyboardInterrupt
+
+    expected, rows = run("straight")
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", interrupt)
+    resumed, again = run("stopped")
+    assert again == rows
+    assert same(resumed, expected)
+    assert not same(resumed, network())
+    for name in (LAST, EMA):
+        assert (tmp_path / "stopped" / name).read_bytes() == (
+            tmp_path / "straight" / name
+        ).read_bytes()
+    finished, once_more = run("stopped")  # nothing is left to train
+    assert once_more == rows
+    assert same(finished, expected)
+
+
+def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
+    fit(network(), run_dir=tmp_path / "run", optimizer=optimizers.Adam())
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors must hold .* its optimizer"):
+        fit(network(), run_dir=tmp_path / "run", epochs=2)
+
+
+def test_the_schedule_multiplies_the_rate_of_the_optimizer() -> None:
+    mine = optimizers.Adam(0.25)
+    rows = fit(network(), optimizer=mine, epochs=2, schedule="onecycle")
+    factors = [lr_factor("onecycle", step, 2 * STEPS) for step in (STEPS - 1, 2 * STEPS - 1)]
+    assert [row["lr"] for row in rows] == pytest.approx([0.25 * factor for factor in factors])
+    assert mine.iterations == 2 * STEPS
+    own = optimizers.Adam(optimizers.schedules.PiecewiseConstantDecay([STEPS], [0.5, 0.125]))
+    rows = fit(network(), optimizer=own, epochs=2)
+    assert [row["lr"] for row in rows] == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_average_of_weights_that_adam_trains_is_returned(scaled: bool) -> None:
+    def trained(epochs: int, ema: float = 0.0) -> list[np.ndarray]:
+        model, optimizer = network(), optimizers.Adam(0.01)
+        optimizer = optimizers.LossScaleOptimizer(optimizer, 2.0) if scaled else optimizer
+        fit(model, optimizer=optimizer, epochs=epochs, ema=ema, batch_size=COUNT)
+        return [variable.numpy() for variable in model.trainable_variables]
+
+    for first, second, mean in zip(trained(1), trained(2), trained(2, 0.75), strict=True):
+        np.testing.assert_allclose(mean, 0.75 * first + 0.25 * second, rtol=1e-5, atol=1e-7)
+        assert np.abs(second - first).max() > 1e-4
+
+
+def test_long_gradients_of_any_optimizer_are_shortened() -> None:
+    model = network()
+    before = [variable.numpy() for variable in model.trainable_variables]
+    fit(model, optimizer=optimizers.SGD(2.0), clip_grad_norm=1e-3, batch_size=COUNT)
+    after = [variable.numpy() for variable in model.trainable_variables]
+    moved = sum(np.sum((a - b).astype(float) ** 2) for a, b in zip(after, before, strict=True))
+    assert math.sqrt(moved) == pytest.approx(2.0 * 1e-3, rel=1e-3)
+
+
+def used() -> optimizers.Optimizer:
+    optimizer = optimizers.Adam()
+    optimizer.build(network().trainable_variables)
+    return optimizer
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "no optimizer": (lambda: "adam", {}, "optimizer must be a keras.optimizers.Optimizer"),
+    "nothing": (lambda: lambda: None, {}, "a function without arguments that returns one"),
+    "a used one": (used, {}, "optimizer must be a new one"),
+    "its own average": (lambda: optimizers.Adam(use_ema=True), {}, "set ema in TrainConfig"),
+    "another average": (lambda: optimizers.Adam(use_ema=True), {"ema": 0.5}, "ema_momentum 0.99"),
+    "clipping twice": (lambda: optimizers.Adam(clipnorm=1), {"clip_grad_norm": 1}, "leave one"),
+    "two schedules": (
+        lambda: optimizers.Adam(optimizers.schedules.CosineDecay(0.1, 9)),
+        {"schedule": "onecycle"},
+        "schedule must be 'constant'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_optimizer_of_another_kind_is_refused(case: str) -> None:
+    make, settings, words = REFUSED[case]
+    model = network()
+    with pytest.raises(ConfigError) as refused:
+        fit(model, optimizer=make(), **settings)
+    assert words in str(refused.value)
+    assert same(model, network())
+
+
+class Watched:
+    """Rows behind an interface like that of h5py: sorted rows only, and never all at once."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.reads = values, values.shape, []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("all rows were read")
+
+    __array__ = __iter__
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = np.arange(COUNT)[rows]
+        assert (np.diff(chosen) > 0).all()
+        self.reads.append(chosen)
+        return self.values[rows]
+
+
+def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path: Path) -> None:
+    (x, y), expected, watching, mapped = arrays(), network(), network(), network()
+    fit(expected, epochs=2)
+    watched = Watched(x), Watched(y)
+    fit(watching, watched, epochs=2)
+    reads = watched[0].reads
+    assert max(map(len, reads)) == BATCH
+    second, first = reads[-STEPS:], reads[-2 * STEPS : -STEPS]
+    for epoch in (first, second):
+        assert sorted(np.concatenate(epoch)) == list(range(COUNT))
+    assert not any(np.array_equal(*pair) for pair in product(first, second))
+    np.save(tmp_path / "x.npy", x)
+    fit(mapped, (np.load(tmp_path / "x.npy", mmap_mode="r"), tf.constant(y)), epochs=2)
+    assert same(watching, expected)
+    assert same(mapped, expected)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_ordinary_training_is_that_of_keras(one_hot: bool) -> None:
+    data, ours, theirs = list(Batches()), network(), network()
+    rate = {"lr": 0.125, "momentum": 0.5, "weight_decay": 0.0}
+    training = TrainConfig(**QUICK | rate | {"epochs": 2})
+    given = [(x, np.eye(CLASSES)[y]) for x, y in data] if one_hot else data
+    trades = SPATConfig(eps=0.1, loss="trades")
+    rows = engine.fit(ours, given, trades, training, "", ordinary=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    theirs.compile(optimizers.SGD(0.125, 0.5), loss, metrics=["accuracy"])
+    history = theirs.fit(Batches(), epochs=2, shuffle=False, verbose=0).history
+    assert [row["loss"] for row in rows] == pytest.approx(history["loss"], rel=1e-5)
+    assert [row["adv_accuracy"] for row in rows] == pytest.approx(history["accuracy"])
+    for mine, its in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)
+
+
+class Backbone(keras.Model):
+    """A network of the user's with a part that happens to be called base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = layers.Flatten(), layers.Dense(CLASSES)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.head(self.base(x))
+
+
+def test_all_weights_of_a_network_come_back() -> None:
+    first, second = Backbone(), Backbone()
+    for model in (first, second):
+        model(arrays()[0])
+    assert not same(first, second)
+    engine.load_weights(second, engine.weights(SPATModel(first, CONFIG)))
+    assert same(first, second)

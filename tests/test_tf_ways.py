@@ -1,0 +1,194 @@
+"""Masks, attacks, evaluations: alike eagerly, in a graph of any batch size, under XLA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import spatlib
+import spatlib_tf
+from spatlib import Mask, SPATConfig, Threat
+from spatlib.config import SCORES, plain_pgd
+from spatlib.core.survivors import survivors
+from spatlib_tf import ops
+from spatlib_tf.attack import vjp
+from spatlib_tf.inputs import logits_of, one_hot
+from spatlib_tf.random import draw_start, next_seed
+
+from .entry import to_last
+from .test_tf_fit import normed, state
+from .test_tf_graph import Counted
+from .test_tf_model import BATCH, SHAPE, arrays
+from .test_tf_twin import CLASSES, batch, twins
+
+SIZES = (5, 3)
+COMPILED = ("classes", "rms", "noise", "mart")  # under XLA too, which takes seconds for each
+STEPS = 3
+NAMED = {
+    "Linf": ("pgd", "margin", "targeted", "apgd"),
+    "L2": ("pgd", "apgd-t"),
+    "L1": ("margin", "targeted"),
+}
+THREATS = {n: Threat(eps=e, norm=n) for n, e in {"Linf": 0.15, "L2": 0.5, "L1": 8}.items()}
+
+
+@cache
+def labelled() -> tuple[np.ndarray, np.ndarray]:
+    """Inputs with the labels that the network gives them, but for one."""
+    x = to_last(batch()[0])
+    y = twins()[1](x).numpy().argmax(axis=1)
+    y[2] = (y[2] + 1) % CLASSES
+    return x, y
+
+
+def in_every_way(make: Callable[[], Callable[..., Any]], xla: bool) -> list[list[Any]]:
+    """For batches of all SIZES: what ``make()`` gives eagerly, in a graph and perhaps under XLA.
+
+    Each graph is made once, for batches of a size that is not known. XLA, which compiles for
+    each size, gets the first.
+    """
+    x, y = labelled()
+    signature = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y)]
+    found = []
+    for way in (None, {}, {"jit_compile": True})[: 3 if xla else 2]:
+        used = function = make()
+        if way is not None:
+            used = tf.function(function, input_signature=signature, **way)
+        sizes = SIZES[:1] if way else SIZES
+        found.append([used(tf.constant(x[:size]), tf.constant(y[:size])) for size in sizes])
+        assert way is None or used.experimental_get_tracing_count() == 1
+    return found
+
+
+MASKS = {score: Mask(score=score, floor=0.25) for score in SCORES}
+MASKS["classes"] = Mask(classes=3, floor=0.25)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_every_score(name: str) -> None:
+    config = SPATConfig(eps=0.1, mask=MASKS[name])
+
+    def make() -> Callable[..., Any]:
+        generator = keras.random.SeedGenerator(3)
+        return lambda x, y: spatlib_tf.shared_mask(twins()[1], x, y, config, generator=generator)
+
+    eager, *others = in_every_way(make, xla=name in COMPILED)
+    for masks in others:
+        for ours, expected in zip(masks, eager, strict=False):
+            np.testing.assert_array_equal(ours, expected)
+            assert set(np.unique(ours)) == {0.25, 1}
+            assert 0.4 < np.mean(np.equal(ours, 1)) < 0.6
+
+
+ATTACKS = {
+    "noise": SPATConfig(eps=0.1, steps=2, mask=Mask(score="random", floor=0)),
+    "trades": SPATConfig(eps=0.4, norm="L2", steps=1, loss="trades", mask=Mask(score="rms")),
+    "mart": SPATConfig(eps=1, norm="L1", steps=1, loss="mart", mask=Mask(score="neutral")),
+    "gaussian": SPATConfig(eps=0.1, steps=2, random_start="gaussian", guard=False, smoothing=0.3),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_and_losses(name: str) -> None:
+    config = ATTACKS[name]
+
+    def make() -> Callable[..., Any]:
+        generator, model = keras.random.SeedGenerator(3), twins()[1]
+
+        def both(x: Any, y: Any) -> Any:
+            x_adv = spatlib_tf.perturb(model, x, y, config, generator=generator)
+            return x_adv, spatlib_tf.spat_loss(model, x, y, config, x_adv=x_adv)
+
+        return both
+
+    eager, *others = in_every_way(make, xla=name in COMPILED)
+    for results in others:
+        for (ours, loss), (expected, value) in zip(results, eager, strict=False):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+            assert float(loss) == pytest.approx(float(value), rel=1e-9)
+    assert all(np.abs(x_adv - labelled()[0][: len(x_adv)]).max() > 0.03 for x_adv, _ in eager)
+
+
+def test_attacks_in_train_mode_leave_no_trace() -> None:
+    config = SPATConfig(eps=0.1, steps=2, attack_mode="train", random_start="none", mask=Mask())
+    (x, y), model = map(tf.constant, arrays()), normed()
+    call = partial(spatlib_tf.perturb, model, config=config)
+    signature = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y)]
+    before, results = state(model), []
+    for way in (None, {}, {"jit_compile": True}):
+        used = call if way is None else tf.function(call, input_signature=signature, **way)
+        results.append(used(x, y))
+        assert all(map(np.array_equal, state(model), before))
+    eager, graph, xla = results
+    np.testing.assert_allclose(graph, eager, rtol=0, atol=1e-5)
+    for found in (eager, xla):  # XLA has another dropout
+        assert 0.05 < np.abs(found - x).max() < 0.1 + 1e-6
+
+
+def evaluated(
+    norm: str, names: Sequence[str], steps: int, xla: bool = False
+) -> dict[str, list[bool]]:
+    """Who survives each attack, alike in every way."""
+    model, named = twins()[1], {f"{name}{steps}": name for name in names}
+    threat = plain_pgd(THREATS[norm], steps)
+
+    def make() -> Callable[..., Any]:
+        source = keras.random.SeedGenerator(7)
+
+        def judge(x: Any, y: Any) -> Any:
+            clean = logits_of(model, x)
+            starts = [draw_start(x, threat, next_seed(source))]
+            batch = x, clean, one_hot(y, clean)
+            own = partial(vjp, model, False), partial(logits_of, model)
+            return survivors(ops, *own, named, threat, batch, starts)
+
+        return judge
+
+    eager, *others = in_every_way(make, xla)
+    for results in others:
+        for ours, expected in zip(results, eager, strict=False):
+            assert list(ours) == ["clean", *named]
+            for key, value in expected.items():
+                np.testing.assert_array_equal(ours[key], value)
+    return {key: value.numpy().tolist() for key, value in eager[0].items()}
+
+
+@pytest.mark.parametrize("norm", NAMED)
+def test_evaluations_under_all_named_attacks(norm: str) -> None:
+    expected = evaluated(norm, NAMED[norm], STEPS)
+    settings = {"attacks": NAMED[norm], "steps": STEPS, "seed": 7}
+    report = spatlib.evaluate(twins()[1], labelled(), THREATS[norm], **settings)
+    assert report.metrics == {key: np.mean(value) for key, value in expected.items()}
+    assert 0 < min(report.metrics.values()) < report.metrics["clean"] < 1
+
+
+def test_an_evaluation_under_xla() -> None:
+    clean, attacked = map(sum, evaluated("Linf", ["margin"], 1, xla=True).values())
+    assert 0 < attacked < clean
+
+
+def test_an_evaluation_is_traced_once_whatever_the_sizes_of_its_batches() -> None:
+    def calls(count: int) -> int:
+        model = Counted()
+        model(np.zeros((1, *SHAPE)))
+        model.calls = 0
+        report = spatlib.evaluate(
+            model, arrays(count=count), SPATConfig(eps=0.1), attacks="pgd", batch_size=BATCH
+        )
+        assert report.count == count
+        return model.calls
+
+    one = calls(BATCH)
+    assert calls(BATCH + 1) == one + 1  # the labels of each batch are checked by an eager call
+    assert calls(3 * BATCH + 3) == one + 3
+
+
+def test_every_score_and_attack_is_here() -> None:
+    assert {"min", "mean", "rms", "neutral", "random"} == set(SCORES) < set(MASKS)
+    assert CLASSES > 3  # so that the ratio of logits of apgd is one
