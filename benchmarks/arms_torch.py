@@ -12,15 +12,16 @@ from tqdm import tqdm
 
 from spatlib import TrainConfig
 from spatlib.monitor import Monitor
-from spatlib_torch.batches import Batches
+from spatlib_torch.attack import batch_loss
 from spatlib_torch.engine import build_model
+from spatlib_torch.loaders import Batches
 from spatlib_torch.loop import Loop
 from spatlib_torch.models import preact_resnet
 from spatlib_torch.state import compiled
 
 from . import peers_torch
 from .harness import peak_resident
-from .step import MLPS, Arm, Setting
+from .setting import MLPS, Arm, Setting
 
 
 def network(setting: Setting) -> nn.Module:
@@ -67,14 +68,22 @@ def ours(setting: Setting, mask: str) -> Arm:
     config = setting.config(mask)
     training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
     loop = Loop(
-        model, batches, config, training, 10**6, tqdm(disable=True), Monitor(training), False
+        model,
+        batches,
+        config,
+        training,
+        batch_loss,
+        optimizer,
+        Monitor(training),
+        tqdm(disable=True),
     )
     block = compiled(model, setting.compiled)
     block.__enter__()
 
     def step(_: object = block) -> None:  # kept, for its end would undo it
-        loop._train_on(x, y, validate=False)
+        loop.train_on(x, y)
 
     return step
 

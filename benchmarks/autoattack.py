@@ -12,8 +12,9 @@ import time
 import numpy as np
 
 import spatlib
-from spatlib.backends import load_engine
-from spatlib.data import load
+from spatlib import RECIPES
+from spatlib.data import as_dataset
+from spatlib.engines import load_engine
 
 from .harness import RESULTS
 
@@ -24,24 +25,18 @@ COUNT, STEPS, EPOCHS = 200, 100, 30
 def measure(backend: str) -> dict[str, object]:
     """Accuracies by attack and the seconds each took."""
     training = spatlib.TrainConfig(epochs=EPOCHS, progress=False)
-    trained = spatlib.train(backend=backend, recipe="digits", training=training)
-    x, y = load("digits", channels_first=load_engine(backend).CHANNELS_FIRST).measured
+    config = RECIPES["digits"].config
+    trained = spatlib.train(data="digits", backend=backend, config=config, training=training)
+    x, y = as_dataset("digits", channels_first=load_engine(backend).CHANNELS_FIRST).measured
     np.random.seed(0)  # noqa: NPY002  # ART draws from the global generator
     metrics, seconds = {}, {}
     for attack in ("apgd", "autoattack"):
         began = time.perf_counter()
         part = (x[:COUNT], y[:COUNT])
-        report = spatlib.evaluate(
-            trained.model,
-            part,
-            backend=backend,
-            config=trained.config,
-            attacks=(attack,),
-            steps=STEPS,
-        )
+        report = spatlib.evaluate(trained.model, part, config, attacks=(attack,), steps=STEPS)
         metrics |= report.metrics
         seconds[attack] = round(time.perf_counter() - began, 1)
-    return {"count": COUNT, "eps": trained.config.eps, "metrics": metrics, "seconds": seconds}
+    return {"count": COUNT, "eps": config.eps, "metrics": metrics, "seconds": seconds}
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ the first has trained the judge. Networks and checkpoints are kept under runs/ev
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,15 +24,15 @@ import torch
 from torch import nn
 
 import spatlib
-from spatlib import SPATConfig, TrainConfig
+from spatlib import RECIPES, Dataset, SPATConfig, TrainConfig, load_data
 from spatlib.audit import compare_attacks
-from spatlib.data import load
-from spatlib.recipes import RECIPES
+from spatlib.data import as_dataset
 from spatlib_torch import engine
 from spatlib_torch.models import preact_resnet
 
-from .evidence_arms import ARMS, Arm, control
-from .harness import RESULTS
+from . import evidence_tables
+from .evidence_arms import ARMS, control
+from .harness import append, rows_of
 
 RUNS = Path("runs", "evidence")
 JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
@@ -48,6 +47,7 @@ class Setting(NamedTuple):
     config: SPATConfig
     training: TrainConfig
     seeds: int
+    examples: int | None = None  # the first so many are trained on; None: all
     measured: int | None = None  # test examples; None: all
     warm_up: tuple[float, int] | None = None  # eps and epochs of PGD-AT before any arm
     apgd_steps: int = 30
@@ -111,10 +111,10 @@ SETTINGS = {
             schedule="onecycle",
             lr=0.05,
             eps_warmup=0,
-            examples=10_000,
             **_QUIET,
         ),
         seeds=3,
+        examples=10_000,
         measured=2000,
         warm_up=(0.1, 3),
     ),
@@ -128,9 +128,10 @@ SETTINGS = {
     "cifar10-narrow": Setting(
         "cifar10-onecycle",
         partial(_seeded, _narrow),
-        replace(_CIFAR.config, steps=5),
-        replace(_CIFAR.training, epochs=15, examples=10_000, **_QUIET),
+        replace(_CIFAR.config, steps=5, step_size=2 / 255),
+        replace(_CIFAR.training, epochs=15, **_QUIET),
         seeds=1,
+        examples=10_000,
         measured=1000,
         apgd_examples=500,
     ),
@@ -142,11 +143,9 @@ class Experiment:
 
     def __init__(self, name: str, data: Any, data_dir: str | None, device: str | None) -> None:
         self.name, self.setting, self.device = name, SETTINGS[name], device
-        data = data or RECIPES[self.setting.recipe].data
-        dataset = load(
-            data, channels_first=True, data_dir=data_dir, test_examples=self.setting.measured
-        )
-        self.train, self.test = dataset.train, dataset.measured
+        named = load_data(data or RECIPES[self.setting.recipe].data, data_dir)
+        self.data = as_dataset(named, channels_first=True)
+        self.test = tuple(part[: self.setting.measured] for part in self.data.measured)
 
     @cached_property
     def judge(self) -> spatlib.Result:
@@ -156,8 +155,8 @@ class Experiment:
         """The network of an arm; taken up or read from its run directory if it is there."""
         arm, training = ARMS[name], replace(self.setting.training, seed=seed, device=self.device)
         model = self.start(seed)
-        with control(arm.control, seed):
-            return self._run(name, model, self.config(arm), training)
+        with control(arm.control):
+            return self._run(name, model, arm.attack(self.setting.config), training)
 
     def start(self, seed: int) -> nn.Module:
         """Where every arm of this seed begins.
@@ -177,39 +176,36 @@ class Experiment:
         self, name: str, model: nn.Module, config: SPATConfig, training: TrainConfig
     ) -> spatlib.Result:
         directory = RUNS / self.name / f"{name.replace(' ', '_')}-{training.seed}"
-        # One test example only: the networks are measured elsewhere, and more thoroughly.
-        data = (self.train, (self.test[0][:1], self.test[1][:1]))
         return spatlib.train(
             model,
-            data,
+            self.split(training.seed),
             config=config,
-            training=training,
+            training=replace(training, validation=0),  # they are held out here
             run_dir=directory,
             resume=(directory / "config.json").exists(),
         )
 
-    def held(self, seed: int) -> Any:
-        """The examples that were held out of the trainings of this seed."""
+    def split(self, seed: int) -> Dataset:
+        """The examples that the trainings of this seed have, and those that are held out."""
         count = self.setting.training.validation
-        return load(self.train, channels_first=True, validation=count, seed=seed).validation
-
-    def config(self, arm: Arm) -> SPATConfig:
-        threat = self.setting.config
-        eps, length = threat.eps * arm.stretch, threat.step_size * arm.stretch
-        return replace(threat, eps=eps, step_size=length, **arm.config)
+        data = as_dataset(self.data.train, channels_first=True, validation=count, seed=seed)
+        train = tuple(part[: self.setting.examples] for part in data.train)
+        # One test example only: the networks are measured elsewhere, and more thoroughly.
+        test = tuple(part[:1] for part in self.test)
+        return Dataset(train=train, test=test, validation=data.validation)
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         """Train one arm and measure it."""
         result, judge = self.trained(name, seed), self.judge
         arm, (x, y) = ARMS[name], self.test
-        measure = partial(spatlib.evaluate, result.model, config=self.setting.config, seed=1)
+        measure = partial(spatlib.evaluate, result.model, threat=self.setting.config, seed=1)
         pgd = measure((x, y), attacks=("pgd", "margin"), steps=STEPS, restarts=RESTARTS)
         few = slice(self.setting.apgd_examples)
         apgd = measure((x[few], y[few]), attacks=("apgd",), steps=self.setting.apgd_steps)
-        with control(arm.control, seed):
+        with control(arm.control):
             moved, _ = compare_attacks(
-                (result.model, "torch"),
-                (judge.model, "torch"),
+                result.model,
+                judge.model,
                 (x[few], y[few]),
                 result.config,
                 count=len(x[few]),
@@ -217,7 +213,7 @@ class Experiment:
                 seed=seed,
                 ssim=False,
             )
-        held = measure(self.held(seed), attacks=("pgd", "margin"))
+        held = measure(self.split(seed).validation, attacks=("pgd", "margin"))
         robust = [value for key, value in pgd.metrics.items() if key != "clean"]
         return {
             "dataset": self.name,
@@ -236,28 +232,6 @@ class Experiment:
             "stall_rate": result.history[-1]["stall_rate"],
             "seconds_per_epoch": statistics.median(e["seconds"] for e in result.history),
         }
-
-
-def rows_of(name: str) -> list[dict[str, str]]:
-    """Of ``benchmarks/results/<name>.csv``, if there is one."""
-    path = RESULTS / f"{name}.csv"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(name: str, row: dict[str, Any]) -> None:
-    """One write, so that several processes can append."""
-    values = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, values, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(values)
 
 
 def parser(module: str, doc: str | None, *more: str) -> argparse.ArgumentParser:
@@ -284,9 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--seeds", nargs="+", type=int)
     chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
-        from . import evidence_tables
-
-        evidence_tables.write()
+        evidence_tables.write(SETTINGS)
         return
     runs, file = experiment(chosen), f"evidence_{chosen.dataset}"
     for seed in chosen.seeds or range(runs.setting.seeds):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
-from .evidence import SETTINGS, rows_of
 from .evidence_arms import ARMS
-from .harness import table
+from .harness import rows_of, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 SHOWN = ("clean", "worst", "apgd", "held_robust", "success", "drift", "stall_rate")
@@ -16,10 +16,10 @@ PERCENT = 100
 Rows = dict[str, dict[int, dict[str, float]]]  # by arm and seed
 
 
-def write() -> None:
+def write(names: Iterable[str]) -> None:
     """Put a table per data set between its marks; a page without the marks is left alone."""
     text = PAGE.read_text(encoding="utf-8")
-    for name in SETTINGS:
+    for name in names:
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if begin in text and (rows := _numbers(name)):
             before, _, rest = text.partition(begin)

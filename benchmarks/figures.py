@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spatlib import SPATConfig
 from spatlib.audit import compare_attacks
+from spatlib.evaluate import attacked_examples
 from spatlib_torch import engine, perturb, shared_mask
 
 from .evidence import Experiment, experiment, parser
@@ -36,7 +37,7 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "mask min": (mask(), ""),
     "mask mean": (mask("mean"), ""),
     "mask neutral": (mask("neutral"), ""),
-    "mask random": (mask(), "random"),
+    "mask random": (mask("random"), ""),
     "mask min inverted": (mask(), "inverted"),
 }
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def inputs(model: nn.Module, runs: Experiment, count: int) -> tuple[Tensor, Tensor]:
     """The first test images in their own units, (N, C, H, W), and their labels."""
     config = runs.setting.config
-    found = engine.examples(model, runs.test, config, count=count, seed=0)
+    found = attacked_examples(engine, model, runs.test, config, count)
     return torch.as_tensor(found["x"]).movedim(-1, 1), torch.as_tensor(found["y"])
 
 
@@ -98,10 +99,9 @@ def drift(target: nn.Module, runs: Experiment) -> None:
         found = []
         for eps in np.minimum(threat.eps * SIZES, high):
             config = replace(threat, eps=eps, step_size=None, steps=STEPS, **settings)
-            with control(kind, seed=0):
+            with control(kind):
                 facts, _ = compare_attacks(
-                    (networks[0], "torch"),
-                    (networks[1], "torch"),
+                    *networks,
                     runs.test,
                     config,
                     count=AUDITED,

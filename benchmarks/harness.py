@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
@@ -95,6 +96,28 @@ def save(name: str, content: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1, sort_keys=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """Of ``benchmarks/results/<name>.csv``, if there is one."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(name: str, row: dict[str, Any]) -> None:
+    """One write, so that several processes can append."""
+    values = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, values, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(values)
 
 
 def peak_resident() -> float:

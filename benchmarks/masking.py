@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import spatlib
+from spatlib.config import plain_pgd
 from spatlib_torch import perturb
 
-from .evidence import RESTARTS, STEPS, Experiment, append, experiment, parser, rows_of
+from .evidence import RESTARTS, STEPS, Experiment, experiment, parser
 from .evidence_arms import ARMS
+from .harness import append, rows_of
 
 COUNT = 200  # test examples
 
@@ -38,11 +40,11 @@ def check(runs: Experiment, name: str, seed: int) -> dict[str, Any]:
     starts = torch.Generator().manual_seed(seed)
 
     def transfer(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return perturb(other, x, y, config.evaluation(STEPS), generator=starts)
+        return perturb(other, x, y, plain_pgd(config, STEPS), generator=starts)
 
     measure = partial(spatlib.evaluate, model, data, steps=STEPS)
     attacks = ("pgd", "margin", "apgd", transfer, "autoattack")
-    found = measure(config=config, attacks=attacks, restarts=RESTARTS).metrics
+    found = measure(threat=config, attacks=attacks, restarts=RESTARTS).metrics
     row = {
         "dataset": runs.name,
         "arm": name,
@@ -58,7 +60,7 @@ def check(runs: Experiment, name: str, seed: int) -> dict[str, Any]:
         "whole range": high - low,
     }.items():
         larger = replace(config, eps=min(eps, high - low))
-        row[column] = measure(config=larger, attacks=("pgd",)).metrics[f"pgd{STEPS}"]
+        row[column] = measure(threat=larger, attacks=("pgd",)).metrics[f"pgd{STEPS}"]
     return row
 
 

@@ -37,7 +37,7 @@ def by_hand(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x_adv)
             loss = tf.reduce_sum(entropy(y, model(x_adv, training=False)))
-        moved = x_adv + config.step_size * tf.sign(tape.gradient(loss, x_adv))
+        moved = x_adv + config.alpha * tf.sign(tape.gradient(loss, x_adv))
         moved = tf.clip_by_value(moved, x - config.eps, x + config.eps)
         return tf.clip_by_value(moved, lower, upper)
 
@@ -103,7 +103,7 @@ def art(name: str, config: SPATConfig) -> Callable[[], Any]:
     attack = ProjectedGradientDescent(
         classifier,
         eps=config.eps,
-        eps_step=config.step_size,
+        eps_step=config.alpha,
         max_iter=config.steps,
         num_random_init=1,
         batch_size=BATCH[name],

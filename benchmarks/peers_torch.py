@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .step import Arm, Setting
+from .setting import Arm, Setting
 
 EPS, ALPHA, BETA = 8 / 255, 2 / 255, 6.0
 Network = Callable[[Setting], nn.Module]
@@ -32,7 +32,7 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
 
     add("by hand", by_hand)
     add("by hand, channels_last", by_hand, channels_last=True)
-    if setting.base == "trades":
+    if setting.loss == "trades":
         add("by hand, clean pass at each step", by_hand, again=True)
         add(
             "by hand, clean pass at each step, channels_last",
@@ -43,7 +43,7 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
     if setting.compiled:
         add("by hand, compiled", by_hand, compiled=True)
         add("by hand, compiled, channels_last", by_hand, compiled=True, channels_last=True)
-    elif setting.base == "pgd" and setting.precision == "float32":
+    elif setting.loss == "pgd" and setting.precision == "float32":
         add("loss.backward() at each step", with_backward)
         for name, build in (
             ("torchattacks", torchattacks_pgd),
@@ -85,7 +85,7 @@ def by_hand(
     kl = partial(F.kl_div, reduction="sum")
 
     def ascend(logits: Tensor, clean: Tensor | None) -> Tensor:
-        if setting.base != "trades":
+        if setting.loss != "trades":
             return F.cross_entropy(logits, y, reduction="sum")
         if again:
             with torch.no_grad():
@@ -96,7 +96,7 @@ def by_hand(
         model.eval().requires_grad_(False)
         with autocast(setting):
             clean = None
-            if setting.base == "trades" and not again:
+            if setting.loss == "trades" and not again:
                 clean = F.softmax(forward(x), dim=1)
             d = torch.empty_like(x).uniform_(-EPS, EPS)
             for _ in range(setting.steps):
@@ -105,21 +105,21 @@ def by_hand(
                 d.add_(grad.sign_(), alpha=ALPHA).clamp_(-EPS, EPS)
             z = (x + d).clamp_(0, 1)
             model.train().requires_grad_(True)
-            loss = outer(setting.base, forward, x, z, y)
+            loss = outer(setting.loss, forward, x, z, y)
         update(optimizer, loss)
 
     return step
 
 
 def outer(
-    base: str, forward: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, y: Tensor
+    name: str, forward: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, y: Tensor
 ) -> Tensor:
     """The losses as the authors' code has them."""
-    if base == "pgd":
+    if name == "pgd":
         return F.cross_entropy(forward(z), y)
     clean, attacked = forward(x), forward(z)
     p, log_q = F.softmax(clean, dim=1), F.log_softmax(attacked, dim=1)
-    if base == "trades":
+    if name == "trades":
         return F.cross_entropy(clean, y) + BETA * F.kl_div(log_q, p, reduction="batchmean")
     q, label = log_q.exp(), F.one_hot(y, clean.shape[1])
     rival = (q - label).amax(dim=1)

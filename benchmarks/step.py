@@ -2,7 +2,7 @@
 
     python -m benchmarks.step                                 # the small residual network, PGD-AT
     python -m benchmarks.step --compiled                      # the same, compiled
-    python -m benchmarks.step --base trades --mask off min
+    python -m benchmarks.step --loss trades --mask off min
     python -m benchmarks.step --device cuda --model preact_resnet18 --batch 512 --precision bfloat16
 
 Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json, with
@@ -15,39 +15,11 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-from spatlib import SPATConfig
+from collections.abc import Sequence
+from typing import Any
 
 from .harness import hardware, interleaved, ratios, save, table
-
-MASKS: dict[str, dict[str, Any]] = {
-    "off": {"keep": 1.0, "smoothing": 0.0},  # the plain base method
-    "default": {},
-    "min": {"share": "min"},
-    "classes4": {"mask_classes": 4},
-    "rms": {"share": "rms", "probes": 2},
-}
-MLPS = {"mlp": 1024, "mlp_1ms": 256}  # width of the two hidden layers; 1 ms: of its forward pass
-Arm = Callable[[], object]
-
-
-class Setting(NamedTuple):
-    """What is measured; inputs are 3 x 32 x 32 (or 32 x 32 x 3), uniform noise."""
-
-    model: str = "small"
-    base: str = "pgd"
-    mask: Sequence[str] = tuple(MASKS)
-    classes: int = 10
-    batch: int = 64
-    steps: int = 10
-    device: str = "cpu"
-    precision: str = "float32"
-    compiled: bool = False
-
-    def config(self, mask: str) -> SPATConfig:
-        return SPATConfig(base=self.base, steps=self.steps, step_size=2 / 255, **MASKS[mask])
+from .setting import MASKS, MLPS, Setting
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", choices=("small", "preact_resnet18", *MLPS), default="small")
-    parser.add_argument("--base", choices=("pgd", "trades", "mart"), default="pgd")
+    parser.add_argument("--loss", choices=("pgd", "trades", "mart"), default="pgd")
     parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
     for name in ("classes", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, default=Setting._field_defaults[name])

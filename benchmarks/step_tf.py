@@ -13,17 +13,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from spatlib import SPATConfig
+from spatlib import Mask, SPATConfig
 
 from . import ours_tf, peers_tf
 from .harness import RESULTS, hardware, interleaved, peak_resident, ratios, save, table
 
-PLAIN = SPATConfig(smoothing=0, keep=1)
+EPS = 8 / 255
+PLAIN = SPATConfig(eps=EPS, smoothing=0)
 METHODS = {
     "PGD-AT": PLAIN,
-    "SPAT": SPATConfig(share="min"),
-    "SPAT mask_classes=4": SPATConfig(mask_classes=4),
-    "SPAT rms": SPATConfig(share="rms"),
+    "SPAT": SPATConfig(eps=EPS, mask=Mask()),
+    "SPAT classes=4": SPATConfig(eps=EPS, mask=Mask(classes=4)),
+    "SPAT rms": SPATConfig(eps=EPS, mask=Mask(score="rms")),
 }
 STEPS = {"mlp": 20}  # training steps of one timing; otherwise one
 ROUNDS = {"small": 15, "xla": 7, "peers": 5, "classes": 5, "resnet18": 5, "mlp": 15}
@@ -38,7 +39,7 @@ def makers(size: str) -> dict[str, Callable[[], Arm]]:
         return {
             f"{method}, K={classes}": partial(ours, METHODS[method], classes)
             for classes in (10, 100, 1000)
-            for method in ("PGD-AT", "SPAT mask_classes=4", "SPAT rms")
+            for method in ("PGD-AT", "SPAT classes=4", "SPAT rms")
         }
     if size == "peers":  # whole calls on one batch
         return {

@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 import spatlib
-from spatlib.recipes import RECIPES
+from spatlib import RECIPES
 
-from .evidence import SETTINGS, append, rows_of
+from .evidence import SETTINGS
+from .harness import append, rows_of
 
 FILE = "eps_warmup_mnist"
 SHOWN = ("loss", "adv_accuracy", "val_clean", "val_pgd10", "seconds")
@@ -41,20 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (name, str(warmup)) in {(row["network"], row["eps_warmup"]) for row in rows_of(FILE)}:
         return
     step_size, plan = PLANS[name]
-    recipe = RECIPES["mnist"]
+    changes = {"steps": 10, "step_size": step_size, "eps_warmup": warmup, "progress": False}
+    data = spatlib.load_data("mnist", chosen.data_dir, limit=10_000)
     result = spatlib.train(
         SETTINGS["mnist"].build(0) if name == "strided" else name,
-        recipe="mnist",
-        config=replace(recipe.config, steps=10, step_size=step_size),
-        training=replace(
-            recipe.training,
-            **plan,
-            eps_warmup=warmup,
-            examples=10_000,
-            test_examples=500,
-            progress=False,
-        ),
-        data_dir=chosen.data_dir,
+        replace(data, test=tuple(part[:500] for part in data.test)),
+        recipe=RECIPES["mnist"].change(**plan, **changes),
     )
     for row in result.history:
         found = {key: row[key] for key in SHOWN}

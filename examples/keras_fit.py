@@ -7,12 +7,11 @@ import keras
 
 import spatlib
 import spatlib_tf
-from spatlib.data import load
 
 
 def main(epochs: int = 5) -> dict[str, float]:
     keras.utils.set_random_seed(0)
-    data = load("digits", channels_first=False)
+    data = spatlib.load_data("digits")
     base = keras.Sequential(
         [
             keras.layers.Input((8, 8, 1)),
@@ -38,7 +37,7 @@ def main(epochs: int = 5) -> dict[str, float]:
         callbacks=[stop],
         verbose=2,
     )
-    report = spatlib.evaluate(model.base, "digits", backend="tf", config=model.config)
+    report = spatlib.evaluate(model.base, data, model.config)
     print(report)
     return {"val_adv_accuracy": history.history["val_adv_accuracy"][-1], **report.metrics}
 

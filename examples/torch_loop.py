@@ -9,15 +9,14 @@ from torch import nn
 
 import spatlib
 import spatlib_torch
-from spatlib.data import load
 
 
 def main(epochs: int = 5) -> dict[str, float]:
     torch.manual_seed(0)
-    data = load("digits", channels_first=True)
+    data = spatlib.load_data("digits")  # images (N, H, W, C)
     x, y = (torch.as_tensor(part) for part in data.train)
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(x, y), batch_size=64, shuffle=True
+        torch.utils.data.TensorDataset(x.movedim(-1, 1), y), batch_size=64, shuffle=True
     )
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
@@ -42,7 +41,7 @@ def main(epochs: int = 5) -> dict[str, float]:
             losses.append(loss.item())
         print(f"epoch {epoch}: loss {np.mean(losses):.3f}")
 
-    report = spatlib.evaluate(model, "digits", config=config)
+    report = spatlib.evaluate(model, data, config)
     print(report)
     return report.metrics
 

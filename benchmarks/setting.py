@@ -1,0 +1,36 @@
+"""What a timing of one training step in PyTorch is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from spatlib import Mask, SPATConfig
+
+MASKS: dict[str, dict[str, Any]] = {
+    "off": {"smoothing": 0.0},  # the plain base method
+    "default": {},
+    "min": {"mask": Mask()},
+    "classes4": {"mask": Mask(classes=4)},
+    "rms": {"mask": Mask(score="rms", probes=2)},
+}
+MLPS = {"mlp": 1024, "mlp_1ms": 256}  # width of the two hidden layers; 1 ms: of its forward pass
+Arm = Callable[[], object]
+
+
+class Setting(NamedTuple):
+    """What is measured; inputs are 3 x 32 x 32 (or 32 x 32 x 3), uniform noise."""
+
+    model: str = "small"
+    loss: str = "pgd"
+    mask: Sequence[str] = tuple(MASKS)
+    classes: int = 10
+    batch: int = 64
+    steps: int = 10
+    device: str = "cpu"
+    precision: str = "float32"
+    compiled: bool = False
+
+    def config(self, mask: str) -> SPATConfig:
+        settings = {"steps": self.steps, "step_size": 2 / 255, **MASKS[mask]}
+        return SPATConfig(eps=8 / 255, loss=self.loss, **settings)
