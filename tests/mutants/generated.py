@@ -23,14 +23,21 @@ CORE = {
     "attack": (),
     "feasible": ("start", "step"),
     "losses": ("losses",),
-    "mask": ("cotangents", "mask"),
+    "mask": ("cotangents", "mask", "shared_mask"),
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
     "projection": ("projection_rounds", "projection_limits", "projection"),
-    "target": ("target", "apgd"),
+    "target": ("target", "cotangents", "apgd"),
 }
 ALSO = {
-    "attack": (*TORCH, f"{STALL}[torch-0.3]", "tests/test_attack.py", "-k", "torch"),
+    "attack": (
+        *TORCH,
+        f"{STALL}[torch-0.3]",
+        "tests/test_attack.py",
+        "tests/test_bounds.py",
+        "-k",
+        "torch",
+    ),
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
     ),
@@ -57,8 +64,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
     "spatlib/core/survivors.py": (
         "tests/test_evaluation.py",
         "tests/test_verdicts.py",
-        "-k",
-        "torch",
+        "tests/test_points.py",
     ),
     "spatlib_torch/attack.py": (
         *TORCH,

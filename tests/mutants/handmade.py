@@ -12,11 +12,18 @@ from .mutant import ROOT, Mutant
 
 Faults = dict[str, tuple[str, str]]
 
-CONTEXTS, STATE = ("tests/test_torch_contexts.py",), ("tests/test_torch_state.py",)
-EVALUATION = ("tests/test_evaluation.py", "tests/test_verdicts.py", "-k", "torch")
+STATE = ("tests/test_torch_state.py",)
+CONTEXTS = (*STATE, "tests/test_torch_contexts.py", "tests/test_draws.py")
+EVALUATION = SELECTION["spatlib/core/survivors.py"]
 TF_VERDICTS = ("tests/test_points.py", "-k", "tensorflow")
-TF_DRAWS = ("tests/test_draws.py", "-k", "tensorflow")
+TF_DRAWS = ("tests/test_draws.py",)
 TF_STATE = (f"{FIT}attacks_leave_every_variable_as_it_was",)
+
+TF_MASKED = (
+    "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
+    "-k",
+    "tf",
+)
 
 CORE: dict[str, Faults] = {
     "apgd": {
@@ -142,12 +149,14 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "fork = None",
         ),
     },
-    ("spatlib_tf/attack.py", TF): {
+    ("spatlib_tf/attack.py", TF_MASKED): {
         "mask of its own kept": (
             "start=start, mask=mask, source",
             "start=start, mask=None, source",
         ),
-        "clean pass in inference mode": (
+    },
+    ("spatlib_tf/attack.py", TF): {
+        "clean logits doubled": (
             "else logits_of(model, x, training=True)",
             "else 2 * logits_of(model, x, training=True)",
         ),
