@@ -4,12 +4,11 @@ from .audit import Audit, audit
 from .config import Mask, SPATConfig, Threat
 from .data import Dataset, load_data
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
-from .evaluate import evaluate
+from .evaluate import Report, evaluate
 from .recipes import RECIPES, Recipe
-from .result import Report, Result
 from .runs import load_model
-from .train import train
-from .train_config import TrainConfig
+from .train import Result, train
+from .training import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_labels
 from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
 from .engines import engine_of, load_extra
-from .errors import DataError, require_integer
+from .errors import DataError, check_labels, require_integer
 from .evaluate import attacked_examples
 
 

@@ -18,8 +18,7 @@ from .audit import compare_attacks
 from .data import as_dataset
 from .engines import engine_of
 from .errors import require_integer
-from .evaluate import attacked_examples
-from .result import Report, table
+from .evaluate import Report, attacked_examples, table
 from .runs import EVALUATION, Run, load_model
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad input; Ctrl-C

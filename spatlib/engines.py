@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .config import SPATConfig, Threat
     from .evaluate import Evaluation
     from .monitor import Monitor
-    from .train_config import TrainConfig
+    from .training import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 PACKAGES = {"torch": "torch", "keras": "tf"}  # whose models belong to which of them
@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Train in place, return the history; ordinary training uses the bounds of config only.
 
         ``optimizer`` is that of :func:`spatlib.train`; None is SGD of ``training``.
-        The attack of an epoch is that of :func:`spatlib.schedule.warmed_up`. The monitor is told
+        The attack of an epoch is that of :func:`spatlib.training.warmed_up`. The monitor is told
         of steps and epochs, holds the checkpoint to go on from, and says when to save and to stop.
         """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import DataError
 from .runs import BEST, CHECKPOINT, EMA, LAST, Run
-from .train_config import TrainConfig
+from .training import TrainConfig
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 SHOWN = (CLEAN, ROBUST)  # measures of the last epoch that the progress bar shows

@@ -8,7 +8,7 @@ from typing import Any
 
 from .config import Mask, SPATConfig
 from .errors import ConfigError, require_choice
-from .train_config import TrainConfig
+from .training import TrainConfig
 
 OWNERS = {field.name: "config" for field in fields(SPATConfig)}
 OWNERS |= {field.name: "training" for field in fields(TrainConfig)}

@@ -21,7 +21,7 @@ from typing import Any
 from .config import SPATConfig
 from .engines import load_engine
 from .errors import ConfigError, DataError, require, shown
-from .train_config import TrainConfig
+from .training import TrainConfig
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,46 @@ from .config import SPATConfig
 from .data import Dataset, as_dataset, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require_type
-from .evaluate import Evaluation, attacked_examples, measure, threat_of
+from .evaluate import Evaluation, Report, attacked_examples, measure, table, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import Recipe, find_recipe
-from .result import Report, Result
 from .runs import STANDARD, Run
-from .train_config import TrainConfig
+from .training import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A trained model and the record of its training.
+
+    Attributes:
+        model: The trained model, with its best, averaged or last weights (:func:`spatlib.train`).
+        history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on the training
+            batches under their attack), ``stall_rate``, ``lr``, ``seconds``.
+        config, training: The settings used.
+        measured_on: ``"test"``, or ``"training"`` if there are no other data.
+        report, baseline: The reports on ``model`` and, if asked for, on an ordinarily trained
+            network of the same architecture, schedule and seed.
+    """
+
+    model: Any
+    history: list[dict[str, float]]
+    config: SPATConfig
+    training: TrainConfig
+    measured_on: str = "test"
+    report: Report | None = None
+    baseline: Report | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The accuracies of ``report``, empty if there is none."""
+        return {} if self.report is None else self.report.metrics
+
+    def __str__(self) -> str:
+        if self.report is None:
+            return "not evaluated"
+        rows = {"standard": self.baseline, "SPAT": self.report}
+        text = table({name: row for name, row in rows.items() if row is not None}, self.report)
+        return text if self.measured_on == "test" else f"{text}; these are the training data"
 
 
 def train(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from spatlib.checks import check_same_shape
 from spatlib.config import SPATConfig
 from spatlib.core import mask as core
-from spatlib.core.attack import Adversarial, adversarial
-from spatlib.core.losses import outer_loss
-from spatlib.errors import require_type
+from spatlib.core.attack import Adversarial, adversarial, survivors
+from spatlib.core.target import outer_loss
+from spatlib.errors import check_same_shape, require_type
 
 from . import ops
 from .inputs import (
@@ -109,7 +108,7 @@ def spat_loss(
     """The loss to differentiate in a training loop of your own, inside your tape.
 
     Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
-    (formulas in :mod:`spatlib.core.losses`) with ``training=True``: one forward pass for ``pgd``,
+    (formulas in :mod:`spatlib.core.target`) with ``training=True``: one forward pass for ``pgd``,
     two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them). An eager
     tape around it also holds on to the attack's tensors: wrap the step in a tf.function, or call
     :func:`perturb` before the tape and pass ``x_adv``.
@@ -215,3 +214,23 @@ def outer(
     logits = logits_of(model, x_adv, training=True)
     label = one_hot(y, logits)
     return outer_loss(ops, config.loss, config.beta, label, clean, logits), logits
+
+
+def robust_on(model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, source: Any) -> Tensor:
+    """(N,) whether the label survives clean, at one start and at the end of PGD from it."""
+    return survivors_of(model, x, y, threat, {"pgd": "pgd"}, [next_seed(source, x)])["pgd"]
+
+
+def survivors_of(
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    threat: SPATConfig,
+    named: Mapping[str, str],
+    seeds: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """The verdicts (N,) under every named attack, one seed (2,) per restart."""
+    clean = logits_of(model, x)
+    batch, starts = (x, clean, one_hot(y, clean)), (draw_start(x, threat, seed) for seed in seeds)
+    own = partial(vjp, model, False), partial(logits_of, model)
+    return survivors(ops, *own, named, threat, batch, starts)

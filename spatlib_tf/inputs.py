@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spatlib import checks
+from spatlib import errors as checks
 from spatlib.config import Threat
 from spatlib.errors import ConfigError, DataError, require
 

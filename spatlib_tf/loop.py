@@ -16,11 +16,9 @@ from spatlib.core.attack import Adversarial
 from spatlib.errors import DataError, NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.runs import CHECKPOINT, pack, unpack
-from spatlib.schedule import lr_factor, warmed_up
-from spatlib.train_config import TrainConfig
+from spatlib.training import TrainConfig, lr_factor, warmed_up
 
-from .augment import augment
-from .batches import Shuffled, scaled
+from .batches import Shuffled, augment, scaled
 from .model import SPATModel
 from .random import next_seed
 

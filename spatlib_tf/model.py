@@ -9,13 +9,11 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
-from spatlib.core.attack import Adversarial
-from spatlib.core.survivors import is_correct
+from spatlib.core.attack import Adversarial, is_correct
 from spatlib.errors import ConfigError, require_type
 
 from . import ops
-from .attack import attacked, outer
-from .evaluation import robust_on
+from .attack import attacked, outer, robust_on
 from .inputs import check_label_values, check_model, logits_of, one_hot, prepare
 
 Tensor = Any

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from spatlib.checks import check_mask_classes
 from spatlib.config import SPATConfig
 from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
+from spatlib.errors import check_mask_classes
 
 from . import ops
 

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spatlib.checks import check_mask_classes, check_same_shape
 from spatlib.config import SPATConfig
 from spatlib.core import mask as core
 from spatlib.core.attack import Adversarial, adversarial
 from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
-from spatlib.core.losses import outer_loss
-from spatlib.errors import require_type
+from spatlib.core.target import outer_loss
+from spatlib.errors import check_mask_classes, check_same_shape, require_type
 
 from . import ops
 from .inputs import (
@@ -136,7 +135,7 @@ def spat_loss(
     """The loss to call ``backward()`` on, in a training loop of your own.
 
     Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
-    (formulas in :mod:`spatlib.core.losses`) with the model as it stands: one forward pass for
+    (formulas in :mod:`spatlib.core.target`) with the model as it stands: one forward pass for
     ``pgd``, two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them).
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatlib import checks
+from spatlib import errors as checks
 from spatlib.config import Threat
 from spatlib.errors import ConfigError, DataError
 

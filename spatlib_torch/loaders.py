@@ -1,6 +1,6 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds their draws.
 
-Every draw of a training follows from ``spatlib.schedule.fold(seed, epoch, number, purpose)``, the
+Every draw of a training follows from ``spatlib.training.fold(seed, epoch, number, purpose)``, the
 number that of a step in its epoch or of an item, so no state of a generator is ever saved.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spatlib.data import is_pair, length
-from spatlib.errors import ConfigError, DataError
-from spatlib.schedule import fold
+from spatlib.errors import ConfigError, DataError, check_images
+from spatlib.training import PADDING, fold
 
 from .inputs import check_model
 
@@ -237,3 +237,32 @@ def _no_numbers(part: Any, error: Exception) -> DataError:
         f"data must hold arrays or tensors of numbers, got {type(part).__name__} ({error}): "
         "convert it, e.g. with numpy.asarray"
     )
+
+
+def augment(x: Tensor, kind: str, lower: float, generator: torch.Generator) -> Tensor:
+    """Each image shifted, and mirrored or not, by a draw of its own; see ``TrainConfig.augment``.
+
+    Args:
+        x: Images (N, C, H, W); the result has their dtype and memory format.
+        kind: ``"crop"``, ``"crop-flip"`` or ``"none"``.
+        lower: What is around the images.
+        generator: On the device of x.
+
+    Raises:
+        ConfigError: x are no images.
+    """
+    if kind == "none":
+        return x
+    check_images(x.shape)
+    side = 2 * PADDING + 1
+    (n, _, height, width), device = x.shape, x.device
+    versions = side**2 * (2 if kind == "crop-flip" else 1)
+    version = torch.randint(versions, (n, 1), generator=generator, device=device)
+    across, down = version % side, version // side % side
+    columns = torch.arange(width, device=device)
+    columns = across + torch.where(version < side**2, columns, columns.flip(0))
+    rows = down + torch.arange(height, device=device)
+    padded = torch.nn.functional.pad(x, (PADDING,) * 4, value=lower).movedim(1, 3)
+    examples = torch.arange(n, device=device)[:, None, None]
+    moved = padded[examples, rows[:, :, None], columns[:, None, :]]
+    return torch.empty_like(x).copy_(moved.movedim(3, 1))

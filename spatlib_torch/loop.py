@@ -15,18 +15,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib import checks
+from spatlib import errors as checks
 from spatlib.config import SPATConfig
 from spatlib.errors import ConfigError, DataError, NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.runs import CHECKPOINT, pack, unpack
-from spatlib.schedule import fold, lr_factor, warmed_up
-from spatlib.train_config import TrainConfig
+from spatlib.training import TrainConfig, fold, lr_factor, warmed_up
 
 from .attack import BatchLoss
-from .augment import augment
 from .inputs import check_label_values, logits_of, prepare
-from .loaders import ATTACK, AUGMENT, STEP, Batches, seed_globals
+from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
 from .state import attack_state, copies, like, load_optimizer, optimizer_state, put, unwrap, weights
 
 READ_EVERY = 50  # steps between two reads from the device

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import reference
 from spatlib import SPATConfig
-from spatlib.core import losses, numpy_ops
+from spatlib.core import numpy_ops
+from spatlib.core import target as losses
 
 from .entry import CHANNELS, CLASSES, initial_weights
 from .record import agree, at_most, saw, saw_dtypes

@@ -15,11 +15,10 @@ import spatlib_tf.ops
 import spatlib_torch.ops
 from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import plain_pgd
-from spatlib.core import apgd, losses, mask, target
-from spatlib.core.attack import adversarial
+from spatlib.core import apgd, mask, target
+from spatlib.core.attack import adversarial, survivors
 from spatlib.core.feasible import FeasibleSet, uniform_in_ball
 from spatlib.core.ops import rivals
-from spatlib.core.survivors import survivors
 from spatlib_torch import perturb
 from spatlib_torch.attack import Draws, vjp
 from spatlib_torch.inputs import one_hot
@@ -67,7 +66,7 @@ def a_loss(loss: str) -> Callable[..., Any]:
         for name in ("margin", "apgd-t"):
             value, cotangent = target.objective(ops, name, logits, label, goal)
             total = total + value + ops.sum(cotangent * logits, axis=1)
-        outer = losses.outer_loss(ops, loss, 6.0, label, logits, 2 * logits)
+        outer = target.outer_loss(ops, loss, 6.0, label, logits, 2 * logits)
         return ops.sum(outer + total, axis=0)
 
     return function

@@ -59,7 +59,7 @@ def caught(action: str, before: str, *flags: str) -> str:
         "import spatlib",
         "from spatlib import *",
         "import spatlib; spatlib.SPATConfig(eps=0.1, mask=spatlib.Mask())",
-        "import spatlib.core.attack, spatlib.core.survivors, spatlib.core.numpy_ops",
+        "import spatlib.core.attack, spatlib.core.attack, spatlib.core.numpy_ops",
         "import spatlib; spatlib.load_data('digits', limit=3)",
         "from spatlib.data import as_dataset; as_dataset('digits', channels_first=True)",
         "import spatlib; spatlib.RECIPES['mnist'].change(steps=2)",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from reference.losses import loss_and_cotangents
-from spatlib.core.losses import outer_loss
 from spatlib.core.ops import Array, Ops
+from spatlib.core.target import outer_loss
 
 from .backends import Backend
 from .record import agree, at_most

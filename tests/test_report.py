@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatlib import ConfigError, DataError, Mask, Report, SPATConfig, Threat
-from spatlib.evaluate import Evaluation
-from spatlib.result import wilson
+from spatlib.evaluate import Evaluation, wilson
 
 getcontext().prec = 40
 CONFIG = SPATConfig(eps=0.15, mask=Mask())

@@ -19,7 +19,7 @@ import spatlib
 from spatlib import ConfigError, DataError, NonFiniteError, SPATConfig, TrainConfig
 from spatlib.monitor import Monitor
 from spatlib.runs import EMA, LAST, Run
-from spatlib.schedule import lr_factor
+from spatlib.training import lr_factor
 from spatlib_tf import SPATModel, engine
 
 SHAPE, CLASSES, COUNT, BATCH, STEPS = (6, 6, 1), 3, 36, 8, 5  # the last batch has 4 examples

@@ -15,7 +15,7 @@ import spatlib
 import spatlib_tf
 from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import SCORES, plain_pgd
-from spatlib.core.survivors import survivors
+from spatlib.core.attack import survivors
 from spatlib_tf import ops
 from spatlib_tf.attack import vjp
 from spatlib_tf.inputs import logits_of, one_hot

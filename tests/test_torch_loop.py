@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 import spatlib
 from spatlib import RECIPES, ConfigError
 from spatlib.monitor import Monitor
-from spatlib.schedule import lr_factor
+from spatlib.training import lr_factor
 from spatlib_torch import engine, spat_loss
 
 from .looping import (

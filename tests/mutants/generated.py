@@ -22,12 +22,11 @@ CORE = {
     "apgd": ("apgd",),
     "attack": (),
     "feasible": ("start", "step"),
-    "losses": ("losses",),
     "mask": ("cotangents", "mask", "shared_mask"),
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
     "projection": ("projection_rounds", "projection_limits", "projection"),
-    "target": ("target", "cotangents", "apgd"),
+    "target": ("target", "cotangents", "apgd", "losses"),
 }
 ALSO = {
     "attack": (
@@ -35,6 +34,9 @@ ALSO = {
         f"{STALL}[torch-0.3]",
         "tests/test_attack.py",
         "tests/test_bounds.py",
+        "tests/test_evaluation.py",
+        "tests/test_verdicts.py",
+        "tests/test_points.py",
         "-k",
         "torch",
     ),
@@ -61,11 +63,6 @@ SELECTION: dict[str, tuple[str, ...]] = {
         )
         for name, tests in CORE.items()
     },
-    "spatlib/core/survivors.py": (
-        "tests/test_evaluation.py",
-        "tests/test_verdicts.py",
-        "tests/test_points.py",
-    ),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",

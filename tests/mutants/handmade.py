@@ -14,7 +14,6 @@ Faults = dict[str, tuple[str, str]]
 
 STATE = ("tests/test_torch_state.py",)
 CONTEXTS = (*STATE, "tests/test_torch_contexts.py", "tests/test_draws.py")
-EVALUATION = SELECTION["spatlib/core/survivors.py"]
 TF_VERDICTS = ("tests/test_points.py", "-k", "tensorflow")
 TF_DRAWS = ("tests/test_draws.py",)
 TF_STATE = (f"{FIT}attacks_leave_every_variable_as_it_was",)
@@ -37,6 +36,16 @@ CORE: dict[str, Faults] = {
         "points on the way not looked at": ("points, stands & right", "points, right"),
     },
     "attack": {
+        "start not looked at": ("verdicts[key] & started", "verdicts[key]"),
+        "wrong clean examples count": (
+            'dict.fromkeys(("clean", *named), is_correct(ops, clean, label))',
+            '{"clean": is_correct(ops, clean, label)} | '
+            "dict.fromkeys(named, clean[:, 0] == clean[:, 0])",
+        ),
+        "one target for all": (
+            "return rivals(ops, rest, goal), robust & right",
+            "return rest, robust & right",
+        ),
         "one step less": ("repeat(ascend, config.steps,", "repeat(ascend, config.steps - 1,"),
         "mask forgotten in the set": (
             "FeasibleSet(ops, x, config, mask)",
@@ -62,13 +71,6 @@ CORE: dict[str, Faults] = {
         ),
         "radius without the root": ("radius ** (1 / example_size(draws))", "radius"),
     },
-    "losses": {
-        "divergence the other way round": (
-            "ops.exp(log_clean) * (log_clean - log_adversarial)",
-            "ops.exp(log_adversarial) * (log_adversarial - log_clean)",
-        ),
-        "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
-    },
     "mask": {
         "gradients not centred": (
             "return rows - ops.sum(rows, axis=1, keepdims=True) / int(rows.shape[1])",
@@ -93,6 +95,11 @@ CORE: dict[str, Faults] = {
         ),
     },
     "target": {
+        "divergence the other way round": (
+            "ops.exp(log_clean) * (log_clean - log_adversarial)",
+            "ops.exp(log_adversarial) * (log_adversarial - log_clean)",
+        ),
+        "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
         "guard off": ("a = ops.where(excess > 0, ops.minimum(half, a), 0.0)", "a = a"),
         "guard at the whole way": ("GUARD = 0.5", "GUARD = 1.0"),
         "label's entry forgotten": (
@@ -113,18 +120,6 @@ CORE: dict[str, Faults] = {
 }
 
 ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
-    ("spatlib/core/survivors.py", EVALUATION): {
-        "start not looked at": ("verdicts[key] & started", "verdicts[key]"),
-        "wrong clean examples count": (
-            'dict.fromkeys(("clean", *named), is_correct(ops, clean, label))',
-            '{"clean": is_correct(ops, clean, label)} | '
-            "dict.fromkeys(named, clean[:, 0] == clean[:, 0])",
-        ),
-        "one target for all": (
-            "return rivals(ops, rest, goal), robust & right",
-            "return rest, robust & right",
-        ),
-    },
     ("spatlib_torch/attack.py", TORCH): {
         "clean pass after the perturbed one": (
             "label, clean, logits), logits",
@@ -170,7 +165,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     ("spatlib_tf/state.py", TF_STATE): {
         "variables not put back": ("            variable.assign(value)", "            pass"),
     },
-    ("spatlib_tf/evaluation.py", TF_VERDICTS): {
+    ("spatlib_tf/engine.py", TF_VERDICTS): {
         "one start for all restarts": ("tf.unstack(seeds)", "[seeds[0]] * seeds.shape[0]"),
     },
 }

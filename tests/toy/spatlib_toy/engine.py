@@ -12,9 +12,10 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from spatlib import DataError, SPATConfig, Threat, TrainConfig
-from spatlib.core import feasible, losses
+from spatlib.core import feasible
+from spatlib.core import target as losses
 from spatlib.core.attack import adversarial
-from spatlib.core.survivors import survivors as core
+from spatlib.core.attack import survivors as core
 from spatlib.errors import require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
