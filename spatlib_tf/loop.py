@@ -133,7 +133,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         """Raise unless all is finite; the network then has the weights of the last whole epoch."""
         if not all(np.isfinite(value).all() for value in values):
             _put(self.base.weights, self.good)
-            raise NonFiniteError.at(self.step, self.history)
+            raise NonFiniteError(self.step, self.history)
 
     def _to_average(self) -> None:
         """Give the network its averaged weights, if there is an average, and remember them."""

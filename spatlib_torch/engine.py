@@ -21,7 +21,7 @@ from spatlib.monitor import Monitor
 from spatlib.training import TrainConfig, check_length
 
 from . import ops
-from .attack import BatchLoss, attacked, batch_loss, draw_start
+from .attack import BatchLoss, Draws, attacked, batch_loss
 from .attack import vjp as attack_vjp
 from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
 from .loaders import CPU, Batches, device_of, keeping_globals
@@ -221,9 +221,8 @@ def _judge(
     clean = predict(x)
     check_label_values(y, clean.shape[1])
     label = one_hot(y, clean)
-    starts = (draw_start(x, threat, source) for source in sources)
     own = partial(attack_vjp, model), predict
-    verdicts = core(ops, *own, evaluation.named, threat, (x, clean, label), starts)
+    verdicts = core(ops, *own, evaluation.named, threat, (x, clean, label), map(Draws, sources))
     for key, attack in evaluation.callables.items():
         # The callable's own traces are removed as well.
         with _same_buffers(model), attack_state(model, fork=x.device):

@@ -164,7 +164,7 @@ class Loop:
         if step:
             self._refuse(int(step), (low, high), (int(first), int(last)))
         if not math.isfinite(size):
-            raise NonFiniteError.at(self.step, self.history)
+            raise NonFiniteError(self.step, self.history)
         self.bar.update(self.step - self.bar.n)
         shown = {"loss": means[0], "adv_accuracy": means[1]}
         validated = self.history[-1] if self.history else {}
@@ -175,12 +175,12 @@ class Loop:
     def _refuse(self, step: int, inputs: tuple[float, float], labels: tuple[int, int]) -> None:
         """Raise for the step that went wrong: the data, if they did, else the loss."""
         try:
-            checks.check_range(*inputs, self.config.bounds)
-            checks.check_labels(*labels, self.classes)
+            checks.check_range(inputs, self.config.bounds)
+            checks.check_labels(labels, self.classes)
         except DataError as error:
             number = step - (self.step - self.done)
             raise DataError(f"epoch {len(self.history) + 1}, batch {number}: {error}") from None
-        raise NonFiniteError.at(step, self.history)
+        raise NonFiniteError(step, self.history)
 
     def _tensors(self) -> dict[str, Tensor]:
         module = unwrap(self.model)
