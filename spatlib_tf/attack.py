@@ -63,13 +63,13 @@ def perturb(
 
     Args:
         model: Gives logits (N, K) for inputs (N, ...), called with ``training=False``.
-        x: Floating inputs in ``config.bounds``: (N, D), (N, L, C) or (N, H, W, C).
+        x: Floats in ``config.bounds``, (N, D), (N, L, C) or (N, H, W, C).
         y: Integer labels (N,) or (N, 1), or one-hot (N, K).
         config: Threat model and method.
-        start, mask: First perturbation, shaped like x and in its units, and budget per pixel in
-            [0, 1], broadcastable to x; default: drawn, and :func:`shared_mask`.
-        generator: Source of the start and of the mask's draws; default TensorFlow's own, which
-            stays untouched if a start is given (a random mask is then always drawn alike).
+        start, mask: First perturbation, in the units of x, and budget per pixel in [0, 1], both
+            broadcastable to x; default: drawn, and :func:`shared_mask`.
+        generator: Source of start and mask; default TensorFlow's own, which stays untouched if
+            there is a start (a mask is then always drawn alike).
         validate: Check values too (not inside a tf.function).
 
     Returns:
@@ -77,7 +77,7 @@ def perturb(
         mask is 0. No gradient flows through it.
 
     Raises:
-        DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
+        ConfigError, DataError: What was expected, what came, what to do.
     """
     x, y = _prepared(x, y, config, validate)
     own = {name: given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))}
@@ -95,17 +95,11 @@ def spat_loss(
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The loss to differentiate in a training loop of your own, inside your tape.
+    """The loss to differentiate in a loop of your own, inside your tape: a scalar.
 
-    As :func:`spatlib_torch.spat_loss`, with ``training=True`` in the outer passes; arguments are
-    those of :func:`perturb`. An eager tape around it also holds on to the attack's tensors: wrap
-    the step in a tf.function, or call :func:`perturb` before the tape and pass ``x_adv``.
-
-    Returns:
-        The mean over the batch, a scalar.
-
-    Raises:
-        DataError: See :func:`perturb`.
+    As :func:`spatlib_torch.spat_loss`, with ``training=True`` in the outer passes. An eager tape
+    around it also holds on to the attack's tensors: wrap the step in a tf.function, or call
+    :func:`perturb` before the tape and pass ``x_adv``.
     """
     x, y = _prepared(x, y, config, validate)
     if x_adv is None:
@@ -130,15 +124,10 @@ def shared_mask(
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
+    """The budget of every pixel, as :func:`spatlib_torch.shared_mask`, with one channel:
 
-    As :func:`spatlib_torch.shared_mask`; arguments are those of :func:`perturb`.
-
-    Returns:
-        Values in {floor, 1} with one channel: (N, D), (N, L, 1) or (N, H, W, 1).
-
-    Raises:
-        DataError: Inputs, labels or logits of the wrong shape, dtype or range.
+    (N, D), (N, L, 1) or (N, H, W, 1) of values in {floor, 1}. Arguments are those of
+    :func:`perturb`.
     """
     x, y = _prepared(x, y, config, validate)
     if config.mask is None or not config.masked:

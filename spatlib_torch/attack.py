@@ -94,16 +94,14 @@ def perturb(
     Args:
         model: Gives logits (N, K) for inputs (N, ...). It may be frozen, in any mode, compiled,
             under autocast, in no_grad or inference_mode; its state comes back as it was.
-        x: Floating inputs in ``config.bounds`` (excess by rounding is clipped): (N, D),
-            (N, C, L) or (N, C, H, W), in any memory format.
+        x: Floats in ``config.bounds``, (N, D), (N, C, L) or (N, C, H, W) in any memory format.
         y: Integer labels (N,).
         config: Threat model and method.
-        start: First perturbation, shaped like x, in its units; set to 0 where the mask is 0 and
-            projected. Default: drawn as ``config.random_start`` says.
+        start: First perturbation, shaped like x, in its units; it is set to 0 where the mask is 0
+            and projected. Default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
-        generator: Source of the start, then of a random mask, on x's device; default the global
-            one. With a generator or a start the global one is untouched (with a start and no
-            generator, a random mask is always drawn alike).
+        generator: Source of start and mask, on x's device; default the global one, which stays
+            untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
 
     Returns:
@@ -111,8 +109,7 @@ def perturb(
         set and exactly 0 where the mask is 0.
 
     Raises:
-        ConfigError: The model is no module, or the config no SPATConfig.
-        DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
+        ConfigError, DataError: What was expected, what came, what to do.
     """
     x, y = _prepared(model, x, y, config, validate)
     own = {name: given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))}
@@ -130,21 +127,12 @@ def spat_loss(
     generator: torch.Generator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The loss to call ``backward()`` on, in a training loop of your own.
+    """The loss to call ``backward()`` on in a loop of your own: the mean of the batch, a scalar.
 
-    Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
+    Perturbs the batch as :func:`perturb` does, whose arguments and errors it shares, or takes the
+    ``x_adv`` that it made; then evaluates the outer loss ``config.loss``
     (:func:`spatlib.core.target.outer_loss`) with the model as it stands: one forward pass for
     ``pgd``, two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them).
-
-    Args:
-        model, x, y, config, generator, validate: As for :func:`perturb`.
-        x_adv: What :func:`perturb` made of this batch already; default: it is made here.
-
-    Returns:
-        The mean over the batch, a scalar with a graph to the parameters.
-
-    Raises:
-        ConfigError, DataError: See :func:`perturb`.
     """
     x, y = _prepared(model, x, y, config, validate)
     if x_adv is None:
@@ -170,22 +158,13 @@ def shared_mask(
 ) -> Tensor:
     """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
 
-    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Costs K - 1
-    backward passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
+    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Arguments and
+    errors are those of :func:`perturb`; labels matter with ``classes`` only. Costs K - 1 backward
+    passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
     ``random``. All ones, without a pass, unless ``config.masked``.
 
-    Args:
-        model, x, validate: As for :func:`perturb`.
-        y: Integer labels (N,); they matter with ``classes`` only.
-        config: ``mask`` and ``attack_mode``.
-        generator: Source of the draws of ``classes``, ``rms`` and ``random``; default the global
-            one.
-
     Returns:
-        Values in {floor, 1} with one channel: (N, D), (N, 1, L) or (N, 1, H, W).
-
-    Raises:
-        ConfigError, DataError: See :func:`perturb`.
+        One channel of values in {floor, 1}: (N, D), (N, 1, L) or (N, 1, H, W).
     """
     x, y = _prepared(model, x, y, config, validate)
     if config.mask is None or not config.masked:
