@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import integers, numbers, require, require_bool, require_choice, require_number
+from .errors import checked, require, settle
 
 SCORES = ("min", "mean", "rms", "neutral", "random")
 
@@ -25,12 +25,10 @@ class Threat:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        require_choice("norm", self.norm, ("Linf", "L2", "L1"))
-        numbers(self, ("eps",))
-        require(self.eps > 0, "eps", "be above 0", self.eps)
+        settle(self, eps="(0, inf)", norm=("Linf", "L2", "L1"))
         valid = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
         require(valid, "bounds", "be a pair (lower, upper), the range of the inputs", self.bounds)
-        lower, upper = (require_number("bounds", value) for value in self.bounds)
+        lower, upper = (checked("bounds", value, "(-inf, inf)") for value in self.bounds)
         require(lower < upper, "bounds", "have lower < upper", self.bounds)
         object.__setattr__(self, "bounds", (lower, upper))
         what = f"be at most the input range, {upper - lower:g} (try {self.eps:g}/255 or set bounds)"
@@ -60,11 +58,9 @@ class Mask:
     channel_axis: int | None = None
 
     def __post_init__(self) -> None:
-        require_choice("score", self.score, SCORES)
-        integers(self, {"probes": 1}, {"classes": 2, "channel_axis": 1})
-        numbers(self, ("keep", "floor"))
-        require(0 < self.keep <= 1, "keep", "be in (0, 1]", self.keep)
-        require(0 <= self.floor <= 1, "floor", "be in [0, 1]", self.floor)
+        optional = ("classes", "channel_axis")
+        settle(self, optional, score=SCORES, keep="(0, 1]", floor="[0, 1]", probes=1)
+        settle(self, optional, classes=2, channel_axis=1)
         what = "be None for score='rms', which covers all classes at once (set probes instead)"
         require(self.score != "rms" or self.classes is None, "classes", what, self.classes)
 
@@ -101,15 +97,9 @@ class SPATConfig(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        integers(self, {"steps": 1})
-        numbers(self, ("beta", "smoothing"), ("step_size",))
-        require(self.alpha > 0, "step_size", "be above 0", self.step_size)
-        require_choice("random_start", self.random_start, ("uniform", "gaussian", "none"))
-        require_choice("attack_mode", self.attack_mode, ("eval", "train"))
-        require_choice("loss", self.loss, ("pgd", "trades", "mart"))
-        require(self.beta >= 0, "beta", "be at least 0", self.beta)
-        require(0 <= self.smoothing < 1, "smoothing", "be in [0, 1)", self.smoothing)
-        require_bool("guard", self.guard)
+        settle(self, ("step_size",), steps=1, step_size="(0, inf)", beta="[0, inf)")
+        settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
+        settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)
         if self.loss == "trades" and (self.smoothing == 0 or self.guard):
             what = "be 'uniform' or 'gaussian' for trades (at x its gradient is rounding noise)"

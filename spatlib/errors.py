@@ -65,57 +65,46 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def require_number(name: str, value: Any) -> float:
-    """``value`` as a float; ConfigError unless it is a finite real number (no bool)."""
-    try:
-        valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        valid = False
-    require(valid, name, "be a finite number", value)
-    return float(value)
+def checked(name: str, value: Any, rule: Any) -> Any:
+    """The value as Python's own (NumPy's have no place in JSON); ConfigError if it breaks the rule.
+
+    A rule is bool, a tuple of choices, the least integer, or an interval such as ``"[0, 1)"``.
+    """
+    if rule is bool:
+        require(isinstance(value, bool), name, "be True or False", value)
+    elif isinstance(rule, tuple):
+        known = isinstance(value, str) and value in rule
+        require(known, name, f"be one of {', '.join(map(repr, rule))}", value)
+    elif isinstance(rule, int):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole and value >= rule, name, f"be an integer of at least {rule}", value)
+        value = int(value)
+    else:
+        low, high = map(float, rule[1:-1].split(","))
+        try:
+            real = isinstance(value, Real) and not isinstance(value, bool)
+            number = float(value) if real else math.nan
+        except OverflowError:  # an integer beyond the floats
+            number = math.nan
+        ends = {low: rule[0] == "[", high: rule[-1] == "]"}
+        inside = low <= number <= high and ends.get(number, True) and math.isfinite(number)
+        require(inside, name, f"be a number in {rule}", value)
+        value = number
+    return value
 
 
-def require_integer(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; ConfigError unless it is an integer of at least ``least``."""
-    valid = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-    require(valid, name, f"be an integer of at least {least}", value)
-    return int(value)
-
-
-def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """ConfigError unless ``value`` is one of ``choices``."""
-    valid = isinstance(value, str) and value in choices
-    require(valid, name, f"be one of {', '.join(map(repr, choices))}", value)
-
-
-def require_bool(name: str, value: Any) -> None:
-    """ConfigError unless ``value`` is True or False."""
-    require(isinstance(value, bool), name, "be True or False", value)
+def settle(settings: Any, optional: Collection[str] = (), **rules: Any) -> None:
+    """Make fields of frozen settings what :func:`checked` returns; ``optional`` may be None."""
+    for name, rule in rules.items():
+        value = getattr(settings, name)
+        if value is not None or name not in optional:
+            object.__setattr__(settings, name, checked(name, value, rule))
 
 
 def require_type(name: str, value: Any, kind: type) -> None:
     """ConfigError unless ``value`` is a ``kind`` of spatlib."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")
-
-
-def integers(settings: Any, least: dict[str, int], optional: dict[str, int] | None = None) -> None:
-    """Make fields plain ints (NumPy's have no place in JSON), each of at least so much.
-
-    Those of ``optional`` may be None.
-    """
-    for name, lowest in (least | (optional or {})).items():
-        value = getattr(settings, name)
-        if value is not None or name in least:
-            object.__setattr__(settings, name, require_integer(name, value, lowest))
-
-
-def numbers(settings: Any, names: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Make fields plain floats; those of ``optional`` may be None."""
-    for name in (*names, *optional):
-        value = getattr(settings, name)
-        if value is not None or name in names:
-            object.__setattr__(settings, name, require_number(name, value))
 
 
 def expect(condition: bool, message: str) -> None:
@@ -194,3 +183,13 @@ def check_same_shape(name: str, value: Any, x: Any) -> None:
         f"{name} must broadcast to the shape of x, {expected}, got {shape}: give it that shape "
         "(a mask may have one channel)",
     )
+
+
+def require_integer(name: str, value: Any, least: int) -> int:
+    """TODO"""
+    return int(checked(name, value, least))
+
+
+def require_choice(name: str, value: Any, choices: Any) -> None:
+    """TODO"""
+    checked(name, value, tuple(choices))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from .errors import ConfigError, require, require_integer, require_number
+from .errors import ConfigError, checked, require
 
 Shape = Sequence[int]
 Numbers = Sequence[float] | None
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
     def check(self, shape: Shape, classes: int, mean: Any, std: Any, channels_first: bool) -> None:
         """ConfigError unless there is such a network for images of this shape."""
-        require_integer("classes", classes, 2)
+        checked("classes", classes, 2)
         sides, axis = (shape[1:], 0) if channels_first else (shape[:-1], -1)
         if len(shape) != 3 or min(sides) < self.least:
             raise ConfigError(
@@ -46,8 +46,8 @@ class Layout(NamedTuple):
             if mean is not None or std is not None:
                 valid = isinstance(values, tuple | list) and len(values) == shape[axis]
                 require(valid, name, what, values)
-                numbers = [require_number(name, value) for value in values]
-                require(name == "mean" or all(n > 0 for n in numbers), name, "be above 0", values)
+                for value in values:
+                    checked(name, value, "(0, inf)" if name == "std" else "(-inf, inf)")
 
 
 def small_cnn() -> Layout:
@@ -72,15 +72,15 @@ def preact_resnet(widths: Any = (64, 128, 256, 512), blocks: Any = 2, stem: Any 
     valid = isinstance(widths, tuple | list) and len(widths) > 0
     require(valid, "widths", "be the channels of each stage, as in (64, 128, 256, 512)", widths)
     for name, value in (("blocks", blocks), ("stem", stem), *(("widths", w) for w in widths)):
-        require_integer(name, value, 1)
+        checked(name, value, 1)
     sizes = [(w, 2 if i and not n else 1) for i, w in enumerate(widths) for n in range(blocks)]
     return Layout([("stem", stem), *(("block", *size) for size in sizes), ("mean",)])
 
 
 def wide_resnet(depth: Any = 34, width: Any = 10) -> Layout:
     """WRN-depth-width (arXiv:1605.07146, table 1) without dropout; 34-10: 46,160,474 parameters."""
-    require_integer("width", width, 1)
-    require_integer("depth", depth, 10)
+    checked("width", width, 1)
+    checked("depth", depth, 10)
     require(depth % 6 == 4, "depth", "be 6 n + 4 for n blocks per stage (10, 16, 22, ...)", depth)
     return preact_resnet((16 * width, 32 * width, 64 * width), (depth - 4) // 6, stem=16)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .config import SPATConfig
-from .errors import integers, numbers, require, require_bool, require_choice
+from .errors import require, settle
 
-NUMBERS = ("lr", "momentum", "weight_decay", "ema", "checkpoint_minutes")
 AUGMENTS = ("none", "crop", "crop-flip")
 PADDING = 4  # pixels by which "crop" can shift
 WARM_UP = 0.3  # share of the steps over which onecycle rises
@@ -73,21 +72,12 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "eps_warmup": 0, "seed": 0, "validation": 0}
-        integers(self, least, {"patience": 1})
-        numbers(self, NUMBERS, ("clip_grad_norm",))
-        require_choice("schedule", self.schedule, ("constant", "onecycle", "piecewise"))
-        require_choice("precision", self.precision, ("float32", "bfloat16"))
-        require_choice("augment", self.augment, AUGMENTS)
-        for name in ("compile", "baseline", "progress"):
-            require_bool(name, getattr(self, name))
-        require(self.lr > 0, "lr", "be above 0", self.lr)
-        require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
-        require(self.weight_decay >= 0, "weight_decay", "be at least 0", self.weight_decay)
-        require(0 <= self.ema < 1, "ema", "be in [0, 1)", self.ema)
-        minutes, clip = self.checkpoint_minutes, self.clip_grad_norm
-        require(minutes >= 0, "checkpoint_minutes", "be at least 0", minutes)
-        require(clip is None or clip > 0, "clip_grad_norm", "be above 0", clip)
+        settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0)
+        settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
+        settle(self, schedule=("constant", "onecycle", "piecewise"), augment=AUGMENTS)
+        settle(self, precision=("float32", "bfloat16"), checkpoint_minutes="[0, inf)")
+        settle(self, ("clip_grad_norm", "patience"), clip_grad_norm="(0, inf)", patience=1)
+        settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
         require(self.eps_warmup < self.epochs, "eps_warmup", what, self.eps_warmup)
         what = "be None without validation (set validation, the examples to hold out)"

@@ -156,7 +156,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), "is damaged .* back"),
     "no backend": (lambda d: edit(d, lambda s: s.pop("backend")), "damaged .*'backend'"),
     "no config": (lambda d: edit(d, lambda s: s.update(config=None)), "is damaged"),
-    "no such eps": (lambda d: edit(d, of_numbers), "is damaged .*eps must be above 0"),
+    "no such eps": (lambda d: edit(d, of_numbers), "is damaged .*eps must be a number in"),
     "no settings": (lambda d: (d / "config.json").unlink(), "is missing beside .*: put it back"),
 }
 
