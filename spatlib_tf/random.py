@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -36,15 +36,18 @@ def split(seed: Tensor, purpose: int | Tensor) -> Tensor:
 
 
 def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
-    """Uniform in [0, 1).
-
-    Made of integers: TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
-    """
+    """Uniform in [0, 1), from integers: TensorFlow's own floats differ under XLA (its #117644)."""
     digits = ops.mantissa_bits(tf.zeros((), dtype))
     whole = tf.uint64 if digits > 32 else tf.uint32
     bits = tf.random.stateless_uniform(shape, seed, None, None, whole, alg="philox")
     kept = tf.bitwise.right_shift(bits, tf.cast(8 * whole.size - digits, whole))
     return tf.cast(kept, dtype) * 2.0**-digits
+
+
+def normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
+    """Standard normal, by Box and Muller (1958): stateless_normal differs under XLA as well."""
+    u = uniform(tf.concat([[2], shape], axis=0), seed, dtype)
+    return tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])
 
 
 def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
@@ -53,22 +56,19 @@ def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
         return tf.zeros_like(x)
     shape, here = tf.shape(x), split(seed, START)
     if config.random_start == "gaussian":
-        return GAUSSIAN_START * _normal(shape, here, x.dtype)
-    draw = _normal if config.norm == "L2" else uniform
+        return GAUSSIAN_START * normal(shape, here, x.dtype)
+    draws = (normal if config.norm == "L2" else uniform)(shape, here, x.dtype)
     one_each = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
     radius = uniform(one_each, split(seed, RADIUS), x.dtype)
-    draws = tf.ensure_shape(draw(shape, here, x.dtype), x.shape)
-    return uniform_in_ball(ops, draws, radius, config.eps, config.norm)
+    return uniform_in_ball(ops, tf.ensure_shape(draws, x.shape), radius, config.eps, config.norm)
 
 
-class Draws:
-    """What a mask draws, from a seed (2,)."""
+class Draws(NamedTuple):
+    """What a mask draws, from a seed (2,); see :class:`spatlib.core.mask.Draws`."""
 
-    def __init__(self, seed: Tensor) -> None:
-        self.seed = seed
+    seed: Tensor
 
     def classes(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
         classes = int(label.shape[1])
         check_mask_classes(count, classes)
         order = tf.math.top_k(uniform((classes - 1,), self.seed, tf.float32), count - 1).indices
@@ -77,16 +77,8 @@ class Draws:
         return tf.transpose(tf.gather(label, columns, axis=1), (1, 0, 2))
 
     def signs(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
         shape = tf.concat([[count], tf.shape(label)], axis=0)
         return 2 * tf.cast(uniform(shape, self.seed, label.dtype) < 0.5, label.dtype) - 1
 
     def noise(self, like: Tensor) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
         return tf.ensure_shape(uniform(tf.shape(like), self.seed, like.dtype), like.shape)
-
-
-def _normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
-    # Box and Muller (1958): stateless_normal differs under XLA as well.
-    u = uniform(tf.concat([[2], shape], axis=0), seed, dtype)
-    return tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])
