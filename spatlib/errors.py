@@ -119,7 +119,7 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     floats, one_each = "float" in x_dtype, same(labels, shape[:1])
     expect(floats, f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
-    expect(0 not in shape, f"x must hold an example, got shape {shape}: skip empty batches")
+    expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
     expect(one_each, f"y must hold one class index per example, {shape[:1]}, got shape {labels}")
 

@@ -79,7 +79,7 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
     check_model(model)
     logits = model(x, training=training)
     kind = type(logits).__name__
-    expect(tf.is_tensor(logits), f"model must return a tensor of logits only, got {kind}")
+    expect(tf.is_tensor(logits), f"model must return a tensor of logits, got {kind}: wrap it")
     errors.check_logits(logits.shape, x.shape[0])
     logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
     return tf.maximum(logits, errors.RULED_OUT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -38,11 +38,10 @@ def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
     return tf.cast(kept, dtype) * 2.0**-digits
 
 
-class Draws:
+class Draws(NamedTuple):
     """See :class:`spatlib.core.feasible.Draws`; from a seed (2,)."""
 
-    def __init__(self, seed: Tensor) -> None:
-        self.seed = seed
+    seed: Tensor
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
         draws = uniform(tf.shape(like), self._of(purpose), like.dtype)

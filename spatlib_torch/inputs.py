@@ -49,7 +49,8 @@ def given(name: str, value: Tensor | None, x: Tensor, validate: bool) -> Tensor 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
     logits = model(x)
-    check_tensor("logits of the model", logits)
+    kind = type(logits).__name__
+    expect(isinstance(logits, Tensor), f"model must return a tensor of logits, got {kind}: wrap it")
     errors.check_logits(logits.shape, len(x))
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     found: Tensor = logits.clamp(min=errors.RULED_OUT)

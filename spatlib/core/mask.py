@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from ..config import Mask
-from ..errors import require
+from ..errors import expect, require
 from .feasible import Draws
 from .ops import Array, Ops, divisor, example_axes, example_size
 from .target import finite
@@ -51,7 +51,9 @@ def shared_mask(
     label = one_hot(logits)
     classes, zeros = int(label.shape[1]), ops.cast(label > 2, like=label)
     count = config.classes or classes
-    require(count <= classes, "classes of the mask", f"be at most the model's {classes}", count)
+    expect(
+        count <= classes, f"classes of the mask must be at most {classes}, got {count}: lower it"
+    )
 
     def folded(cotangent: Array, score: Score) -> tuple[Array, Score]:
         grad, _ = finite(ops, pull(cotangent, last=False))
