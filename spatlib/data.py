@@ -149,3 +149,9 @@ def _hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     held = np.zeros(len(x), dtype=bool)  # a mask: arrays of every framework can be indexed by it
     held[np.random.default_rng(seed).permutation(len(x))[:count]] = True
     return replace(dataset, train=(x[~held], y[~held]), validation=(x[held], y[held]))
+
+
+def as_array(part: Any) -> np.ndarray:
+    """The values as a NumPy array, from whichever device they are on."""
+    part = part.detach() if hasattr(part, "detach") else part
+    return np.asarray(part.cpu() if hasattr(part, "cpu") else part)
