@@ -7,7 +7,7 @@ from importlib.util import find_spec
 def main() -> int:
     """The command line, if tyro is installed."""
     if not find_spec("tyro"):
-        print("spatlib needs tyro here: run pip install 'spatlib[cli]'", file=sys.stderr)
+        print("spatlib needs tyro here: run pip install tyro", file=sys.stderr)
         return 2
     from .cli import main as command
 

@@ -71,7 +71,7 @@ def audit(
         y: Integer labels (N,).
         batch_size: Examples per pass.
         bounds: The input range, for SSIM.
-        ssim: Whether to compute it, for images (needs the extra ``audit``).
+        ssim: Whether to compute it, for images (needs scikit-image).
 
     Raises:
         DataError: Shapes that do not fit each other, or labels that the judge does not know.
@@ -140,7 +140,7 @@ def compare_attacks(
 
 def _similarity(x: Any, x_adv: Any, bounds: tuple[float, float], first: bool) -> np.ndarray:
     """SSIM of each pair of images (N,), which have their channels first or last."""
-    metrics = load_extra("skimage.metrics", "audit")
+    metrics = load_extra("skimage.metrics", "scikit-image")
     if x.ndim != 4:
         raise DataError(f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
     side = min(7, *(x.shape[2:] if first else x.shape[1:3]))

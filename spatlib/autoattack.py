@@ -13,6 +13,7 @@ from .core.ops import divisor, rivals
 from .core.target import objective
 from .engines import as_array, engine_of, load_extra
 
+ART = "adversarial-robustness-toolbox"
 # ART's defaults: steps of Auto-PGD and DeepFool, restarts of Auto-PGD and Square, queries of Square
 STEPS, RESTARTS, QUERIES = 100, 5, 5000
 
@@ -28,8 +29,8 @@ def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
     Raises:
         BackendError: ART or multiprocess is not installed.
     """
-    load_extra("multiprocess", "autoattack")
-    evasion = load_extra("art.attacks.evasion", "autoattack")
+    load_extra("multiprocess", "multiprocess")
+    evasion = load_extra("art.attacks.evasion", ART)
     x, y, engine = as_array(x).astype(np.float32), as_array(y), engine_of(model)
     vjp = partial(engine.vjp, model)
     classes = vjp(x[:1])[0].shape[1]
@@ -67,8 +68,8 @@ def logits_ratio(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _estimator(vjp: Any, loss: Any, facts: dict[str, Any]) -> Any:
     """Logits and gradients as ART asks for them (its own estimator for Keras is one of Keras 2)."""
-    kinds = load_extra("art.estimators.classification", "autoattack")
-    gradients = load_extra("art.estimators", "autoattack").LossGradientsMixin
+    kinds = load_extra("art.estimators.classification", ART)
+    gradients = load_extra("art.estimators", ART).LossGradientsMixin
     bases = kinds.BlackBoxClassifierNeuralNetwork, kinds.ClassGradientsMixin, gradients
 
     class Estimator(*bases):  # type: ignore[misc]

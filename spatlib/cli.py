@@ -191,7 +191,7 @@ class Audit(Trained):
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
     examples: int = 256  # Attack the first so many, of the test data if there are any.
-    ssim: bool = False  # Measure the structural similarity too (needs the extra audit).
+    ssim: bool = False  # Measure the structural similarity too (needs scikit-image).
     shown: int = 6  # Pictures of the examples that drifted most.
 
     def __call__(self) -> None:

@@ -80,23 +80,23 @@ def as_array(part: Any) -> np.ndarray:
     return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
 
 
-def load_extra(module: str, extra: str = "data") -> Any:
-    """Import what not all uses need, of one of our extras; BackendError if that fails."""
+def load_extra(module: str, packages: str) -> Any:
+    """Import what not all uses need; BackendError that names the packages if that fails."""
     try:
         return importlib.import_module(module)
     except BackendError:
         raise
     except ImportError as error:
-        remedy = f"run pip install 'spatlib[{extra}]'" if extra else "install what it needs"
-        raise BackendError(f"{module} cannot be imported ({error}): {remedy}") from error
+        how = f"run pip install {packages}"
+        raise BackendError(f"{module} cannot be imported ({error}): {how}") from error
 
 
 def load_engine(name: str) -> Engine:
     """The engine called ``name``; BackendError if there is none or its framework is missing."""
-    known = _known()
+    known, packages = _known(), {"torch": "torch", "tf": "tensorflow keras"}
     if not isinstance(name, str) or name not in known:
         raise BackendError(f"backend must be one of {', '.join(map(repr, known))}, got {name!r}")
-    return cast(Engine, load_extra(known[name], name if name in BACKENDS else ""))
+    return cast(Engine, load_extra(known[name], packages.get(name, "what it needs")))
 
 
 def engine_of(model: Any) -> Engine:

@@ -44,7 +44,7 @@ def read(name: str, folder: str | None) -> list[Pair]:
     """The training part and, if there is one, the test part of an official set or a .npz file."""
     if name not in URLS:
         return _npz(Path(name))
-    place = Path(folder or load_extra("pooch").os_cache("spatlib"))
+    place = Path(folder or load_extra("pooch", "pooch").os_cache("spatlib"))
     return _mnist(place) if name == "mnist" else _cifar(name, place)
 
 
@@ -62,7 +62,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _download(name: str, path: Path) -> None:
     """Bring an official file there, whole and with the known SHA-256, or not at all."""
-    pooch, url = load_extra("pooch"), URLS[name] + path.name
+    pooch, url = load_extra("pooch", "pooch"), URLS[name] + path.name
     try:
         pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
@@ -97,7 +97,7 @@ def _mnist(folder: Path) -> list[Pair]:
     missing = [path for path in files if not path.exists()]
     # What is downloaded must not be mixed with files of another data set.
     for path in set(files).difference(missing) if missing else ():
-        if load_extra("pooch").file_hash(str(path)) != SHA256[path.stem]:
+        if load_extra("pooch", "pooch").file_hash(str(path)) != SHA256[path.stem]:
             raise DataError(f"{missing[0]} is missing beside {path.name} of other data: add it")
     for path in missing:
         _download("mnist", path)

@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG; they need Matplotlib (the extra ``plots``)."""
+"""Pictures of a run, as PNG; they need Matplotlib."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _grid(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
 
 def _figure(width: float, height: float) -> Any:
     """Not of pyplot: no window, no global state."""
-    figure = load_extra("matplotlib.figure", "plots").Figure
+    figure = load_extra("matplotlib.figure", "matplotlib").Figure
     return figure(figsize=(width, height), layout="constrained")
 
 

@@ -198,7 +198,7 @@ def test_without_pooch_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
     for folder in (tmp_path, None):
-        check(BackendError, "spatlib[data]", lambda folder=folder: cifar10(folder))
+        check(BackendError, "run pip install pooch", lambda folder=folder: cifar10(folder))
 
 
 def test_no_connection_and_no_folder_are_reported(
