@@ -143,7 +143,7 @@ def measure(
 ) -> Audit:
     """The audit of logits (N, K) at x and x', labels, and L2 and SSIM of each example (N,)."""
     classes = clean.shape[1]
-    check_labels(int(y.min()), int(y.max()), classes)
+    check_labels((y.min(), y.max()), classes)
     known = np.flatnonzero(clean.argmax(axis=1) == y)
     label = np.eye(classes, dtype=bool)[y[known]]
     (log_p, odds), (log_q, odds_moved) = (_evidence(z[known]) for z in (clean, moved))

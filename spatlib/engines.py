@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from .training import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
-PACKAGES = {"torch": "torch", "keras": "tf"}  # whose models belong to which of them
-INSTALL = {"torch": "run pip install torch", "tf": "run pip install tensorflow keras"}
+Pull = Callable[[np.ndarray], np.ndarray]
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
 
 
@@ -31,15 +30,7 @@ class Engine(Protocol):
     def build_model(
         self, name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
     ) -> Any:
-        """The registered model of this name, with initial weights fixed by the seed.
-
-        Args:
-            name: A key of the engine's registry; ConfigError for another.
-            seed: At least 0.
-            shape: One input, in the engine's layout.
-            classes: Number of logits.
-            mean, std: Per channel, of the normalisation that is its first layer; or None.
-        """
+        """The model of this name for inputs of ``shape``; mean and std per channel or None."""
 
     def check(self, data: Any, threat: Threat) -> None:
         """Raise DataError unless all inputs and labels have the right shapes and values."""
@@ -56,11 +47,9 @@ class Engine(Protocol):
         ordinary: bool = False,
         optimizer: Any = None,
     ) -> list[dict[str, float]]:
-        """Train in place, return the history; ordinary training uses the bounds of config only.
+        """Train in place (``ordinary``: without attack, by the bounds only), return the history.
 
-        ``optimizer`` is that of :func:`spatlib.train`; None is SGD of ``training``.
-        The attack of an epoch is that of :func:`spatlib.training.warmed_up`. The monitor is told
-        of steps and epochs, holds the checkpoint to go on from, and says when to save and to stop.
+        The monitor is told of steps and epochs, holds the checkpoint, says when to save and stop.
         """
 
     def weights(self, model: Any) -> bytes:
@@ -77,9 +66,7 @@ class Engine(Protocol):
     def logits(self, model: Any, x: Any, batch_size: int = 256) -> np.ndarray:
         """Logits (N, K) of arrays in the engine's layout, in inference mode."""
 
-    def vjp(
-        self, model: Any, x: np.ndarray
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def vjp(self, model: Any, x: np.ndarray) -> tuple[np.ndarray, Pull]:
         """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
 
     def survivors(
@@ -89,57 +76,35 @@ class Engine(Protocol):
 
 
 def load_extra(module: str, extra: str = "data") -> Any:
-    """Import a module that only some uses need, from one of the extras.
-
-    Raises:
-        BackendError: It is not installed.
-    """
+    """Import what not all uses need, of one of our extras; BackendError if that fails."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise BackendError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}): "
-            f"run pip install 'spatlib[{extra}]'"
-        ) from error
-
-
-def load_engine(name: str) -> Engine:
-    """Import the engine called ``name``.
-
-    Raises:
-        BackendError: No such backend, or its framework is not installed.
-    """
-    known = _others() | BACKENDS
-    if not isinstance(name, str) or name not in known:
-        raise BackendError(f"backend must be one of {', '.join(map(repr, known))}, got {name!r}")
-    try:
-        return cast(Engine, importlib.import_module(known[name]))
     except BackendError:
         raise
     except ImportError as error:
-        raise BackendError(
-            f"backend {name!r} cannot be imported ({type(error).__name__}: {error}): "
-            f"{INSTALL.get(name, 'see the package that registered it')}"
-        ) from error
+        remedy = f"run pip install 'spatlib[{extra}]'" if extra else "install what it needs"
+        raise BackendError(f"{module} cannot be imported ({error}): {remedy}") from error
+
+
+def load_engine(name: str) -> Engine:
+    """The engine called ``name``; BackendError if there is none or its framework is missing."""
+    known = _known()
+    if not isinstance(name, str) or name not in known:
+        raise BackendError(f"backend must be one of {', '.join(map(repr, known))}, got {name!r}")
+    return cast(Engine, load_extra(known[name], name if name in BACKENDS else ""))
 
 
 def engine_of(model: Any) -> Engine:
-    """The engine of a model, by the package that its class is derived from.
-
-    Raises:
-        ConfigError: A model of none of them.
-    """
-    packages = {module.partition(".")[0]: name for name, module in _others().items()} | PACKAGES
+    """The engine of a model, by the package that its class is derived from; or ConfigError."""
+    packages = {module.partition(".")[0]: name for name, module in _known().items()}
+    packages |= {"torch": "torch", "keras": "tf"}
     for kind in type(model).__mro__:
-        name = packages.get(kind.__module__.partition(".")[0])
-        if name is not None:
+        if name := packages.get(kind.__module__.partition(".")[0]):
             return load_engine(name)
-    raise ConfigError(
-        f"model must be a torch.nn.Module or a keras.Model that returns logits, got "
-        f"{type(model).__name__}"
-    )
+    word = "model must be a torch.nn.Module or a keras.Model that returns logits"
+    raise ConfigError(f"{word}, got {type(model).__name__}")
 
 
-def _others() -> dict[str, str]:
-    """The engine modules that other packages registered, by name."""
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+def _known() -> dict[str, str]:
+    """The engine modules by name, those that other packages registered first."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | BACKENDS

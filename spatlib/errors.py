@@ -8,10 +8,18 @@ from numbers import Integral, Real
 from typing import Any
 
 LONGEST = 80  # characters of a value that an error quotes
+RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
+ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
+SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
+
+GIVEN = {  # the range of what may be passed beside the inputs, and what to do if it is not in it
+    "start": ((-math.inf, math.inf), "look at where it comes from"),
+    "mask": ((0.0, 1.0), "give each pixel its share of eps"),
+}
 
 
 class SpatlibError(Exception):
-    """Base of every error below."""
+    """Base of every error below; each is one sentence: what was expected, what came, what to do."""
 
 
 class ConfigError(SpatlibError, ValueError):
@@ -36,17 +44,13 @@ class NonFiniteError(DataError):
     """
 
     result: Any = None
-    history: list[dict[str, float]] = []  # noqa: RUF012  # replaced, never changed
 
-    @classmethod
-    def at(cls, step: int, history: list[dict[str, float]]) -> NonFiniteError:
-        """The error of a training that went wrong at ``step``."""
-        error = cls(
+    def __init__(self, step: int, history: list[dict[str, float]]) -> None:
+        super().__init__(
             f"the loss or a weight is not finite at step {step}: the model holds the weights "
             "of the last whole epoch; lower lr, or look at the data of that step"
         )
-        error.history = history
-        return error
+        self.history = history
 
 
 def require(condition: bool, name: str, what: str, value: Any) -> None:
@@ -61,152 +65,131 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def require_number(name: str, value: Any) -> float:
-    """``value`` as a float; ConfigError unless it is a finite real number (no bool)."""
-    valid = isinstance(value, Real) and not isinstance(value, bool)
-    try:
-        valid = valid and math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        valid = False
-    require(valid, name, "be a finite number", value)
-    return float(value)
+def checked(name: str, value: Any, rule: Any) -> Any:
+    """The value as Python's own (NumPy's have no place in JSON); ConfigError if it breaks the rule.
+
+    A rule is bool, a tuple of choices, the least integer, or an interval such as ``"[0, 1)"``.
+    """
+    if rule is bool:
+        require(isinstance(value, bool), name, "be True or False", value)
+    elif isinstance(rule, tuple):
+        known = isinstance(value, str) and value in rule
+        require(known, name, f"be one of {', '.join(map(repr, rule))}", value)
+    elif isinstance(rule, int):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole and value >= rule, name, f"be an integer of at least {rule}", value)
+        value = int(value)
+    else:
+        low, high = map(float, rule[1:-1].split(","))
+        try:
+            real = isinstance(value, Real) and not isinstance(value, bool)
+            number = float(value) if real else math.nan
+        except OverflowError:  # an integer beyond the floats
+            number = math.nan
+        ends = {low: rule[0] == "[", high: rule[-1] == "]"}
+        inside = low <= number <= high and ends.get(number, True) and math.isfinite(number)
+        require(inside, name, f"be a number in {rule}", value)
+        value = number
+    return value
 
 
-def require_integer(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; ConfigError unless it is an integer of at least ``least``."""
-    valid = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-    require(valid, name, f"be an integer of at least {least}", value)
-    return int(value)
-
-
-def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """ConfigError unless ``value`` is one of ``choices``."""
-    valid = isinstance(value, str) and value in choices
-    require(valid, name, f"be one of {', '.join(map(repr, choices))}", value)
-
-
-def require_bool(name: str, value: Any) -> None:
-    """ConfigError unless ``value`` is True or False."""
-    require(isinstance(value, bool), name, "be True or False", value)
+def settle(settings: Any, optional: Collection[str] = (), **rules: Any) -> None:
+    """Make fields of frozen settings what :func:`checked` returns; ``optional`` may be None."""
+    for name, rule in rules.items():
+        value = getattr(settings, name)
+        if value is not None or name not in optional:
+            object.__setattr__(settings, name, checked(name, value, rule))
 
 
 def require_type(name: str, value: Any, kind: type) -> None:
-    """ConfigError unless ``value`` is a ``kind``."""
+    """ConfigError unless ``value`` is a ``kind`` of spatlib."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")
 
 
-def integers(settings: Any, least: dict[str, int], optional: dict[str, int] | None = None) -> None:
-    """Make fields plain ints (NumPy's have no place in JSON), each of at least so much.
-
-    Those of ``optional`` may be None.
-    """
-    for name, lowest in (least | (optional or {})).items():
-        value = getattr(settings, name)
-        if value is not None or name in least:
-            object.__setattr__(settings, name, require_integer(name, value, lowest))
+def expect(condition: bool, message: str) -> None:
+    """Raise DataError unless the condition holds."""
+    if not condition:
+        raise DataError(message)
 
 
-def numbers(settings: Any, names: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Make fields plain floats; those of ``optional`` may be None."""
-    for name in (*names, *optional):
-        value = getattr(settings, name)
-        if value is not None or name in names:
-            object.__setattr__(settings, name, require_number(name, value))
+def check_batch(x: Any, y: Any, name: str = "x") -> None:
+    """DataError unless x is a batch of floats (N, ...) and y integer labels (N,), as tensors."""
+    (shape, x_dtype), (labels, y_dtype) = ((tuple(t.shape), dtype_name(t)) for t in (x, y))
+    floats, one_each = "float" in x_dtype, same(labels, shape[:1])
+    expect(floats, f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
+    expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
+    expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
+    expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
+    expect(one_each, f"y must hold one class index per example, {shape[:1]}, got shape {labels}")
 
 
-RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
-ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
+def dtype_name(x: Any) -> str:
+    """The name of a tensor's dtype, the same in every framework, such as ``"float32"``."""
+    return str(getattr(x.dtype, "name", x.dtype)).removeprefix("torch.")
 
 
-def check_batch(
-    x_shape: Sequence[int],
-    x_dtype: Any,
-    x_is_float: bool,
-    y_shape: Sequence[int],
-    y_dtype: Any,
-    y_is_integer: bool,
-    name: str = "x",
-) -> None:
-    """Raise DataError unless x is a float batch (N, ...) and y integer labels (N,)."""
-    x_shape, y_shape = tuple(x_shape), tuple(y_shape)
-    if not x_is_float:
-        raise DataError(
-            f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255"
-        )
-    if len(x_shape) < 2:
-        raise DataError(f"x must be a batch (N, ...), got shape {x_shape}: add the batch axis")
-    if 0 in x_shape:
-        raise DataError(
-            f"x must hold at least one example, got shape {x_shape}: skip empty batches"
-        )
-    if not y_is_integer:
-        raise DataError(f"y must hold class indices, got {y_dtype}: cast it to an integer dtype")
-    if y_shape != x_shape[:1]:
-        raise DataError(
-            f"y must hold one class index per example, shape {x_shape[:1]}, got shape {y_shape}"
-        )
+def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    """Whether two shapes are equal; a length that is not known yet, None, fits all others."""
+    pairs = zip(shape, other, strict=False)
+    return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in pairs)
 
 
 def check_images(shape: Sequence[int | None]) -> None:
-    """Raise ConfigError unless the batch that is to be augmented holds images."""
-    if len(shape) != 4:
-        raise ConfigError(
-            "augment must be 'none' for inputs that are no images, got a batch of shape "
-            f"{tuple(shape)}: images have four axes, grey ones too"
-        )
+    """ConfigError unless the batch that is to be augmented holds images."""
+    what = "be 'none' for inputs that are no images of four axes (grey ones have them too)"
+    require(len(shape) == 4, "augment", what, tuple(shape))
 
 
-def check_range(x_min: float, x_max: float, bounds: tuple[float, float], name: str = "x") -> None:
-    """Raise DataError unless the inputs are finite and inside ``bounds``, up to rounding."""
-    lower, upper = bounds
+def check_range(
+    extremes: Sequence[float], bounds: tuple[float, float], name: str = "x", fix: str = SCALE_IT
+) -> None:
+    """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
+    (low, high), (lower, upper) = extremes, bounds
     slack = ROUNDING * (upper - lower)
-    if not (lower - slack <= x_min and x_max <= upper + slack):  # also catches NaN
-        raise DataError(
-            f"{name} must hold finite values in [{lower:g}, {upper:g}], got {x_min:g} to "
-            f"{x_max:g}: scale it, or set bounds to its range (normalisation is the model's first "
-            "layer)"
-        )
+    inside = lower - slack <= low and high <= upper + slack  # never with NaN
+    expect(
+        inside and math.isfinite(low) and math.isfinite(high),
+        f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}: {fix}",
+    )
 
 
-def check_labels(y_min: int, y_max: int, classes: int) -> None:
-    """Raise DataError unless all labels are in 0..classes - 1."""
-    if y_min < 0 or y_max >= classes:
-        raise DataError(
-            f"y must hold labels from 0 to {classes - 1}, as the model has {classes} outputs, "
-            f"got {y_min} to {y_max}: number the classes from 0"
-        )
+def check_labels(extremes: Sequence[float], classes: int) -> None:
+    """DataError unless the lowest and highest label are in 0..classes - 1."""
+    first, last = map(int, extremes)
+    expect(
+        first >= 0 and last < classes,
+        f"y must hold labels from 0 to {classes - 1}, as the model has {classes} outputs, got "
+        f"{first} to {last}: number the classes from 0",
+    )
 
 
 def check_logits(shape: Sequence[int | None], batch: int | None) -> None:
-    """Raise DataError unless the model's output is (N, K) with K >= 2."""
-    wrong_batch = batch is not None and len(shape) > 0 and shape[0] not in (None, batch)
-    if len(shape) != 2 or wrong_batch or shape[1] is None or shape[1] < 2:
+    """DataError unless the model's output is (N, K) with K >= 2."""
+    if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
+        # Only here: a text made of a length would have a compiler take it for a constant.
         raise DataError(
             f"model must return logits of shape ({batch or 'N'}, K) with K >= 2, got "
             f"{tuple(shape)}: return one logit per class and example, two for two classes"
         )
 
 
-def check_same_shape(
-    name: str, shape: Sequence[int | None], expected: Sequence[int | None]
-) -> None:
-    """Raise DataError unless ``shape`` broadcasts to ``expected`` without growing it.
-
-    A length that is not known yet, None, fits all others.
-    """
-    pairs = zip(shape, expected, strict=False)
-    if len(shape) != len(expected) or any(a not in (1, b) and None not in (a, b) for a, b in pairs):
-        raise DataError(
-            f"{name} must broadcast to the shape of x, {tuple(expected)}, got {tuple(shape)}: "
-            "give it that shape (a mask may have one channel)"
-        )
+def check_same_shape(name: str, value: Any, x: Any) -> None:
+    """DataError unless the tensor broadcasts to the shape of x without growing it."""
+    shape, expected = tuple(value.shape), tuple(x.shape)
+    known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
+    expect(
+        len(shape) == len(expected) and same(known, expected),
+        f"{name} must broadcast to the shape of x, {expected}, got {shape}: give it that shape "
+        "(a mask may have one channel)",
+    )
 
 
-def check_mask_classes(count: int, classes: int) -> None:
-    """Raise DataError if the mask is to compare more classes than the model has."""
-    if count > classes:
-        raise DataError(
-            f"classes of the mask must be at most the model's {classes}, got {count}: lower it, or "
-            "use None for all"
-        )
+def require_integer(name: str, value: Any, least: int) -> int:
+    """TODO"""
+    return int(checked(name, value, least))
+
+
+def require_choice(name: str, value: Any, choices: Any) -> None:
+    """TODO"""
+    checked(name, value, tuple(choices))

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .engines import load_extra
-from .errors import DataError, SpatlibError
+from .errors import DataError
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -38,31 +37,27 @@ CIFAR = {  # number of classes, images in each file; the last file is the test p
     "cifar10": (10, {f"cifar-10-batches-bin/{batch}.bin": 10_000 for batch in BATCHES}),
     "cifar100": (100, {"cifar-100-binary/train.bin": 50_000, "cifar-100-binary/test.bin": 10_000}),
 }
-PIXELS = 3 * 32 * 32  # of CIFAR: channel, row, column
+NPZ = ["x", "y", "x_train", "y_train", "x_test", "y_test"]
 
 
-def check_pair(where: str, x: Any, y: Any) -> None:
-    """DataError unless there is at least one example, and a label of each."""
-    shapes = tuple(x.shape), tuple(y.shape)
-    if not shapes[0] or shapes[0][0] == 0 or shapes[1][:1] != shapes[0][:1]:
-        got = f"x of shape {shapes[0]} and y of shape {shapes[1]}"
-        raise DataError(f"{where} must hold at least one example, a label of each, got {got}")
-
-
-def _bad(path: Path, expected: str, received: Any) -> DataError:
-    return DataError(f"{path} must be {expected}, got {received}: put the right file there")
+def read(name: str, folder: str | None) -> list[Pair]:
+    """The training part and, if there is one, the test part of an official set or a .npz file."""
+    if name not in URLS:
+        return _npz(Path(name))
+    place = Path(folder or load_extra("pooch").os_cache("spatlib"))
+    return _mnist(place) if name == "mnist" else _cifar(name, place)
 
 
 @contextmanager
-def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Whatever a damaged or foreign file makes its reader raise becomes a DataError."""
+def _reading(path: Path) -> Iterator[None]:
+    """What a DataError inside says is wrong is said of the file; readers raise almost anything."""
     try:
         yield
-    except SpatlibError:
-        raise
-    except Exception as error:  # readers of damaged files raise almost anything
-        cause = getattr(error, "strerror", None) or error  # an OSError would repeat the path
-        raise _bad(path, expected, f"{type(error).__name__}: {cause}") from error
+    except Exception as error:
+        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
+        if not isinstance(error, DataError):
+            what = f"cannot be read ({type(error).__name__}: {what})"
+        raise DataError(f"{path} {what}: put the right file there") from error
 
 
 def _download(name: str, path: Path) -> None:
@@ -75,117 +70,97 @@ def _download(name: str, path: Path) -> None:
         raise DataError(f"{path} was not downloaded from {url} ({cause}): {advice}") from error
 
 
-def digits() -> list[Pair]:
-    """1,797 grey 8 x 8 scans of handwritten digits, in [0, 1]; the last 450 are for testing.
-
-    E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-    Repository, 1998 (CC BY 4.0), the test part, in an order shuffled once.
-    """
-    with (resources.files(__package__) / "digits.npz").open("rb") as file, np.load(file) as arrays:
-        x, y = arrays["x"][..., None], arrays["y"].astype(np.int64)
-    x = (x / 16).astype(np.float32)  # stored as counts of dark cells out of 4 x 4
-    return [(x[:-450], y[:-450]), (x[-450:], y[-450:])]
-
-
-def npz(path: Path) -> list[Pair]:
-    """The arrays of a file as :func:`spatlib.load_data` describes them."""
+def _npz(path: Path) -> list[Pair]:
     if path.is_dir():
-        raise DataError(
-            f"{path} is a directory: load images by torchvision, keras.utils or Hugging Face "
-            "datasets, and pass their data set"
-        )
-    keys = ["x", "y", "x_train", "y_train", "x_test", "y_test"]
-    with _reading(path, "a .npz file of numbers"), np.load(path, allow_pickle=False) as file:
-        found = [key for key in keys if key in file.files]
-        if found not in (keys[:2], keys[2:4], keys[2:]):
-            raise _bad(path, "a file of x_train, y_train, x_test, y_test, or x, y", file.files)
-        arrays = [file[key] for key in found]
+        readers = "torchvision, keras.utils or Hugging Face datasets"
+        raise DataError(f"{path} is a directory: pass the data set that {readers} read from it")
     pairs = []
-    for x, y in zip(arrays[::2], arrays[1::2], strict=True):
-        x = x[..., None] if x.ndim == 3 else x
-        if x.ndim == 4 and x.shape[3] not in (1, 3):
-            raise _bad(path, "of images (N, H, W) or (N, H, W, 1 or 3)", f"x of shape {x.shape}")
-        y = y[:, 0] if y.shape[1:] == (1,) else y
-        pairs.append((x, y.astype(np.int64) if y.dtype.kind in "iu" else y))
-        check_pair(str(path), *pairs[-1])
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        keys = [key for key in NPZ if key in file.files]
+        if keys not in (NPZ[:2], NPZ[2:4], NPZ[2:]):
+            raise DataError(f"must hold x_train, y_train, x_test, y_test or x, y, got {file.files}")
+        arrays = [file[key] for key in keys]
+        for x, y in zip(arrays[::2], arrays[1::2], strict=True):
+            x = x[..., None] if x.ndim == 3 else x
+            if x.ndim == 4 and x.shape[3] not in (1, 3):
+                raise DataError(f"must hold images (N, H, W) or (N, H, W, 1 or 3), got {x.shape}")
+            y = y[:, 0] if y.shape[1:] == (1,) else y
+            pairs.append((x, y.astype(np.int64) if y.dtype.kind in "iu" else y))
     return pairs
 
 
-def mnist(folder: Path) -> list[Pair]:
+def _mnist(folder: Path) -> list[Pair]:
     """MNIST (LeCun, Cortes and Burges) in four IDX files, each as it is or with ``.gz``."""
     place = folder if any(folder.glob("*-ubyte*")) else folder / "MNIST" / "raw"  # torchvision's
     plain = [place / name for name in MNIST]
     files = [path if path.exists() else path.with_suffix(".gz") for path in plain]
     missing = [path for path in files if not path.exists()]
+    # What is downloaded must not be mixed with files of another data set.
     for path in set(files).difference(missing) if missing else ():
-        # What is downloaded must not be mixed with files of another data set.
-        if load_extra("pooch").file_hash(str(path)) != SHA256.get(path.stem):
-            raise _bad(missing[0], f"there beside {path.name}, which is not MNIST's", "no file")
+        if load_extra("pooch").file_hash(str(path)) != SHA256[path.stem]:
+            raise DataError(f"{missing[0]} is missing beside {path.name} of other data: add it")
     for path in missing:
         _download("mnist", path)
-    pairs = [(_idx(files[i], 3)[..., None], _idx(files[i + 1], 1)) for i in (0, 2)]
-    for path, (x, y) in zip(files[1::2], pairs, strict=True):
-        if len(x) != len(y) or y.max() > 9:
-            raise _bad(path, f"{len(x)} labels from 0 to 9", f"{len(y)} labels up to {y.max()}")
-    return [(x, y.astype(np.int64)) for x, y in pairs]
+    pairs = []
+    for images, labels in (files[:2], files[2:]):
+        x, y = _idx(images, 28, 28)[..., None], _idx(labels).astype(np.int64)
+        with _reading(labels):
+            if len(x) != len(y) or y.max() > 9:
+                raise DataError(f"must hold {len(x)} labels up to 9, got {len(y)} up to {y.max()}")
+        pairs.append((x, y))
+    return pairs
 
 
-def _idx(path: Path, axes: int) -> np.ndarray:
-    """Bytes of a file, plain or gzip, of which no more is unpacked than its header announces."""
-    expected = f"an IDX file of 1 to 60,000 {'labels' if axes == 1 else 'images of 28 x 28'}"
-    with _reading(path, expected), path.open("rb") as file:
-        zipped = file.peek(2)[:2] == b"\x1f\x8b"
-        with gzip.open(file) if zipped else file as stream:
-            head = stream.read(4 + 4 * axes)
-            kind, *shape = np.frombuffer(head.ljust(4 + 4 * axes, b"\0"), ">u4").tolist()
-            if kind != 0x800 + axes or not 0 < shape[0] <= 60_000 or shape[1:] != [28] * (axes - 1):
-                raise _bad(path, expected, f"one that begins with {head!r}")
-            raw = bytearray(stream.read(math.prod(shape) + 1))  # bytes cannot be written to
-    if len(raw) != math.prod(shape):
-        raise _bad(path, f"{math.prod(shape):,} bytes after its header", f"{len(raw):,} or more")
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+def _idx(path: Path, *shape: int) -> np.ndarray:
+    """Images of this shape or labels, plain or gzip; unpacks what the header announces at most."""
+    with _reading(path), path.open("rb") as file:
+        stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        head = stream.read(8 + 4 * len(shape))
+        count = min(int.from_bytes(head[4:8], "big"), 60_000)
+        size = count * math.prod(shape)
+        raw = bytearray(stream.read(size + 1))  # bytes cannot be written to
+        ours = struct.pack(f">{2 + len(shape)}I", 0x801 + len(shape), count, *shape)
+        if head != ours or len(raw) != size or size == 0:
+            kind = "images of 28 x 28" if shape else "labels"
+            what = f"must be an IDX file of 1 to 60,000 {kind}"
+            raise DataError(f"{what}, got {len(raw):,} or more bytes after {head!r}")
+    return np.frombuffer(raw, np.uint8).reshape(count, *shape)
 
 
-def cifar(name: str, folder: Path) -> list[Pair]:
-    """CIFAR (A. Krizhevsky, 2009) in its binary version, from its folder or else its archive."""
+def _cifar(name: str, folder: Path) -> list[Pair]:
+    """CIFAR (A. Krizhevsky, 2009) in its binary version, from its folder or else its archive.
+
+    A record is the label (of CIFAR-100 the coarse one, then the fine one) and the colours' planes.
+    """
     classes, counts = CIFAR[name]
-    width = PIXELS + (1 if classes == 10 else 2)  # CIFAR-100: the coarse label, then the fine one
-    sizes = {file: count * width for file, count in counts.items()}
-    if any((folder / file).exists() for file in sizes):
-        parts = {}
-        for file, size in sizes.items():
-            with _reading(folder / file, f"{size:,} bytes"):
-                parts[folder / file] = np.fromfile(folder / file, np.uint8, size + 1)
-    else:
-        archive = folder / f"cifar-{classes}-binary.tar.gz"
+    record = np.dtype([("y", "u1", (1 if classes == 10 else 2,)), ("x", "u1", (3, 32, 32))])
+    sizes = {file: count * record.itemsize for file, count in counts.items()}
+    archive, members = folder / f"cifar-{classes}-binary.tar.gz", dict[str, bytes]()
+    place = folder if any((folder / file).exists() for file in sizes) else archive
+    if place == archive:
         python = [path for path in folder.glob(f"cifar-{classes}-*") if "-py" in path.name]
-        if not archive.exists() and python:
-            reason, advice = "whose pickles can run code", f"put {archive.name} of {TORONTO} there"
-            raise DataError(f"{python[0]} is the Python version, {reason}: {advice}")
+        if python and not archive.exists():
+            what = f"has pickles, and pickles can run code: put {archive.name} of {TORONTO} there"
+            raise DataError(f"{python[0]} {what}")
         if not archive.exists():
             _download(name, archive)
-        parts = _members(archive, sizes)
-    for (path, part), size in zip(parts.items(), sizes.values(), strict=True):
-        top = part[width - PIXELS - 1 :: width].max(initial=0)
-        if part.size != size or top >= classes:
-            expected = f"{size:,} bytes with labels below {classes}"
-            raise _bad(path, expected, f"{part.size:,} bytes with labels up to {top}")
-    x = np.concatenate([part.reshape(-1, width)[:, -PIXELS:] for part in parts.values()])
-    y = np.concatenate([part[width - PIXELS - 1 :: width] for part in parts.values()])
-    x, y = x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y.astype(np.int64)
-    end = -(size // width)  # the last file is the test part
+        with _reading(archive), gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    if member.name in sizes and (content := tar.extractfile(member)):
+                        members[member.name] = content.read(sizes[member.name] + 1)
+            while stream.read(1 << 20):  # to the end, where gzip checks its sum
+                pass
+    parts = []
+    for file, size in sizes.items():
+        with _reading(place / file):
+            raw = members.get(file, b"") if place == archive else (folder / file).read_bytes()
+            if len(raw) != size:
+                raise DataError(f"must hold {size:,} bytes, got {len(raw):,}")
+            parts.append(np.frombuffer(raw, record))
+            if parts[-1]["y"][:, -1].max() >= classes:
+                raise DataError(f"must hold labels below {classes}")
+    x = np.concatenate([part["x"] for part in parts]).transpose(0, 2, 3, 1)
+    y = np.concatenate([part["y"][:, -1] for part in parts]).astype(np.int64)
+    end = -len(parts[-1])  # the last file is the test part
     return [(x[:end], y[:end]), (x[end:], y[end:])]
-
-
-def _members(archive: Path, sizes: dict[str, int]) -> dict[Path, np.ndarray]:
-    """Content of the members of these names, one byte above their sizes at most."""
-    found = {archive / name: np.empty(0, np.uint8) for name in sizes}
-    with _reading(archive, "a .tar.gz archive"), gzip.open(archive) as stream:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if member.name in sizes and (file := tar.extractfile(member)):
-                    raw = file.read(sizes[member.name] + 1)
-                    found[archive / member.name] = np.frombuffer(raw, np.uint8)
-        while stream.read(1 << 20):  # to the end, where gzip checks its sum
-            pass
-    return found

@@ -4,20 +4,16 @@ import os
 
 from spatlib.errors import BackendError
 
-_asked = os.environ.get("KERAS_BACKEND", "tensorflow")
 try:
     import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(f"Keras on {keras.backend.backend()}")
 except ImportError as error:  # also where Keras was told to use a framework that is missing
     raise BackendError(
         f"spatlib_tf needs Keras on TensorFlow, got {error}: run pip install tensorflow keras, and "
-        f"set KERAS_BACKEND=tensorflow (it is {_asked!r})"
+        f"set KERAS_BACKEND=tensorflow (it is {os.environ.get('KERAS_BACKEND')!r}) before the start"
     ) from error
-
-if keras.backend.backend() != "tensorflow":
-    raise BackendError(
-        f"spatlib_tf needs Keras on TensorFlow, got Keras on {keras.backend.backend()}: set the "
-        "environment variable KERAS_BACKEND=tensorflow before keras is imported"
-    )
 
 from .attack import perturb, shared_mask, spat_loss
 from .model import SPATModel

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,20 +14,11 @@ from spatlib.config import SPATConfig
 from spatlib.core import mask as core
 from spatlib.core.attack import Adversarial, adversarial, survivors
 from spatlib.core.target import outer_loss
-from spatlib.errors import check_same_shape, require_type
+from spatlib.errors import check_same_shape, expect, require_type
 
 from . import ops
-from .inputs import (
-    as_tensor,
-    check_budget,
-    check_gradient,
-    check_label_values,
-    check_start,
-    logits_of,
-    one_hot,
-    prepare,
-)
-from .random import MASK, Draws, draw_start, next_seed, split
+from .inputs import as_tensor, check_label_values, given, logits_of, one_hot, prepare
+from .random import Draws, next_seed
 from .state import attack_state
 
 Tensor = Any
@@ -44,7 +36,13 @@ def vjp(
         logits = logits_of(model, x, training=training)
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
-        return check_gradient(tape.gradient(logits, x, output_gradients=cotangent), x)
+        gradient = tape.gradient(logits, x, output_gradients=cotangent)
+        expect(
+            gradient is not None,
+            "model must return logits that TensorFlow can differentiate by its input: remove "
+            "stop_gradient or numpy from its call",
+        )
+        return tf.ensure_shape(gradient, x.shape)  # some layers' gradients forget it in a graph
 
     return tf.stop_gradient(logits), pull
 
@@ -61,21 +59,17 @@ def perturb(
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The training-time adversarial examples x' of a batch.
-
-    As :func:`spatlib_torch.perturb`, for channels-last inputs.
+    """The training-time adversarial examples x' of a batch, as :func:`spatlib_torch.perturb`.
 
     Args:
         model: Gives logits (N, K) for inputs (N, ...), called with ``training=False``.
-        x: Floating inputs in ``config.bounds`` (excess by rounding is clipped): (N, D),
-            (N, L, C) or (N, H, W, C).
+        x: Floats in ``config.bounds``, (N, D), (N, L, C) or (N, H, W, C).
         y: Integer labels (N,) or (N, 1), or one-hot (N, K).
         config: Threat model and method.
-        start: First perturbation, shaped like x, in its units; set to 0 where the mask is 0 and
-            projected. Default: drawn as ``config.random_start`` says.
-        mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
-        generator: Source of the start and of the mask's draws; default TensorFlow's own, which
-            stays untouched if a start is given (a random mask is then always drawn alike).
+        start, mask: First perturbation, in the units of x, and budget per pixel in [0, 1], both
+            broadcastable to x; default: drawn, and :func:`shared_mask`.
+        generator: Source of start and mask; default TensorFlow's own, which stays untouched if
+            there is a start (a mask is then always drawn alike).
         validate: Check values too (not inside a tf.function).
 
     Returns:
@@ -83,15 +77,11 @@ def perturb(
         mask is 0. No gradient flows through it.
 
     Raises:
-        DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
+        ConfigError, DataError: What was expected, what came, what to do.
     """
-    require_type("config", config, SPATConfig)
-    x, y = prepare(x, y, config, validate)
-    if start is not None:
-        start = check_start(start, x, validate)
-    if mask is not None:
-        mask = check_budget(mask, x, validate)
-    return attacked(model, x, y, config, start=start, mask=mask, source=generator, check=validate).x
+    x, y = _prepared(x, y, config, validate)
+    own = {name: given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))}
+    return attacked(model, x, y, config, **own, source=generator, check=validate).x
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -105,31 +95,18 @@ def spat_loss(
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The loss to differentiate in a training loop of your own, inside your tape.
+    """The loss to differentiate in a loop of your own, inside your tape: a scalar.
 
-    Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
-    (formulas in :mod:`spatlib.core.target`) with ``training=True``: one forward pass for ``pgd``,
-    two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them). An eager
-    tape around it also holds on to the attack's tensors: wrap the step in a tf.function, or call
+    As :func:`spatlib_torch.spat_loss`, with ``training=True`` in the outer passes. An eager tape
+    around it also holds on to the attack's tensors: wrap the step in a tf.function, or call
     :func:`perturb` before the tape and pass ``x_adv``.
-
-    Args:
-        model, x, y, config, generator, validate: As for :func:`perturb`.
-        x_adv: What :func:`perturb` made of this batch already; default: it is made here.
-
-    Returns:
-        The mean over the batch, a scalar.
-
-    Raises:
-        DataError: See :func:`perturb`.
     """
-    require_type("config", config, SPATConfig)
-    x, y = prepare(x, y, config, validate)
+    x, y = _prepared(x, y, config, validate)
     if x_adv is None:
         x_adv = attacked(model, x, y, config, source=generator, check=validate).x
     else:
         x_adv = as_tensor("x_adv", x_adv)
-        check_same_shape("x_adv", x_adv.shape, x.shape)
+        check_same_shape("x_adv", x_adv, x)
         x_adv, _ = prepare(x_adv, y, config, validate, "x_adv")
     losses, logits = outer(model, x, x_adv, y, config)
     if validate:
@@ -147,32 +124,16 @@ def shared_mask(
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
+    """The budget of every pixel, as :func:`spatlib_torch.shared_mask`, with one channel:
 
-    As :func:`spatlib_torch.shared_mask`, for channels-last inputs.
-
-    Args:
-        model, x, y, validate: As for :func:`perturb`.
-        config: ``mask`` and ``attack_mode``.
-        generator: Seeds the draws of ``classes``, ``rms`` and ``random``; default TensorFlow's
-            own.
-
-    Returns:
-        Values in {floor, 1} with one channel: (N, D), (N, L, 1) or (N, H, W, 1).
-
-    Raises:
-        DataError: Inputs, labels or logits of the wrong shape, dtype or range.
+    (N, D), (N, L, 1) or (N, H, W, 1) of values in {floor, 1}. Arguments are those of
+    :func:`perturb`.
     """
-    require_type("config", config, SPATConfig)
-    x, y = prepare(x, y, config, validate)
+    x, y = _prepared(x, y, config, validate)
     if config.mask is None or not config.masked:
         return tf.ones_like(x[..., :1] if len(x.shape) > 2 else x)
-    with attack_state(model, config.attack_mode) as training:
-        logits, pull = vjp(model, training, x, many=True)
-        if validate:
-            check_label_values(y, logits.shape[1])
-        draws = Draws(split(next_seed(generator), MASK))
-        return core.shared_mask(ops, x, pull, one_hot(y, logits), config.mask, draws)
+    with _attacking(model, y, config, validate) as own:
+        return core.shared_mask(ops, x, *own, config.mask, Draws(next_seed(generator)))[0]
 
 
 def attacked(
@@ -189,19 +150,8 @@ def attacked(
     """The attack on a prepared batch; ``check`` looks at the labels where that is possible."""
     # With a start and no generator nothing is drawn from TensorFlow's own.
     fixed = source is None and start is not None
-    seed = tf.zeros(2, tf.int32) if fixed else next_seed(source, x)
-    if start is None:
-        start = draw_start(x, config, seed)
-
-    def label(logits: Tensor) -> Tensor:
-        nonlocal check
-        if check:  # once: the labels stay the same from step to step
-            check_label_values(y, logits.shape[1])
-            check = False
-        return one_hot(y, logits)
-
-    with attack_state(model, config.attack_mode) as training:
-        own, draws = (partial(vjp, model, training), label), Draws(split(seed, MASK))
+    draws = Draws(tf.zeros(2, tf.int32) if fixed else next_seed(source, x))
+    with _attacking(model, y, config, check) as own:
         found = adversarial(ops, *own, x, config, start, mask, draws)
     return found._replace(x=tf.stop_gradient(found.x))
 
@@ -231,6 +181,28 @@ def survivors_of(
 ) -> dict[str, Tensor]:
     """The verdicts (N,) under every named attack, one seed (2,) per restart."""
     clean = logits_of(model, x)
-    batch, starts = (x, clean, one_hot(y, clean)), (draw_start(x, threat, seed) for seed in seeds)
     own = partial(vjp, model, False), partial(logits_of, model)
-    return survivors(ops, *own, named, threat, batch, starts)
+    batch = x, clean, one_hot(y, clean)
+    return survivors(ops, *own, named, threat, batch, map(Draws, seeds))
+
+
+@contextmanager
+def _attacking(
+    model: keras.Model, y: Tensor, config: SPATConfig, check: bool
+) -> Iterator[tuple[Callable[..., Any], Callable[[Tensor], Tensor]]]:
+    """The primitive and the labels that the core asks for, while the model is set up for them."""
+
+    def label(logits: Tensor) -> Tensor:
+        nonlocal check
+        if check:  # once: the labels stay the same from step to step
+            check_label_values(y, logits.shape[1])
+            check = False
+        return one_hot(y, logits)
+
+    with attack_state(model, config.attack_mode) as training:
+        yield partial(vjp, model, training), label
+
+
+def _prepared(x: Any, y: Any, config: SPATConfig, validate: bool) -> tuple[Tensor, Tensor]:
+    require_type("config", config, SPATConfig)
+    return prepare(x, y, config, validate)

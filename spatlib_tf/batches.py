@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spatlib.config import Threat
 from spatlib.data import is_pair, length
 from spatlib.errors import DataError
 from spatlib.training import PADDING, TrainConfig, fold
+
+from .inputs import prepare
+
+
+def batches(data: Any, batch_size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:
+    """One pass over ``(x, y)`` of arrays, cut here, or over the user's batches: scaled, checked."""
+    for x, y in _batches(data, batch_size):
+        yield prepare(scaled(x, threat.bounds, dtype), y, threat, validate=True)
 
 
 def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
@@ -25,33 +34,20 @@ def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
     return tf.gather(levels, tf.cast(x, tf.int32))
 
 
-def batches(
-    data: Any, batch_size: int, bounds: tuple[float, float], dtype: Any
-) -> Iterator[tuple[Any, Any]]:
-    """One pass over ``(x, y)`` of arrays, cut into batches, or over the user's batches, scaled."""
-    return ((scaled(x, bounds, dtype), y) for x, y in _batches(data, batch_size))
-
-
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    found: Iterable[Any] = data
     if is_pair(data):
-        x, y = data
-        for begin in range(0, len(x), batch_size):
-            yield x[begin : begin + batch_size], y[begin : begin + batch_size]
-        return
-    empty = True
-    # A PyDataset raises no IndexError at its end: its length says where that is.
-    indexed = isinstance(data, keras.utils.PyDataset)
-    for batch in (data[i] for i in range(len(data))) if indexed else data:
+        parts = (slice(k, k + batch_size) for k in range(0, len(data[0]), batch_size))
+        found = ((data[0][part], data[1][part]) for part in parts)
+    elif isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
+        found = (data[k] for k in range(len(data)))
+    batch = None
+    for batch in found:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            kind = type(batch).__name__
-            raise DataError(f"data must yield batches (x, y), inputs and labels, got {kind}")
+            raise DataError(f"data must yield batches (x, y), got {type(batch).__name__}")
         yield batch[0], batch[1]
-        empty = False
-    if empty:
-        raise DataError(
-            "data must yield at least one batch, got none: make sure that it can be gone "
-            "through again"
-        )
+    if batch is None:
+        raise DataError("data must yield at least one batch in every pass through it, got none")
 
 
 def as_dataset(data: Any, training: TrainConfig) -> Any:
@@ -60,24 +56,18 @@ def as_dataset(data: Any, training: TrainConfig) -> Any:
         return Shuffled(data, training.batch_size, training.seed)
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
         return data
-    make = partial(_batches, data, training.batch_size)
+    make, steps = partial(_batches, data, training.batch_size), length(data)
     first = map(tf.convert_to_tensor, next(make()))
     signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
-    dataset = tf.data.Dataset.from_generator(make, output_signature=signature)
-    steps = length(data)
-    return (
-        dataset if steps is None else dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    )
+    found = tf.data.Dataset.from_generator(make, output_signature=signature)
+    return found if steps is None else found.apply(tf.data.experimental.assert_cardinality(steps))
 
 
 class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
-    """Arrays in batches, of which each reads its own rows only.
+    """Arrays in batches, each of which reads its own rows only, in another order in each epoch.
 
-    Args:
-        data: ``(x, y)``, NumPy's arrays, memory maps, tensors of a CPU, or what else has a length
-            and is indexed by an increasing array of rows (as h5py's data sets are).
-        batch_size: Examples per batch; the last may be smaller.
-        seed: Decides the order of each epoch.
+    The arrays (x, y) are NumPy's, memory maps, tensors of a CPU, or what else has a length and is
+    indexed by an increasing array of rows (as h5py's data sets are).
     """
 
     def __init__(self, data: tuple[Any, Any], batch_size: int, seed: int) -> None:
@@ -88,29 +78,20 @@ class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no t
 
     def begin(self, epoch: int) -> None:
         """Take the order of this epoch (from 0)."""
-        rng = np.random.default_rng(fold(self.seed, epoch))
-        self.order = rng.permutation(len(self.data[0]))
+        count, size = len(self.data[0]), self.batch_size
+        order = np.random.default_rng(fold(self.seed, epoch)).permutation(count)
+        self.rows = np.split(order, range(size, count, size))
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        rows = np.sort(self.order[index * self.batch_size :][: self.batch_size])
+        rows = np.sort(self.rows[index])
         return tuple(np.asarray(part[rows]) for part in self.data)
 
 
-Tensor = Any
-
-
-def augment(x: Tensor, kind: str, lower: float, seed: Tensor) -> Tensor:
-    """Each image shifted, and mirrored or not, by a draw of its own; see ``TrainConfig.augment``.
-
-    Args:
-        x: Images (N, H, W, C).
-        kind: ``"crop"``, ``"crop-flip"`` or ``"none"``.
-        lower: What is around the images.
-        seed: Integers (2,); decides the draws.
-    """
+def augment(x: Any, kind: str, lower: float, seed: Any) -> Any:
+    """Images (N, H, W, C) moved as ``TrainConfig.augment`` says; around them is ``lower``."""
     if kind == "none":
         return x
     side = 2 * PADDING + 1
@@ -118,9 +99,7 @@ def augment(x: Tensor, kind: str, lower: float, seed: Tensor) -> Tensor:
     versions = side**2 * (2 if kind == "crop-flip" else 1)
     version = tf.random.stateless_uniform([n, 1], seed, 0, versions, tf.int32, alg="philox")
     across, down = version % side, version // side % side
-    columns = tf.range(width)
-    columns = across + tf.where(version < side**2, columns, columns[::-1])
-    rows = down + tf.range(height)
+    columns = across + tf.where(version < side**2, tf.range(width), tf.range(width)[::-1])
     padded = tf.pad(x, [[0, 0], [PADDING] * 2, [PADDING] * 2, [0, 0]], constant_values=lower)
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    cropped = tf.gather(padded, down + tf.range(height), axis=1, batch_dims=1)
     return tf.ensure_shape(tf.gather(cropped, columns, axis=2, batch_dims=1), x.shape)

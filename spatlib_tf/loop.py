@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
-import safetensors.numpy
 import tensorflow as tf
+from safetensors.numpy import load, save
+from tqdm import tqdm
 
-from spatlib.config import SPATConfig
 from spatlib.core.attack import Adversarial
+from spatlib.data import length
 from spatlib.errors import DataError, NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.runs import CHECKPOINT, pack, unpack
-from spatlib.training import TrainConfig, lr_factor, warmed_up
+from spatlib.training import TrainConfig, check_length, lr_factor, warmed_up
 
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel
 from .random import next_seed
 
-Tensor = Any
 READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
 
 class Trainer(SPATModel):
-    """A SPATModel whose step takes batches of the user's data: it scales and augments them.
+    """A SPATModel that scales and augments batches of the user's data; ordinary: without attack."""
 
-    ``ordinary`` leaves the attack out.
-    """
-
-    def __init__(
-        self, base: keras.Model, config: SPATConfig, training: TrainConfig, ordinary: bool
-    ) -> None:
-        super().__init__(base, config, seed=training.seed)
+    def __init__(self, training: TrainConfig, ordinary: bool, *own: Any) -> None:
+        super().__init__(*own, seed=training.seed)
         self.kind, self.ordinary = training.augment, ordinary
 
     def train_step(self, data: Any) -> Any:
@@ -46,7 +42,7 @@ class Trainer(SPATModel):
             x = augment(x, self.kind, bounds[0], next_seed(self.seed_generator, x))
         return super().train_step((x, y))
 
-    def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
+    def _attack(self, x: Any, labels: Any) -> Adversarial:
         if not self.ordinary:
             return super()._attack(x, labels)
         none = tf.zeros(tf.shape(x)[:1], x.dtype)
@@ -61,27 +57,37 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        data: Any,
-        training: TrainConfig,
-        total: int,
-        bar: Any,
-        monitor: Monitor,
+        self, trainer: Trainer, data: Any, training: TrainConfig, label: str, monitor: Monitor
     ) -> None:
         super().__init__()
         self.trainer, self.base, self.config = trainer, trainer.base, trainer.config
-        self.data, self.training, self.total = data, training, total
-        self.bar, self.monitor = bar, monitor
-        optimizer: Any = trainer.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
-        self.rate = optimizer.get_config()["learning_rate"]
-        self.step, self.began = 0, 0.0  # steps begun; with data of unknown length perhaps one more
+        self.data, self.training, self.label, self.monitor = data, training, label, monitor
+        self.optimizer: Any = trainer.optimizer
+        self.optimizer.build(trainer.trainable_variables)
+        self.rate = float(self.optimizer.learning_rate)
+        self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
+        self.total = training.epochs * (length(data) or 0)
+        check_length(training.schedule, self.total)
+        self.step = 0  # steps begun; with data of unknown length perhaps one more
         self.history: list[dict[str, float]] = []
-        self.good = _named(self.base.weights)  # of the last whole epoch, averaged with ema
-        content = monitor.checkpoint()
+        self.good = self.base.get_weights()  # of the last whole epoch, averaged with ema
+
+    def run(self) -> list[dict[str, float]]:
+        """Go on from the checkpoint, if there is one, to the end."""
+        content = self.monitor.checkpoint()
         if content is not None:
-            self._restore(content)
+            meta = _put(self.state, content, CHECKPOINT)
+            self.history, self.step = meta["history"], meta["step"]
+            self.base.set_weights(self._average())
+            self.monitor.resume(self.history)
+        done, count = len(self.history), self.total or None
+        epochs = done if self.monitor.stopped(self.history) else self.training.epochs
+        how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
+        off = None if self.training.progress else True  # None: shown in a terminal only
+        with tqdm(total=count, desc=self.label, unit="step", leave=False, disable=off) as self.bar:
+            # SPATModel's own would check the first batch once more.
+            keras.Model.fit(self.trainer, self.data, callbacks=[self], **how)
+        return self.history
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
@@ -94,96 +100,71 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.bar.update(self.step - self.bar.n)
-        if self.monitor.signal is not None:
-            self.monitor.save(None)
+        self.monitor.save(None)  # obeys a signal
         if self.step % READ_EVERY == 0:
             self._require_finite(float(self.trainer.get_metrics_result()["loss"]))
-        if isinstance(self.rate, float):
+        if self.training.schedule != "constant":
             factor = lr_factor(self.training.schedule, self.step, self.total)
-            self.trainer.optimizer.learning_rate = self.rate * factor
+            self.optimizer.learning_rate = self.rate * factor
         self.step += 1
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        means = {name: logs[name] for name in ("loss", "adv_accuracy", "stall_rate")}
-        raw = _named(self.base.weights)
         # A gradient may have been infinite although the loss was not.
-        self._require_finite(means["loss"], *raw.values())
-        self.history.append(
-            {
-                "epoch": epoch + 1,
-                **means,
-                "lr": float(self.trainer.optimizer.learning_rate),
-                "seconds": time.perf_counter() - self.began,
-            }
-        )
-        self._to_average()
-        averaged = (lambda: _packed(self.good)) if self.training.ema else None
-        self.monitor.epoch(self.history, self.base, lambda: _packed(raw), averaged)
-        _put(self.base.weights, raw)
+        self._require_finite(logs["loss"], *self.base.get_weights())
+        means = {name: logs[name] for name in ("loss", "adv_accuracy", "stall_rate")}
+        rate, seconds = float(self.optimizer.learning_rate), time.perf_counter() - self.began
+        row = {"epoch": epoch + 1, **means, "lr": rate, "seconds": seconds}
+        self.history.append(row)
+        raw = self._average()
+        averaged = partial(_packed, self.good) if self.training.ema else None
+        self.monitor.epoch(self.history, self.base, partial(_packed, raw), averaged)
+        self.base.set_weights(raw)
         self.bar.update(self.step - self.bar.n)
-        row = self.history[-1]
         shown = [name for name in ("loss", "adv_accuracy", *SHOWN) if name in row]
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in shown})
         self.trainer.stop_training = self.monitor.stopped(self.history)
         if self.monitor.run is not None:
             meta = {"history": self.history, "step": self.step}
-            self.monitor.save(_packed(_named(self._state()), meta))
+            self.monitor.save(_packed(self.state, meta))
 
     def _require_finite(self, *values: Any) -> None:
         """Raise unless all is finite; the network then has the weights of the last whole epoch."""
         if not all(np.isfinite(value).all() for value in values):
-            _put(self.base.weights, self.good)
-            raise NonFiniteError.at(self.step, self.history)
+            self.base.set_weights(self.good)
+            raise NonFiniteError(self.step, self.history)
 
-    def _to_average(self) -> None:
-        """Give the network its averaged weights, if there is an average, and remember them."""
-        self.trainer.optimizer.finalize_variable_values(self.trainer.trainable_variables)
-        self.good = _named(self.base.weights)
-
-    def _state(self) -> list[Any]:
-        """Every variable that the rest of the training depends on."""
-        return [*self.trainer.variables, *self.trainer.optimizer.variables]
-
-    def _restore(self, content: bytes) -> None:
-        values, meta = unpack(safetensors.numpy.load, content, CHECKPOINT)
-        self.trainer.optimizer.build(self.trainer.trainable_variables)
-        _put(self._state(), values, CHECKPOINT)
-        self.history, self.step = meta["history"], meta["step"]
-        raw = _named(self.base.weights)
-        self._to_average()
-        _put(self.base.weights, raw)
-        self.monitor.resume(self.history)
-        self.bar.update(self.step)
+    def _average(self) -> list[np.ndarray]:
+        """Give the network its averaged weights, if there are any, and return what it had."""
+        raw: list[np.ndarray] = self.base.get_weights()
+        self.optimizer.finalize_variable_values(self.trainer.trainable_variables)
+        self.good = self.base.get_weights()
+        return raw
 
 
 def weights(model: keras.Model) -> bytes:
     """All weights, as the content of a safetensors file; of a SPATModel, those of its base."""
-    return _packed(_named(model.weights))
+    return _packed(model.weights)
 
 
 def load_weights(model: keras.Model, content: bytes, source: str = "weights") -> None:
     """Put back what :func:`weights` gave, into a model of the same architecture."""
-    _put(model.weights, unpack(safetensors.numpy.load, content, source)[0], source)
+    _put(model.weights, content, source)
 
 
-def _named(variables: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The values by position: names may repeat, and change from one process to the next."""
-    return {str(i): np.asarray(variable.numpy()) for i, variable in enumerate(variables)}
+def _packed(values: Sequence[Any], meta: Any = None) -> bytes:
+    """Arrays or variables by position: names may repeat, and change from process to process."""
+    return pack(save, {str(i): np.asarray(value) for i, value in enumerate(values)}, meta)
 
 
-def _packed(values: Mapping[str, np.ndarray], meta: Any = None) -> bytes:
-    return pack(safetensors.numpy.save, values, meta)
-
-
-def _put(
-    variables: Sequence[Any], values: Mapping[str, np.ndarray], source: str = "weights"
-) -> None:
-    """Assign what :func:`_named` gave; DataError if the shapes are those of another model."""
-    mine = {str(i): tuple(variable.shape) for i, variable in enumerate(variables)}
-    if mine != {name: value.shape for name, value in values.items()}:
+def _put(variables: Sequence[Any], content: bytes, source: str) -> Any:
+    """Assign what :func:`_packed` gave, return its meta; DataError if the shapes are others."""
+    values, meta = unpack(load, content, source)
+    shapes = {str(i): tuple(variable.shape) for i, variable in enumerate(variables)}
+    if shapes != {name: value.shape for name, value in values.items()}:
         raise DataError(
-            f"{source} must hold the {len(mine)} arrays of this architecture (in a checkpoint, of "
-            f"its optimizer too), got {len(values)} others: build the model as it was trained"
+            f"{source} must hold the {len(shapes)} arrays of this network (a checkpoint: and of "
+            f"its optimizer), got {len(values)} others: build the model as it was trained"
         )
     for i, variable in enumerate(variables):
         variable.assign(values[str(i)])
+    return meta

@@ -10,13 +10,14 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, is_correct
-from spatlib.errors import ConfigError, require_type
+from spatlib.errors import require, require_type
 
 from . import ops
 from .attack import attacked, outer, robust_on
 from .inputs import check_label_values, check_model, logits_of, one_hot, prepare
 
 Tensor = Any
+SQUASHING = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.log_softmax)
 
 
 @keras.saving.register_keras_serializable(package="spatlib")
@@ -31,14 +32,12 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
-        config: Threat model and method. Graphs take it as a constant: for other settings wrap
-            ``base`` anew.
+        config: Threat model and method, constant in graphs: for others wrap ``base`` anew.
         seed: Fixes the random starts and the mask's draws.
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
 
     Raises:
-        ConfigError: ``base`` ends in a softmax (the attack needs logits), or ``config`` is no
-            SPATConfig.
+        ConfigError: ``base`` ends in a softmax or sigmoid, or ``config`` is no SPATConfig.
     """
 
     def __init__(
@@ -53,9 +52,14 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         super().__init__(**kwargs)
         require_type("config", config, SPATConfig)
         check_model(base)
-        _check_gives_logits(base)
-        self.base, self.config = base, config
-        self.seed, self.evaluation_steps = seed, evaluation_steps
+        last: Any = base
+        while getattr(last, "layers", None):  # a model may end in a model
+            last = last.layers[-1]
+        ends = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", 0) in SQUASHING
+        what = "give logits (remove the softmax or sigmoid at its end, where gradients vanish)"
+        require(not ends, "base", what, last.name)
+        self.base, self.config, self.seed = base, config, seed
+        self.evaluation_steps = evaluation_steps
         self.evaluation = plain_pgd(config, evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Separate from seed_generator, so that validation does not change the training.
@@ -73,42 +77,36 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return self.base(inputs, training=training)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
-        """As keras.Model.compile; the loss is that of ``config.loss``, so none is passed.
-
-        Raises:
-            ConfigError: A loss other than plain cross-entropy from logits.
-        """
-        if loss is not None and not _is_plain(loss):
-            raise ConfigError(
-                "loss must be left out, or be plain cross-entropy with from_logits=True, got "
-                f"{loss!r}: SPATConfig.loss chooses the loss"
-            )
+        """As keras.Model.compile; ConfigError for a loss that is not cross-entropy from logits."""
+        kind, kinds = type(loss), keras.losses
+        known = kind in (kinds.SparseCategoricalCrossentropy, kinds.CategoricalCrossentropy)
+        plain = kind(from_logits=True, name=loss.name).get_config() if known else None
+        what = "be left out (config.loss chooses it), or plain cross-entropy with from_logits=True"
+        require(loss is None or (known and loss.get_config() == plain), "loss", what, loss)
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.fit; bad values in the first batch are a DataError."""
-        self._check_first(x, y)
-        return super().fit(x, y, *args, **kwargs)
+        return super().fit(*self._checked(x, y), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.evaluate; bad values in the first batch are a DataError."""
-        self._check_first(x, y)
-        return super().evaluate(x, y, *args, **kwargs)
+        return super().evaluate(*self._checked(x, y), *args, **kwargs)
 
-    def _check_first(self, x: Any, y: Any) -> None:
-        """Look at one batch here: the graph of a step cannot check values."""
+    def _checked(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """The data, after a look at one batch: the graph of a step cannot check values."""
         if isinstance(x, keras.utils.PyDataset):
             batch = x[0]
         elif isinstance(x, tf.data.Dataset):
             batch = next(iter(x.take(1)), None)
         else:  # not at a generator, which a look would use up
             batch = None if y is None else (x[:32], y[:32])
-        if batch is None:
-            return
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        x, y = prepare(x, y, self.config, validate=True)
-        check_label_values(y, logits_of(self.base, x[:1]).shape[1])
+        if batch is not None:
+            inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            inputs, labels = prepare(inputs, labels, self.config, validate=True)
+            check_label_values(labels, logits_of(self.base, inputs[:1]).shape[1])
+        return x, y
 
     def train_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -147,9 +145,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
     def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
-        for metric in self.metrics:
-            if metric.name == "loss":
-                metric.update_state(loss, sample_weight=tf.shape(x)[0])
+        tracker = next(metric for metric in self.metrics if metric.name == "loss")
+        tracker.update_state(loss, sample_weight=tf.shape(x)[0])
         self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state
@@ -167,19 +164,14 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "base": keras.saving.serialize_keras_object(self.base),
-            "config": asdict(self.config),
-            "seed": self.seed,
-            "evaluation_steps": self.evaluation_steps,
-        }
+        own = {"seed": self.seed, "evaluation_steps": self.evaluation_steps}
+        base, config = keras.saving.serialize_keras_object(self.base), asdict(self.config)
+        return {**super().get_config(), "base": base, "config": config, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SPATModel:
         base = keras.saving.deserialize_keras_object(config["base"], custom_objects=custom_objects)
-        method = SPATConfig.from_dict(config["config"])
-        return cls(**config | {"base": base, "config": method})
+        return cls(**config | {"base": base, "config": SPATConfig.from_dict(config["config"])})
 
 
 def _total(losses: Tensor, weight: Tensor | None, penalties: list[Tensor]) -> Tensor:
@@ -187,30 +179,5 @@ def _total(losses: Tensor, weight: Tensor | None, penalties: list[Tensor]) -> Te
     if weight is not None:  # (N,) or a column
         losses *= tf.reshape(tf.cast(weight, losses.dtype), tf.shape(losses))
     # A replica may get no example of a last, small batch: its mean is 0.
-    count = tf.cast(tf.size(losses), losses.dtype)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype))
     return sum((tf.cast(penalty, mean.dtype) for penalty in penalties), mean)
-
-
-def _is_plain(loss: Any) -> bool:
-    """Whether the loss is cross-entropy from logits with no other option set."""
-    kind, kinds = type(loss), keras.losses
-    if kind not in (kinds.SparseCategoricalCrossentropy, kinds.CategoricalCrossentropy):
-        return False
-    return bool(loss.get_config() == kind(from_logits=True, name=loss.name).get_config())
-
-
-def _check_gives_logits(base: keras.Model) -> None:
-    last: Any = base
-    while getattr(last, "layers", None):  # a model may end in a model
-        last = last.layers[-1]
-    activation = getattr(last, "activation", None)
-    if isinstance(last, keras.layers.Softmax) or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-        keras.activations.log_softmax,
-    ):
-        raise ConfigError(
-            f"base must give logits, but ends in {last.name!r} with a softmax or sigmoid: remove "
-            "that activation, through which the gradient vanishes where the model is confident"
-        )

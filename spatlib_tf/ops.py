@@ -9,14 +9,15 @@ from typing import Any
 import ml_dtypes
 import tensorflow as tf
 
-from spatlib.core.ops import Axes, example_size
+from spatlib.core.ops import example_size
 
 Tensor = Any
 
 CHANNEL_AXIS = -1
 
 abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
-minimum, maximum, log_softmax = tf.minimum, tf.maximum, tf.nn.log_softmax
+minimum, maximum, sum, max = tf.minimum, tf.maximum, tf.reduce_sum, tf.reduce_max
+log_softmax = tf.nn.log_softmax
 
 
 def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
@@ -26,16 +27,7 @@ def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
 def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
     tensor: Tensor = y if isinstance(x, float) else x
     dtype = tensor.dtype  # in a graph, a number that comes first would set float32
-    x, y = tf.convert_to_tensor(x, dtype), tf.convert_to_tensor(y, dtype)
-    return tf.where(condition, x, y)
-
-
-def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
-    return tf.reduce_sum(x, axis=axis, keepdims=keepdims)
-
-
-def max(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
-    return tf.reduce_max(x, axis=axis, keepdims=keepdims)
+    return tf.where(condition, tf.convert_to_tensor(x, dtype), tf.convert_to_tensor(y, dtype))
 
 
 def cast(x: Tensor, like: Tensor) -> Tensor:
@@ -51,25 +43,28 @@ def argmax_one_hot(x: Tensor) -> Tensor:
 
 
 def kth_largest(x: Tensor, k: int) -> Tensor:
-    flat = tf.reshape(x, (-1, example_size(x)))
-    kth = tf.math.top_k(flat, k).values[:, -1]
+    kth = tf.math.top_k(tf.reshape(x, (-1, example_size(x))), k).values[:, -1]
     return tf.reshape(kth, (-1, *(1,) * (len(x.shape) - 1)))
 
 
 def repeat(
-    body: Callable[..., tuple[Tensor, ...]],
-    times: int,
-    state: tuple[Tensor, ...],
-    done: Callable[..., Tensor] | None = None,
+    body: Callable[..., Any], times: int, state: Any, done: Any = None
 ) -> tuple[Tensor, ...]:
     # done is not read: on a GPU the loop would wait for it in every round.
     if not tf.executing_eagerly():  # as a graph loop, since XLA compiles unrolled steps for minutes
         return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))
     for _ in range(times):
         state = body(*state)
-    return state
+    return state  # type: ignore[no-any-return]
 
 
 def mantissa_bits(x: Tensor) -> int:
     eps = ml_dtypes.finfo(x.dtype.as_numpy_dtype).eps  # type: ignore[no-untyped-call]
     return 1 - round(math.log2(eps))
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """The lowest and the highest value, read on the host: NaN if there is one."""
+    # NumPy's, as TensorFlow's may ignore a NaN; it knows no bfloat16.
+    values = (tf.cast(x, tf.float32) if x.dtype.size < 4 else x).numpy()
+    return float(values.min()), float(values.max())

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from spatlib.config import SPATConfig
-from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
-from spatlib.errors import check_mask_classes
-
 from . import ops
 
 Tensor = Any
-START, RADIUS, MASK = range(3)  # what a seed is split into, so that no draw touches another's
+PURPOSES = ("start", "radius", "mask")  # each has a seed of its own
 
 
 def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = None) -> Tensor:
@@ -27,12 +23,7 @@ def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = N
         with tf.control_dependencies([] if x is None else [x]):
             seed = tf.cast(generator.next(), tf.int32)
     context = tf.distribute.get_replica_context()
-    return split(seed, 0 if context is None else context.replica_id_in_sync_group)
-
-
-def split(seed: Tensor, purpose: int | Tensor) -> Tensor:
-    """The seed (2,) for one purpose."""
-    return tf.random.experimental.stateless_fold_in(seed, purpose, alg="philox")
+    return _split(seed, 0 if context is None else context.replica_id_in_sync_group)
 
 
 def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
@@ -47,46 +38,36 @@ def uniform(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
     return tf.cast(kept, dtype) * 2.0**-digits
 
 
-def draw_start(x: Tensor, config: SPATConfig, seed: Tensor) -> Tensor:
-    """The start before projection."""
-    if config.random_start == "none":
-        return tf.zeros_like(x)
-    shape, here = tf.shape(x), split(seed, START)
-    if config.random_start == "gaussian":
-        return GAUSSIAN_START * _normal(shape, here, x.dtype)
-    draw = _normal if config.norm == "L2" else uniform
-    one_each = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
-    radius = uniform(one_each, split(seed, RADIUS), x.dtype)
-    draws = tf.ensure_shape(draw(shape, here, x.dtype), x.shape)
-    return uniform_in_ball(ops, draws, radius, config.eps, config.norm)
+class Draws(NamedTuple):
+    """See :class:`spatlib.core.feasible.Draws`; from a seed (2,)."""
 
+    seed: Tensor
 
-class Draws:
-    """What a mask draws, from a seed (2,)."""
+    def uniform(self, like: Tensor, purpose: str) -> Tensor:
+        draws = uniform(tf.shape(like), self._of(purpose), like.dtype)
+        return tf.ensure_shape(draws, like.shape)
 
-    def __init__(self, seed: Tensor) -> None:
-        self.seed = seed
+    def normal(self, like: Tensor, purpose: str) -> Tensor:
+        # Box and Muller (1958): stateless_normal differs under XLA as well.
+        shape = tf.concat([[2], tf.shape(like)], axis=0)
+        u = uniform(shape, self._of(purpose), like.dtype)
+        draws = tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])
+        return tf.ensure_shape(draws, like.shape)
+
+    def signs(self, label: Tensor, count: int) -> Tensor:
+        shape = tf.concat([[count], tf.shape(label)], axis=0)
+        return 2 * tf.cast(uniform(shape, self._of("mask"), label.dtype) < 0.5, label.dtype) - 1
 
     def classes(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
         classes = int(label.shape[1])
-        check_mask_classes(count, classes)
-        order = tf.math.top_k(uniform((classes - 1,), self.seed, tf.float32), count - 1).indices
-        offsets = tf.concat([[0], 1 + order], axis=0)
+        order = uniform((classes - 1,), self._of("mask"), tf.float32)
+        offsets = tf.concat([[0], 1 + tf.math.top_k(order, count - 1).indices], axis=0)
         columns = (tf.range(classes) - offsets[:, None]) % classes
         return tf.transpose(tf.gather(label, columns, axis=1), (1, 0, 2))
 
-    def signs(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
-        shape = tf.concat([[count], tf.shape(label)], axis=0)
-        return 2 * tf.cast(uniform(shape, self.seed, label.dtype) < 0.5, label.dtype) - 1
-
-    def noise(self, like: Tensor) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
-        return tf.ensure_shape(uniform(tf.shape(like), self.seed, like.dtype), like.shape)
+    def _of(self, purpose: str) -> Tensor:
+        return _split(self.seed, PURPOSES.index(purpose))
 
 
-def _normal(shape: Any, seed: Tensor, dtype: Any) -> Tensor:
-    # Box and Muller (1958): stateless_normal differs under XLA as well.
-    u = uniform(tf.concat([[2], shape], axis=0), seed, dtype)
-    return tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])
+def _split(seed: Tensor, number: int | Tensor) -> Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
-from spatlib.errors import ConfigError
+from spatlib.errors import require
 
 from .inputs import check_model
 
@@ -17,23 +17,15 @@ from .inputs import check_model
 def attack_state(model: keras.Model, mode: str) -> Iterator[bool]:
     """Yield the ``training`` argument for the attack's calls of the model.
 
-    In ``"train"`` mode batch statistics are used and dropout is on; the non-trainable variables
-    (BatchNorm's statistics, the states of dropout's generators) come back as they were, also
-    after an exception. In ``"eval"`` mode nothing is copied and put back: most layers move nothing
-    then, and what one does assign (a stateful RNN, say) stays.
+    In ``"train"`` mode the non-trainable variables (BatchNorm's, dropout's) come back as they were,
+    also after an exception; in ``"eval"`` mode what a layer assigns (a stateful RNN, say) stays.
     """
     check_model(model)
-    if mode == "eval":
-        yield False
-        return
-    if not model.built:
-        raise ConfigError(
-            "attack_mode must be 'eval' for a model that is not built yet, got 'train': call the "
-            "model on a batch first"
-        )
-    before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+    train, what = mode == "train", "be 'eval' until the model was called on a batch"
+    require(model.built or not train, "attack_mode", what, mode)
+    before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables if train]
     try:
-        yield True
+        yield train
     finally:
         for variable, value in before:
             variable.assign(value)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,15 @@ from torch import Tensor, nn
 from spatlib.config import SPATConfig
 from spatlib.core import mask as core
 from spatlib.core.attack import Adversarial, adversarial
-from spatlib.core.feasible import GAUSSIAN_START, uniform_in_ball
 from spatlib.core.target import outer_loss
-from spatlib.errors import check_mask_classes, check_same_shape, require_type
+from spatlib.errors import check_same_shape, expect, require_type
 
 from . import ops
 from .inputs import (
-    check_budget,
-    check_graph,
     check_label_values,
     check_model,
-    check_start,
     check_tensor,
+    given,
     logits_of,
     one_hot,
     prepare,
@@ -41,7 +38,11 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     # A compiled forward pass can be gone back through once only.
     with torch.compiler.set_stance("force_eager") if many else nullcontext():
         logits = logits_of(model, leaf)
-    check_graph(logits)
+    expect(
+        logits.requires_grad,
+        "model must return logits that depend on its input through autograd: remove no_grad, "
+        "detach or item from its forward",
+    )
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
         return torch.autograd.grad(logits, leaf, cotangent, retain_graph=not last)[0]
@@ -50,29 +51,31 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
 
 
 class Draws:
-    """What a mask draws, from a generator on the device of the inputs (None: the global one)."""
+    """See :class:`spatlib.core.feasible.Draws`; from a generator, or the global one for None."""
 
     def __init__(self, generator: torch.Generator | None) -> None:
         self.generator = generator
 
+    def uniform(self, like: Tensor, purpose: str) -> Tensor:
+        return torch.rand(like.shape, **self._kind(like))
+
+    def normal(self, like: Tensor, purpose: str) -> Tensor:
+        return torch.randn(like.shape, **self._kind(like))
+
+    def signs(self, label: Tensor, count: int) -> Tensor:
+        shape = (count, *label.shape)
+        bits = torch.randint(2, shape, generator=self.generator, device=label.device)
+        return (2 * bits - 1).to(label.dtype)
+
     def classes(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
         classes, device = label.shape[1], label.device
-        check_mask_classes(count, classes)
         order = torch.randperm(classes - 1, generator=self.generator, device=device)
         offsets = torch.cat([order.new_zeros(1), 1 + order[: count - 1]])
         columns = (torch.arange(classes, device=device) - offsets[:, None]) % classes
         return label[:, columns].movedim(1, 0)
 
-    def signs(self, label: Tensor, count: int) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
-        shape = (count, *label.shape)
-        bits = torch.randint(2, shape, generator=self.generator, device=label.device)
-        return (2 * bits - 1).to(label.dtype)
-
-    def noise(self, like: Tensor) -> Tensor:
-        """See :class:`spatlib.core.mask.Draws`."""
-        return _draw(torch.rand, like.shape, like, self.generator)
+    def _kind(self, like: Tensor) -> dict[str, Any]:
+        return {"generator": self.generator, "dtype": like.dtype, "device": like.device}
 
 
 def perturb(
@@ -91,16 +94,14 @@ def perturb(
     Args:
         model: Gives logits (N, K) for inputs (N, ...). It may be frozen, in any mode, compiled,
             under autocast, in no_grad or inference_mode; its state comes back as it was.
-        x: Floating inputs in ``config.bounds`` (excess by rounding is clipped): (N, D),
-            (N, C, L) or (N, C, H, W), in any memory format.
+        x: Floats in ``config.bounds``, (N, D), (N, C, L) or (N, C, H, W) in any memory format.
         y: Integer labels (N,).
         config: Threat model and method.
-        start: First perturbation, shaped like x, in its units; set to 0 where the mask is 0 and
-            projected. Default: drawn as ``config.random_start`` says.
+        start: First perturbation, shaped like x, in its units; it is set to 0 where the mask is 0
+            and projected. Default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
-        generator: Source of the start, then of a random mask, on x's device; default the global
-            one. With a generator or a start the global one is untouched (with a start and no
-            generator, a random mask is always drawn alike).
+        generator: Source of start and mask, on x's device; default the global one, which stays
+            untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
 
     Returns:
@@ -108,17 +109,11 @@ def perturb(
         set and exactly 0 where the mask is 0.
 
     Raises:
-        ConfigError: The model is no module, or the config no SPATConfig.
-        DataError: Inputs, labels, logits, start or mask of the wrong shape, dtype or range.
+        ConfigError, DataError: What was expected, what came, what to do.
     """
     x, y = _prepared(model, x, y, config, validate)
-    if start is not None:
-        start = check_start(start, x, validate)
-    if mask is not None:
-        mask = check_budget(mask, x, validate)
-    found: Tensor = attacked(
-        model, x, y, config, start=start, mask=mask, source=generator, check=validate
-    ).x
+    own = {name: given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))}
+    found: Tensor = attacked(model, x, y, config, **own, source=generator, check=validate).x
     return found
 
 
@@ -132,28 +127,19 @@ def spat_loss(
     generator: torch.Generator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The loss to call ``backward()`` on, in a training loop of your own.
+    """The loss to call ``backward()`` on in a loop of your own: the mean of the batch, a scalar.
 
-    Perturbs the batch as :func:`perturb` does, then evaluates the outer loss ``config.loss``
-    (formulas in :mod:`spatlib.core.target`) with the model as it stands: one forward pass for
+    Perturbs the batch as :func:`perturb` does, whose arguments and errors it shares, or takes the
+    ``x_adv`` that it made; then evaluates the outer loss ``config.loss``
+    (:func:`spatlib.core.target.outer_loss`) with the model as it stands: one forward pass for
     ``pgd``, two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them).
-
-    Args:
-        model, x, y, config, generator, validate: As for :func:`perturb`.
-        x_adv: What :func:`perturb` made of this batch already; default: it is made here.
-
-    Returns:
-        The mean over the batch, a scalar with a graph to the parameters.
-
-    Raises:
-        ConfigError, DataError: See :func:`perturb`.
     """
     x, y = _prepared(model, x, y, config, validate)
     if x_adv is None:
         x_adv = attacked(model, x, y, config, source=generator, check=validate).x
     else:
         check_tensor("x_adv", x_adv)
-        check_same_shape("x_adv", x_adv.shape, x.shape)
+        check_same_shape("x_adv", x_adv, x)
         x_adv, _ = prepare(x_adv, y, config, validate, "x_adv")
     losses, logits = outer(model, x, x_adv, y, config)
     if validate:
@@ -172,33 +158,20 @@ def shared_mask(
 ) -> Tensor:
     """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
 
-    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Costs K - 1
-    backward passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
+    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Arguments and
+    errors are those of :func:`perturb`; labels matter with ``classes`` only. Costs K - 1 backward
+    passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
     ``random``. All ones, without a pass, unless ``config.masked``.
 
-    Args:
-        model, x, validate: As for :func:`perturb`.
-        y: Integer labels (N,); they matter with ``classes`` only.
-        config: ``mask`` and ``attack_mode``.
-        generator: Source of the draws of ``classes``, ``rms`` and ``random``; default the global
-            one.
-
     Returns:
-        Values in {floor, 1} with one channel: (N, D), (N, 1, L) or (N, 1, H, W).
-
-    Raises:
-        ConfigError, DataError: See :func:`perturb`.
+        One channel of values in {floor, 1}: (N, D), (N, 1, L) or (N, 1, H, W).
     """
     x, y = _prepared(model, x, y, config, validate)
     if config.mask is None or not config.masked:
         return torch.ones_like(x[:, :1] if x.ndim > 2 else x)
     fork = None if generator is None else x.device
-    with attack_state(unwrap(model), config.attack_mode, fork) as module:
-        logits, pull = vjp(module, x, many=True)
-        if validate:
-            check_label_values(y, logits.shape[1])
-        label, draws = one_hot(y, logits), Draws(generator)
-        mask: Tensor = core.shared_mask(ops, x, pull, label, config.mask, draws)
+    with _attacking(model, y, config, validate, fork) as own:
+        mask: Tensor = core.shared_mask(ops, x, *own, config.mask, Draws(generator))[0]
     return mask
 
 
@@ -233,20 +206,9 @@ def attacked(
     """The attack on a prepared batch; ``check`` reads the labels on the host."""
     # With a generator or a start the global generators stay as they are, dropout or not.
     fork = x.device if source is not None or start is not None else None
-    if start is None:
-        start = draw_start(x, config, source)
-    elif source is None:
+    if start is not None and source is None:
         source = torch.Generator(x.device).manual_seed(0)
-
-    def label(logits: Tensor) -> Tensor:
-        nonlocal check
-        if check:  # once: the labels stay the same from step to step
-            check_label_values(y, logits.shape[1])
-            check = False
-        return one_hot(y, logits)
-
-    with attack_state(unwrap(model), config.attack_mode, fork) as module:
-        own = partial(vjp, module), label
+    with _attacking(model, y, config, check, fork) as own:
         return adversarial(ops, *own, x, config, start, mask, Draws(source))
 
 
@@ -260,17 +222,21 @@ def outer(
     return outer_loss(ops, config.loss, config.beta, label, clean, logits), logits
 
 
-def draw_start(x: Tensor, config: SPATConfig, source: torch.Generator | None) -> Tensor:
-    """The start before projection; the same numbers whatever the memory format of x."""
-    if config.random_start == "none":
-        return torch.zeros_like(x)
-    if config.random_start == "gaussian":
-        return GAUSSIAN_START * _draw(torch.randn, x.shape, x, source)
-    draws = _draw(torch.randn if config.norm == "L2" else torch.rand, x.shape, x, source)
-    one_each = torch.Size((len(x), *(1,) * (x.ndim - 1)))
-    radius = draws if config.norm == "Linf" else _draw(torch.rand, one_each, x, source)
-    noise: Tensor = uniform_in_ball(ops, draws, radius, config.eps, config.norm)
-    return noise
+@contextmanager
+def _attacking(
+    model: nn.Module, y: Tensor, config: SPATConfig, check: bool, fork: torch.device | None
+) -> Iterator[tuple[Callable[..., Any], Callable[[Tensor], Tensor]]]:
+    """The primitive and the labels that the core asks for, while the model is set up for them."""
+
+    def label(logits: Tensor) -> Tensor:
+        nonlocal check
+        if check:  # once: the labels stay the same from step to step
+            check_label_values(y, logits.shape[1])
+            check = False
+        return one_hot(y, logits)
+
+    with attack_state(unwrap(model), config.attack_mode, fork) as module:
+        yield partial(vjp, module), label
 
 
 def _prepared(
@@ -279,9 +245,3 @@ def _prepared(
     check_model(model)
     require_type("config", config, SPATConfig)
     return prepare(x, y, config, validate)
-
-
-def _draw(
-    sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, source: torch.Generator | None
-) -> Tensor:
-    return sampler(shape, generator=source, dtype=like.dtype, device=like.device)

@@ -19,7 +19,7 @@ from spatlib.monitor import Monitor
 from spatlib.training import TrainConfig, check_length
 
 from . import attack, ops, state
-from .attack import BatchLoss, attacked, batch_loss, draw_start
+from .attack import BatchLoss, Draws, attacked, batch_loss
 from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
 from .loaders import CPU, Batches, device_of, keeping_globals
 from .loop import Loop, check_batch
@@ -135,9 +135,8 @@ def _judge(
     clean = predict(x)
     check_label_values(y, clean.shape[1])
     label = one_hot(y, clean)
-    starts = (draw_start(x, threat, source) for source in sources)
     own = partial(attack.vjp, model), predict
-    verdicts = core.survivors(ops, *own, evaluation.named, threat, (x, clean, label), starts)
+    verdicts = core.survivors(ops, *own, evaluation.named, threat, (x, clean, label), map(Draws, sources))
     for key, call in evaluation.callables.items():
         with attack_state(model, fork=x.device, foreign=True):
             found = call(model, x.clone(), y.clone())

@@ -142,17 +142,16 @@ class Loop:
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
         *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(7)]).tolist()
         for (step, number, count, _), row in zip(self.seen, rows, strict=True):
-            loss, _, _, low, high, first, last = row
             try:
-                check_range(low, high, self.config.bounds)
-                check_labels(int(first), int(last), self.classes)
+                check_range(row[3:5], self.config.bounds)
+                check_labels(row[5:], self.classes)
             except DataError as error:
                 raise DataError(f"epoch {len(self.history) + 1}, batch {number}: {error}") from None
-            if not math.isfinite(loss):
-                raise NonFiniteError.at(step, self.history)
+            if not math.isfinite(row[0]):
+                raise NonFiniteError(step, self.history)
             self.sums = [total + count * new for total, new in zip(self.sums, row, strict=False)]
         if not math.isfinite(largest):
-            raise NonFiniteError.at(self.step, self.history)
+            raise NonFiniteError(self.step, self.history)
         self.seen = []
         means = {name: n / self.count for name, n in zip(MEANS, self.sums, strict=True)}
         shown = (self.history[-1] if self.history else {}) | means

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-
-from spatlib.core.ops import Axes
 
 CHANNEL_AXIS = 1
 
-abs, sign, sqrt, where = torch.abs, torch.sign, torch.sqrt, torch.where
-exp, log = torch.exp, torch.log
-
-
-def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
-    return torch.clamp(x, lower, upper)  # type: ignore[arg-type]  # both numbers or both tensors
+abs, sign, sqrt, exp, log = torch.abs, torch.sign, torch.sqrt, torch.exp, torch.log
+where, clip, sum, max = torch.where, torch.clamp, torch.sum, torch.amax
+log_softmax, logsumexp = partial(torch.log_softmax, dim=-1), partial(torch.logsumexp, dim=-1)
 
 
 def minimum(x: Tensor, y: Tensor | float) -> Tensor:
@@ -29,24 +25,8 @@ def maximum(x: Tensor, y: Tensor | float) -> Tensor:
     return torch.clamp(x, min=y)
 
 
-def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
-    return torch.sum(x, dim=axis, keepdim=keepdims)
-
-
-def max(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
-    return torch.amax(x, dim=axis, keepdim=keepdims)
-
-
 def cast(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
-
-
-def log_softmax(x: Tensor) -> Tensor:
-    return functional.log_softmax(x, dim=-1)
-
-
-def logsumexp(x: Tensor) -> Tensor:
-    return torch.logsumexp(x, dim=-1)
 
 
 def argmax_one_hot(x: Tensor) -> Tensor:
@@ -60,20 +40,22 @@ def kth_largest(x: Tensor, k: int) -> Tensor:
 
 
 def repeat(
-    body: Callable[..., tuple[Tensor, ...]],
-    times: int,
-    state: tuple[Tensor, ...],
-    done: Callable[..., Tensor] | None = None,
+    body: Callable[..., Any], times: int, state: Any, done: Any = None
 ) -> tuple[Tensor, ...]:
     # Reading done would wait for a GPU and break a graph: stop early on the CPU only.
-    asks = done is not None and not torch.compiler.is_compiling()
-    free = asks and state[0].device.type == "cpu"
+    compiling = torch.compiler.is_compiling()
+    asks = done is not None and not compiling and state[0].device.type == "cpu"
     for _ in range(times):
-        if free and done is not None and bool(done(*state).all()):
+        if asks and bool(done(*state).all()):
             break
         state = body(*state)
-    return state
+    return state  # type: ignore[no-any-return]
 
 
 def mantissa_bits(x: Tensor) -> int:
     return 1 - round(math.log2(torch.finfo(x.dtype).eps))
+
+
+def extremes(x: Tensor) -> list[float]:
+    """The lowest and the highest value, read on the host: NaN if there is one."""
+    return torch.stack(torch.aminmax(x.detach())).tolist()

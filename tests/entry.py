@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spatlib import Mask, SPATConfig
-from spatlib.core.mask import Draws
+from spatlib.core.feasible import Draws
 from spatlib.engines import Engine
 
 CHANNELS, HEIGHT, WIDTH, HIDDEN, CLASSES = 3, 2, 2, 7, 4
@@ -34,7 +34,7 @@ def mask_draws(draws: Draws, mask: Mask | None, label: Any, pixels: Any) -> tupl
     if mask.score == "rms":
         return None, np.asarray(draws.signs(label, mask.probes)), None
     if mask.score == "random":
-        return None, None, np.asarray(draws.noise(pixels)).reshape(len(label), -1)
+        return None, None, np.asarray(draws.uniform(pixels, "mask")).reshape(len(label), -1)
     if mask.classes in (None, CLASSES):
         return None, None, None
     chosen = np.asarray(draws.classes(label, mask.classes))

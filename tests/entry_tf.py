@@ -158,7 +158,7 @@ class TFEngine(Entry):
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
         source = tf_random.next_seed(keras.random.SeedGenerator(seed))
-        draws = tf_random.Draws(tf_random.split(source, tf_random.MASK))
+        draws = tf_random.Draws(source)
         label = tf.one_hot([0] * count, CLASSES, dtype=tf.float64)
         pixels = tf.zeros((count, HEIGHT, WIDTH, 1), tf.float64)
         return mask_draws(draws, config.mask, label, pixels)

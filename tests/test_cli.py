@@ -223,7 +223,8 @@ def test_an_existing_run_is_kept(
     for option in ((), ("--overwrite",), ("--resume",)):
         assert main(("train", "--run-dir", str(tmp_path), *option)) == 2
         printed = capsys.readouterr().err
-        assert f"{tmp_path / 'config.json'} is that of another program" in printed
+        assert f"{tmp_path}, which has config.json, must hold a run" in printed
+        assert "got a config.json of another program" in printed
         assert "choose another run_dir" in printed
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "{}"
     run = tmp_path / "run"
@@ -233,7 +234,7 @@ def test_an_existing_run_is_kept(
     capsys.readouterr()
     assert main(train) == 2
     printed = capsys.readouterr().err
-    assert "one with a run" in printed
+    assert f"{run} with a run" in printed
     assert "overwrite=True" in printed
     assert (run / "last.safetensors").read_bytes() == before
 

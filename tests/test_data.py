@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from torch import nn
 
@@ -22,7 +25,7 @@ from spatlib import (
     Threat,
     TrainConfig,
 )
-from spatlib.data import as_dataset, load_data
+from spatlib.data import as_array, as_dataset, load_data
 
 from .test_errors import CLASSES, X, Y, check, network
 
@@ -76,9 +79,9 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "nested lists": (lambda: (x.tolist(), y.tolist()), "(x, y)"),
     "a list of labels": (lambda: (x, y.tolist()), "got (ndarray, list)"),
     "object arrays": (lambda: (np.array([None] * 4), y), "array"),
-    "fewer labels": (lambda: (x, y[:3]), "y of shape (3,)"),
-    "a single label": (lambda: (x, y[0]), "y of shape ()"),
-    "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "y of shape (3,)"),
+    "fewer labels": (lambda: (x, y[:3]), "and (3,)"),
+    "a single label": (lambda: (x, y[0]), "and ()"),
+    "fewer test labels": (lambda: (ARRAYS, (x, y[:3])), "and (3,)"),
     "integers": (lambda: ((255 * x).astype(np.int16), y), "255"),
     "inputs out of bounds": (lambda: (2 * x, y), "bounds"),
     "nan": (lambda: (x * np.nan, y), "finite"),
@@ -188,3 +191,32 @@ def test_digits_are_images_in_the_layout_asked_for(channels_first: bool) -> None
     assert y.dtype.kind == "i"
     assert (np.bincount(np.concatenate([y, y_test])) > 170).all()
     assert set(y) == set(y_test) == set(range(10))
+
+
+def test_the_digits_need_nothing_of_the_readers_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spatlib.files", None)
+    monkeypatch.delattr(spatlib, "files", raising=False)
+    assert len(as_dataset("digits", channels_first=True).train[1]) == 1347
+    with pytest.raises(ImportError):
+        load_data("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.asarray,
+        list,
+        torch.tensor,
+        lambda values: torch.tensor(values, requires_grad=True),
+        tf.constant,
+        tf.Variable,
+    ],
+    ids=range(6),
+)
+def test_values_become_an_array_from_wherever_they_are(make: Callable[[Any], Any]) -> None:
+    values = [0.5, 1.5, -2.0]
+    found = as_array(make(values))
+    assert type(found) is np.ndarray
+    assert found.tolist() == values

@@ -14,8 +14,11 @@ import torch
 import spatlib_tf
 import spatlib_torch
 from spatlib import Mask, SPATConfig
+from spatlib.core.feasible import random_start
+from spatlib_tf import ops as tf_ops
 from spatlib_tf import random as tf_random
-from spatlib_torch.attack import draw_start
+from spatlib_torch import ops
+from spatlib_torch.attack import Draws
 
 from . import test_tf_model, test_torch_state
 from .entry import CLASSES, HEIGHT, WIDTH
@@ -68,7 +71,7 @@ def test_torch_draws_the_start_first_and_then_the_mask(mask: Mask) -> None:
     (x, y), model = test_torch_state.batch(), test_torch_state.network()
     config = SPATConfig(eps=0.1, steps=2, mask=mask)
     source = torch.Generator().manual_seed(0)
-    start = draw_start(x, config, source)
+    start = random_start(ops, x, config, Draws(source))
     budget = spatlib_torch.shared_mask(model, x, y, config, generator=source)
     expected = spatlib_torch.perturb(model, x, y, config, start=start, mask=budget)
     source.manual_seed(0)
@@ -120,7 +123,7 @@ def starts(**settings: Any) -> np.ndarray:
     seed = tf_random.next_seed(keras.random.SeedGenerator(0))
     x = tf.zeros((4000, 6), tf.float64)
     config = SPATConfig(eps=2.0, bounds=(-10, 10), **settings)
-    return tf_random.draw_start(x, config, seed).numpy()
+    return random_start(tf_ops, x, config, tf_random.Draws(seed)).numpy()
 
 
 @pytest.mark.parametrize(("norm", "order"), [("L2", 2), ("L1", 1)])

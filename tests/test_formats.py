@@ -110,7 +110,7 @@ BAD_MNIST: dict[str, tuple[str, bytes, str]] = {
     "gz with another sum": (LABELS, gzip.compress(RAW[LABELS])[:-8] + bytes(8), "CRC"),
     "cut short": (IMAGES, RAW[IMAGES][:-1], "9,407"),
     "too long": (TEST_LABELS, RAW[TEST_LABELS] + b"\0", "6 or more"),
-    "a header cut short": (IMAGES, RAW[IMAGES][:7], "begins with"),
+    "a header cut short": (IMAGES, RAW[IMAGES][:7], "bytes after b'\\x00\\x00\\x08\\x03"),
     "empty": (LABELS, b"", "IDX"),
     "no examples": (LABELS, files.idx(labels(0, 10)), "1 to 60,000 labels"),
     "too many examples": (LABELS, files.idx(labels(60_001, 10)), "1 to 60,000 labels"),
@@ -118,7 +118,7 @@ BAD_MNIST: dict[str, tuple[str, bytes, str]] = {
     "images for labels": (LABELS, RAW[IMAGES], "labels"),
     "labels for images": (TEST_IMAGES, RAW[TEST_LABELS], "images"),
     "train for test": (TEST_LABELS, RAW[LABELS], "5 labels"),
-    "letters": (LABELS, files.idx(np.arange(TRAIN)), "labels up to 11"),
+    "letters": (LABELS, files.idx(np.arange(TRAIN)), "12 labels up to 9, got 12 up to 11"),
     "shorts": (LABELS, RAW[LABELS].replace(b"\x08", b"\x0b", 1), "IDX"),
 }
 
@@ -135,10 +135,10 @@ def test_mnist_of_other_content_is_refused_by_its_name(case: str, tmp_path: Path
 FIRST, LAST = (f"cifar-10-batches-bin/{name}.bin" for name in ("data_batch_2", "test_batch"))
 BAD_CIFAR: dict[str, tuple[str, bytes, str]] = {
     "cut short": (FIRST, bytes(3072), "3,072"),
-    "an image more": (FIRST, bytes(2 * 3073), "must be 3,073"),
+    "an image more": (FIRST, bytes(2 * 3073), "must hold 3,073 bytes"),
     "an image less": (LAST, bytes(4 * 3073), "12,292"),
     "CIFAR-100 for CIFAR-10": (LAST, bytes(3074 * 5), "15,365"),
-    "empty": (FIRST, b"", "got 0 bytes"),
+    "empty": (FIRST, b"", "3,073 bytes, got 0"),
     "an error page": (FIRST, HTML, "3,073"),
     "a label too large": (FIRST, b"\x0a" + bytes(3072), "labels below 10"),
 }

@@ -113,15 +113,14 @@ class Given:
     def signs(self, label: Any, count: int) -> Any:
         return (2 * label - 1)[None]
 
-    def noise(self, like: Any) -> Any:
+    def uniform(self, like: Any, purpose: str) -> Any:
         return self.ops.exp(like)
 
 
 def a_shared_mask(config: Mask) -> Callable[..., Any]:
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-        _, pull = by_hand(ops, grad, logits)(x)
-        label = ops.argmax_one_hot(logits)
-        return mask.shared_mask(ops, x, pull, label, config, Given(ops))
+        vjp = by_hand(ops, grad, logits)
+        return mask.shared_mask(ops, x, vjp, ops.argmax_one_hot, config, Given(ops))[0]
 
     return function
 
@@ -137,7 +136,7 @@ def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
     names = {name: name for name in ("pgd", "targeted")}
     threat, batch = plain_pgd(Threat(eps=0.1), 2), (x, own(x)[0], label)
-    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [0.1 * ops.sign(grad)])
+    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [Given(ops)])
     total = 0 * logits[:, 0]
     for k, verdict in enumerate(found.values()):
         total = total + 2.0**k * ops.cast(verdict, like=logits)

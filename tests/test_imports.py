@@ -89,7 +89,7 @@ def test_missing_torch_is_a_backend_error_with_the_command_to_run(action: str) -
     )
     kind, message = caught(action, before).split(" | ")
     assert kind == "BackendError"
-    assert "pip install torch" in message
+    assert "run pip install 'spatlib[torch]'" in message
     assert "No module named 'torch'" in message
 
 

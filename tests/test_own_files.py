@@ -232,7 +232,7 @@ def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
 @pytest.mark.parametrize(
     ("data", "validation", "word"),
     [
-        ((X, Y), 4, "fewer than the 4"),
+        ((X, Y), 4, "at most 3"),
         ((X, Y), -1, "at least 0"),
         ((X, Y), 0.25, "integer"),
         ([(X, Y)], 1, "batches"),

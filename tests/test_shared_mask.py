@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,15 @@ class Given:
         self.asked.append(("signs", tuple(label.shape), count))
         return self.drawn
 
-    def noise(self, like: Array) -> Array:
-        self.asked.append(("noise", tuple(like.shape)))
+    def uniform(self, like: Array, purpose: str) -> Array:
+        self.asked.append((purpose, tuple(like.shape)))
         return self.drawn
 
 
 def linear_mask(
     backend: Backend, weights: np.ndarray, y: np.ndarray, mask: Mask, drawn: np.ndarray | None
 ) -> tuple[np.ndarray, list[Any], int]:
-    """The mask of logits z_k = <w_nk, x>, what it asked for, and its backward passes.
+    """The mask of logits z_k = <w_nk, x>, what it asked for, and its passes, forward and backward.
 
     weights: (N, K, ...), one map per example.
     """
@@ -61,7 +62,12 @@ def linear_mask(
             each = (slice(None), slice(None), *(None,) * (len(w.shape) - 2))
             return ops.sum(cotangent[each] * w, axis=1)
 
-        return shared_mask(ops, 0 * w[:, 0], pull, label, mask, Given(drawn, asked))
+        def vjp(x: Array, *, many: bool) -> tuple[Array, Callable[..., Array]]:
+            passes.append(not many)
+            return 0 * label, pull
+
+        draws = Given(drawn, asked)
+        return shared_mask(ops, 0 * w[:, 0], vjp, lambda _: label, mask, draws)[0]
 
     label = np.eye(weights.shape[1], dtype=weights.dtype)[y]
     found = backend.call(run, weights, label, drawn)
@@ -110,17 +116,18 @@ def test_mask_of_linear_maps_equals_the_oracle(
     channels = weights.shape[2] if weights.ndim > 3 else 1
     pixels = weights[0, 0].size // channels
     centred = np.stack([reference.centred(rows(w)) for w in weights])
-    compared, passes, asked, extra = centred, CLASSES - 1, [], None
+    compared, asked, extra = centred, [], None
+    passes = 1 + (CLASSES - 1)  # forward, and backward
     if name == "rms":
         extra = rng.choice([-1.0, 1.0], size=(config.probes, COUNT, CLASSES))
         compared = np.einsum("pnk,nkd->npd", extra, centred)
-        passes, asked = config.probes, [("signs", (COUNT, CLASSES), config.probes)]
+        passes, asked = 1 + config.probes, [("signs", (COUNT, CLASSES), config.probes)]
     elif config.classes in (2, 3):
         offsets = rng.permutation(np.arange(1, CLASSES))[: config.classes - 1].tolist()
         cohorts = [reference.class_cohort(int(label), CLASSES, offsets) for label in y]
         extra = np.eye(CLASSES)[np.array(cohorts).T]
         compared = np.stack([c[cohort] for c, cohort in zip(centred, cohorts, strict=True)])
-        passes, asked = config.classes, [("classes", (COUNT, CLASSES), config.classes)]
+        passes, asked = 1 + config.classes, [("classes", (COUNT, CLASSES), config.classes)]
     elif name == "random":
         shape = weights[:, 0].shape if channels == 1 else (COUNT, 1, *weights.shape[3:])
         extra = rng.uniform(size=shape)
@@ -130,7 +137,7 @@ def test_mask_of_linear_maps_equals_the_oracle(
         extra = extra.astype(weights.dtype)
         extra = placed(backend, extra, 1) if name == "random" and images else extra
     if name == "random":
-        passes, asked = 0, [("noise", extra.shape)]
+        passes, asked = 0, [("mask", extra.shape)]
     mask, was_asked, was_passes = linear_mask(backend, native, y, config, extra)
     assert (was_asked, was_passes, mask.dtype) == (asked, passes, weights.dtype)
     assert rows(mask).shape == (COUNT, pixels)

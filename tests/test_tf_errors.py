@@ -237,7 +237,7 @@ def functional(last: keras.Layer) -> keras.Model:
 @pytest.mark.parametrize("case", SOFTMAX)
 def test_a_base_that_ends_in_probabilities_is_refused(case: str) -> None:
     error = check(ConfigError, "base must give logits", lambda: SPATModel(SOFTMAX[case](), CONFIG))
-    assert "remove that activation" in str(error)
+    assert "remove the softmax or sigmoid" in str(error)
 
 
 def test_a_softmax_inside_the_base_is_fine() -> None:

@@ -161,7 +161,7 @@ def test_train_mode_attacks_with_batch_statistics_and_dropout() -> None:
 
 def test_an_unbuilt_base_cannot_be_attacked_in_train_mode() -> None:
     unbuilt = keras.Sequential([layers.Flatten(), layers.Dense(CLASSES)])
-    with pytest.raises(ConfigError, match=r"attack_mode must be .*: call the model on a batch"):
+    with pytest.raises(ConfigError, match=r"attack_mode must .* called on a batch, got .train."):
         spatlib_tf.perturb(unbuilt, *arrays(), SPATConfig(eps=0.1, attack_mode="train"))
 
 

@@ -256,12 +256,16 @@ def used() -> optimizers.Optimizer:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
-    "no optimizer": (lambda: "adam", {}, "optimizer must be a keras.optimizers.Optimizer"),
+    "no optimizer": (lambda: "adam", {}, "optimizer must be a new keras.optimizers.Optimizer"),
     "nothing": (lambda: lambda: None, {}, "a function without arguments that returns one"),
-    "a used one": (used, {}, "optimizer must be a new one"),
+    "a used one": (used, {}, "optimizer must be a new keras.optimizers.Optimizer"),
     "its own average": (lambda: optimizers.Adam(use_ema=True), {}, "set ema in TrainConfig"),
-    "another average": (lambda: optimizers.Adam(use_ema=True), {"ema": 0.5}, "ema_momentum 0.99"),
-    "clipping twice": (lambda: optimizers.Adam(clipnorm=1), {"clip_grad_norm": 1}, "leave one"),
+    "another average": (
+        lambda: optimizers.Adam(use_ema=True),
+        {"ema": 0.5},
+        "whose average is validated and saved), got 0.99",
+    ),
+    "clipping twice": (lambda: optimizers.Adam(clipnorm=1), {"clip_grad_norm": 1}, "leave one out"),
     "two schedules": (
         lambda: optimizers.Adam(optimizers.schedules.CosineDecay(0.1, 9)),
         {"schedule": "onecycle"},

@@ -19,7 +19,7 @@ from spatlib.core.attack import survivors
 from spatlib_tf import ops
 from spatlib_tf.attack import vjp
 from spatlib_tf.inputs import logits_of, one_hot
-from spatlib_tf.random import draw_start, next_seed
+from spatlib_tf.random import Draws, next_seed
 
 from .entry import to_last
 from .test_tf_fit import normed, state
@@ -143,10 +143,10 @@ def evaluated(
 
         def judge(x: Any, y: Any) -> Any:
             clean = logits_of(model, x)
-            starts = [draw_start(x, threat, next_seed(source))]
+            sources = [Draws(next_seed(source))]
             batch = x, clean, one_hot(y, clean)
             own = partial(vjp, model, False), partial(logits_of, model)
-            return survivors(ops, *own, named, threat, batch, starts)
+            return survivors(ops, *own, named, threat, batch, sources)
 
         return judge
 

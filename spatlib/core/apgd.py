@@ -16,7 +16,7 @@ RISING = 0.75  # rho: the share of steps that have to raise the loss
 CHECKED = (0, 22, 41, 57, 70, 80, 87, 93, 99)
 
 Point: TypeAlias = tuple[Array, ...]
-"""d (N, ...), f there as (N, 1, ..., 1), and the gradient of f."""
+"""Arrays that belong to one d (N, ...), such as f there and the gradient of f."""
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -25,11 +25,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def auto_ascend(
-    ops: Ops,
-    look: Callable[[Array], tuple[Array, Array, Array]],
-    d: Array,
-    allowed: FeasibleSet,
-    steps: int,
+    ops: Ops, look: Callable[[Array], Point], d: Array, allowed: FeasibleSet, steps: int
 ) -> tuple[Array, Array]:
     """Maximise a loss f over the feasible set, each example with a step size of its own.
 
@@ -41,9 +37,9 @@ def auto_ascend(
 
     Args:
         look: At d (N, ...): f (N,), its gradient (N, ...), and whether the label stands (N,).
+            Called once more than ``steps``.
         d: The start, inside the feasible set.
         allowed: The feasible set, of norm Linf or L2.
-        steps: Of the ascent; ``look`` is called once more than that.
 
     Returns:
         The d of the largest f of each example, and whether its label stood at every d on the way.
@@ -54,16 +50,8 @@ def auto_ascend(
     def pick(condition: Array, one: Point, other: Point) -> Point:
         return tuple(ops.where(condition, a, b) for a, b in zip(one, other, strict=True))
 
-    def move(
-        number: Array,
-        size: Array,
-        halved: Array,
-        rises: Array,
-        mark: Array,
-        before: Array,
-        points: tuple[Point, Point],
-        stands: Array,
-    ) -> tuple[Any, ...]:
+    def move(*state: Any) -> tuple[Any, ...]:
+        number, size, halved, rises, mark, before, points, stands = state
         (at, value, grad), best = points
         z = project(at + ops.cast(size, like=d) * direction(ops, grad, allowed.threat.norm))
         alpha = MOMENTUM + (1 - MOMENTUM) * ops.cast(number == 0, like=d)

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 from ..config import SPATConfig
 from .apgd import auto_ascend
-from .feasible import FeasibleSet
-from .mask import Draws, shared_mask
+from .feasible import Draws, FeasibleSet, random_start
+from .mask import Vjp, shared_mask
 from .ops import Array, Ops, example_axes, rivals
 from .target import TARGETS, ascent, finite, objective, stalled
+
+AUTO = ("apgd-ce", "apgd-t")
+PARTS = {"apgd": AUTO}  # attacks that one name stands for
 
 
 class Adversarial(NamedTuple):
@@ -34,32 +37,29 @@ class Adversarial(NamedTuple):
 
 def adversarial(
     ops: Ops,
-    vjp: Callable[..., tuple[Array, Callable[..., Array]]],
+    vjp: Vjp,
     one_hot: Callable[[Array], Array],
     x: Array,
     config: SPATConfig,
-    start: Array,
+    start: Array | None,
     mask: Array | None,
     draws: Draws,
 ) -> Adversarial:
     """Projected gradient ascent inside B(x, m); see docs/method.md.
 
     Args:
-        vjp: x -> (logits (N, K), pull), finite logits; called with ``many=True`` where pull is
-            called more than once.
+        vjp: x -> (logits (N, K), pull), finite logits.
         one_hot: Logits -> the label (N, K).
         x: Inputs (N, ...) in ``config.bounds``.
-        start: The first perturbation (N, ...), before it is projected.
+        start: The first perturbation (N, ...), before it is projected; None: it is drawn.
         mask: Budget per pixel; None is that of ``config.mask``.
-        draws: The source of a random mask.
     """
-    wanted = config.mask if mask is None and config.masked else None
-    trades, clean = config.loss == "trades", None
-    if wanted or trades:
-        clean, pull = vjp(x, many=wanted is not None)
-        if wanted:
-            mask = shared_mask(ops, x, pull, one_hot(clean), wanted, draws)
-        del pull  # and with it the graph
+    start = random_start(ops, x, config, draws) if start is None else start
+    clean, trades = None, config.loss == "trades"
+    if mask is None and config.mask is not None and config.masked:
+        mask, clean = shared_mask(ops, x, vjp, one_hot, config.mask, draws)
+    if trades and clean is None:
+        clean = vjp(x)[0]
     allowed = FeasibleSet(ops, x, config, mask)
     base = ops.log_softmax(clean) if trades else None  # None: the label
 
@@ -78,32 +78,26 @@ def adversarial(
     return Adversarial(found, mask, clean, stalls / config.steps, holes / config.steps)
 
 
-AUTO = ("apgd-ce", "apgd-t")
-PARTS = {"apgd": AUTO}  # attacks that one name stands for
-
-
 def survivors(
     ops: Ops,
-    vjp: Callable[[Array], tuple[Array, Callable[[Array], Array]]],
+    vjp: Vjp,
     predict: Callable[[Array], Array],
     named: Mapping[str, str],
     threat: SPATConfig,
     batch: tuple[Array, Array, Array],
-    starts: Iterable[Array],
+    sources: Iterable[Draws],
 ) -> dict[str, Array]:
     """By metric, boolean (N,): True where an example is correct in all runs of the attack.
 
     Args:
-        vjp, predict: x -> (logits, pull) as for :func:`spatlib.core.attack.adversarial`, and
-            x -> logits.
+        vjp, predict: x -> (logits, pull), and x -> logits.
         named: The attacks by metric: names of :func:`spatlib.core.target.objective`, or "apgd".
-        threat: Of :func:`spatlib.config.plain_pgd`.
+        threat: Of :func:`spatlib.config.plain_pgd`: full eps, hard labels, no mask.
         batch: x (N, ...), its logits and its one-hot labels (N, K).
-        starts: One raw perturbation (N, ...) per restart.
+        sources: Of the start of each restart.
     """
     x, clean, label = batch
     allowed = FeasibleSet(ops, x, threat)
-    others = rivals(ops, clean, label)
 
     def run(name: str, d: Array, rest: Array, robust: Array) -> tuple[Array, Array]:
         goal = ops.argmax_one_hot(rest)
@@ -111,30 +105,28 @@ def survivors(
         def look(d: Array) -> tuple[Array, Array, Array]:
             z, pull = vjp(allowed.at(d))
             value, cotangent = objective(ops, name, z, label, goal)
-            grad, _ = finite(ops, pull(cotangent))
-            return value, grad, is_correct(ops, z, label)
+            return value, finite(ops, pull(cotangent))[0], is_correct(ops, z, label)
+
+        def climb(d: Array) -> tuple[Array]:
+            return (allowed.step(d, look(d)[1], threat.alpha),)
 
         if name in AUTO:
             _, right = auto_ascend(ops, look, d, allowed, threat.steps)
         else:
-
-            def climb(d: Array) -> tuple[Array]:
-                return (allowed.step(d, look(d)[1], threat.alpha),)
-
             (d,) = ops.repeat(climb, threat.steps, (d,))
             right = is_correct(ops, predict(allowed.at(d)), label)
         return rivals(ops, rest, goal), robust & right
 
     verdicts = dict.fromkeys(("clean", *named), is_correct(ops, clean, label))
     targets = min(TARGETS, int(label.shape[1]) - 1)
-    for start in starts:
-        d = allowed.begin(start)
+    for draws in sources:
+        d = allowed.begin(random_start(ops, x, threat, draws))
         started = is_correct(ops, predict(allowed.at(d)), label)
         for key, name in named.items():
             verdicts[key] = verdicts[key] & started
             for part in PARTS.get(name, (name,)):
                 runs = targets if part in ("targeted", "apgd-t") else 1
-                state = (others, verdicts[key])
+                state = (rivals(ops, clean, label), verdicts[key])
                 _, verdicts[key] = ops.repeat(partial(run, part, d), runs, state)
     return verdicts
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
-from ..config import Threat
+from ..config import SPATConfig, Threat
 from .ops import Array, Ops, divisor, example_axes, example_size
 from .projection import project
 
 GAUSSIAN_START = 0.001  # standard deviation of the starts of TRADES and MART, in units of x
 L1_SHARE = 20  # an L1 step moves every 20th coordinate (Croce & Hein 2021, arXiv:2103.01208)
+
+
+class Draws(Protocol):
+    """An engine's random source for one batch; what is drawn for one purpose changes no other."""
+
+    def uniform(self, like: Array, purpose: str) -> Array:
+        """In [0, 1), in the shape and dtype of ``like``; for "start", "radius" or "mask"."""
+
+    def normal(self, like: Array, purpose: str) -> Array:
+        """N(0, 1), likewise."""
+
+    def signs(self, label: Array, count: int) -> Array:
+        """(count, N, K) of +1 and -1, for labels (N, K)."""
+
+    def classes(self, label: Array, count: int) -> Array:
+        """(count, N, K) one-hot: classes (y + o) mod K, o = 0 first, others without replacement."""
 
 
 class FeasibleSet:
@@ -75,6 +92,18 @@ def direction(ops: Ops, grad: Array, norm: str) -> Array:
     chosen = ops.where(size >= ops.kth_largest(size, count), ops.sign(grad), 0.0)
     length = ops.sum(ops.abs(chosen), axis=axes, keepdims=True)
     return chosen / ops.maximum(length, 1.0)
+
+
+def random_start(ops: Ops, x: Array, config: SPATConfig, draws: Draws) -> Array:
+    """A raw first perturbation, shaped like x, as ``config.random_start`` says."""
+    if config.random_start == "none":
+        return 0 * x
+    if config.random_start == "gaussian":
+        return GAUSSIAN_START * draws.normal(x, "start")
+    noise = (draws.normal if config.norm == "L2" else draws.uniform)(x, "start")
+    one_each = ops.max(0 * x, axis=example_axes(x), keepdims=True)
+    radius = noise if config.norm == "Linf" else draws.uniform(one_each, "radius")
+    return uniform_in_ball(ops, noise, radius, config.eps, config.norm)
 
 
 def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str) -> Array:

@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 from ..config import Mask
-from ..errors import require
+from ..errors import expect, require
+from .feasible import Draws
 from .ops import Array, Ops, divisor, example_axes, example_size
 from .target import finite
 
+Vjp: TypeAlias = Callable[..., tuple[Array, Callable[..., Any]]]
+"""x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x.
 
-class Draws(Protocol):
-    """An engine's random source for one batch."""
-
-    def classes(self, label: Array, count: int) -> Array:
-        """(count, N, K) one-hot: classes (y + o) mod K, o = 0 first, others without replacement."""
-
-    def signs(self, label: Array, count: int) -> Array:
-        """(count, N, K) of +1 and -1, for labels (N, K)."""
-
-    def noise(self, like: Array) -> Array:
-        """Uniform in [0, 1), shaped like ``like``, one draw per entry."""
+Called with ``many=True`` where pull is called several times, each time with ``last=False``.
+"""
 
 
 class Score(NamedTuple):
@@ -40,41 +34,40 @@ class Score(NamedTuple):
 
 
 def shared_mask(
-    ops: Ops,
-    x: Array,
-    pull: Callable[..., Array],
-    label: Array,
-    config: Mask,
-    draws: Draws,
-) -> Array:
-    """The budget of every pixel, (N, ...) of the input's shape with one channel.
+    ops: Ops, x: Array, vjp: Vjp, one_hot: Callable[[Array], Array], config: Mask, draws: Draws
+) -> tuple[Array, Array | None]:
+    """The budget of every pixel, (N, ...) of the input's shape with one channel; and the logits.
 
-    Args:
-        x: Inputs (N, ...).
-        pull: Cotangent (N, K) -> gradient in x, called several times.
-        label: One-hot (N, K).
-        config: Score, share to keep, and what the others keep.
-        draws: For ``classes``, ``rms`` and ``random``.
+    ``vjp(x, many=True)`` is as for the attack, ``one_hot`` takes logits to the label (N, K). The
+    score ``random`` needs neither: its logits are None.
     """
-    axis, classes = channel_axis(ops, x, config), int(label.shape[1])
-    state, zeros = begin(ops, x, config.score, axis), ops.cast(label > 2, like=label)
+    axis = channel_axis(ops, x, config)
+    state = begin(ops, x, config.score, axis)
     if config.score == "random":
-        noise = draws.noise(state.score)
-        return finish(ops, Score(noise, state.scale, noise + 1), config.keep, config.floor)
+        noise = draws.uniform(state.score, "mask")
+        state = Score(noise, state.scale, noise + 1)
+        return finish(ops, state, config.keep, config.floor), None
+    logits, pull = vjp(x, many=True)
+    label = one_hot(logits)
+    classes, zeros = int(label.shape[1]), ops.cast(label > 2, like=label)
+    count = config.classes or classes
+    expect(
+        count <= classes, f"classes of the mask must be at most {classes}, got {count}: lower it"
+    )
 
     def folded(cotangent: Array, score: Score) -> tuple[Array, Score]:
         grad, _ = finite(ops, pull(cotangent, last=False))
         return grad, fold(ops, score, grad, config.score, axis)
 
-    if config.score == "rms" or config.classes not in (None, classes):
-        count = config.probes if config.score == "rms" else config.classes or classes
-        rows = (draws.signs if config.score == "rms" else draws.classes)(label, count)
+    if config.score == "rms" or count < classes:
+        probes = config.score == "rms"
+        rows = draws.signs(label, config.probes) if probes else draws.classes(label, count)
 
         def one(k: int, *score: Array) -> tuple[Array, ...]:
             return k + 1, *folded(centred(ops, rows[k]), Score(*score))[1]
 
-        _, *last = ops.repeat(one, count, (0, *state))
-        return finish(ops, Score(*last), config.keep, config.floor)
+        _, *last = ops.repeat(one, int(rows.shape[0]), (0, *state))
+        return finish(ops, Score(*last), config.keep, config.floor), logits
 
     def each(rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
         """Take one class of those whose entry in ``rest`` (1, K) is not yet -inf."""
@@ -85,7 +78,7 @@ def shared_mask(
     # The centred gradients of all classes add up to zero: one backward pass less.
     _, total, *last = ops.repeat(each, classes - 1, (zeros[:1], 0 * x, *state))
     state = fold(ops, Score(*last), -total, config.score, axis)
-    return finish(ops, state, config.keep, config.floor)
+    return finish(ops, state, config.keep, config.floor), logits
 
 
 def channel_axis(ops: Ops, x: Array, config: Mask) -> int | None:
@@ -110,17 +103,11 @@ def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Score:
 
 
 def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> Score:
-    """Fold one more gradient into the score.
+    """Fold in one more gradient: of a class's centred logit, or of a probe (``rms``).
 
-    Args:
-        state: From :func:`begin` or an earlier fold.
-        grad: Gradient with respect to the input, in its shape: of one class's centred logit
-            (``min``, ``mean``, ``neutral``) or of one probe (``rms``).
-        score: ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, over the classes
-            with some saliency. ``rms``: sum over probes of the squared gradient, summed over
-            channels. (A mean over as many classes or probes, and its root, rank the pixels of an
-            example alike.)
-        axis: That of the channels, or None.
+    ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, over the classes with some
+    saliency. ``rms``: the sum over probes of the squared gradient, summed over channels. (A mean
+    over as many classes or probes, and its root, rank the pixels of an example alike.)
     """
     s = _pixels(ops, ops.abs(grad), axis)
     reach = ops.maximum(state.reach, s)
@@ -132,11 +119,10 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
         old, new = state.scale / unit, grad / unit
         return Score(state.score * old * old + _pixels(ops, new * new, axis), largest, reach)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
-    alive = total > 0
     s = s / divisor(ops, total)
     if score == "mean":
         return Score(state.score + s, state.scale, reach)
-    s = ops.where(alive, -s if score == "neutral" else s, math.inf)
+    s = ops.where(total > 0, -s if score == "neutral" else s, math.inf)
     return Score(ops.minimum(state.score, s), state.scale, reach)
 
 

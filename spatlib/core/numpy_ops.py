@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from .ops import Array, Axes, example_axes, example_size
+from .ops import Array, example_axes, example_size
 
 CHANNEL_AXIS = -1
 
 abs, sign, sqrt, exp, log = np.abs, np.sign, np.sqrt, np.exp, np.log
 clip, minimum, maximum, where = np.clip, np.minimum, np.maximum, np.where
-
-
-def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
-    return np.sum(x, axis=axis, keepdims=keepdims)
-
-
-def max(x: Array, axis: Axes, keepdims: bool = False) -> Array:
-    return np.max(x, axis=axis, keepdims=keepdims)
+sum, max = np.sum, np.max
 
 
 def cast(x: Array, like: Array) -> Array:
@@ -46,17 +40,12 @@ def kth_largest(x: Array, k: int) -> Array:
     return kth[(..., *(None,) * len(example_axes(x)))]
 
 
-def repeat(
-    body: Callable[..., tuple[Array, ...]],
-    times: int,
-    state: tuple[Array, ...],
-    done: Callable[..., Array] | None = None,
-) -> tuple[Array, ...]:
+def repeat(body: Callable[..., Any], times: int, state: Any, done: Any = None) -> tuple[Array, ...]:
     for _ in range(times):
         if done is not None and np.all(done(*state)):
-            return state
+            break
         state = body(*state)
-    return state
+    return state  # type: ignore[no-any-return]
 
 
 def mantissa_bits(x: Array) -> int:

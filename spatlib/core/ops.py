@@ -52,11 +52,7 @@ class Ops(Protocol):
         """The k-th largest entry of each example, as (N, 1, ..., 1)."""
 
     def repeat(
-        self,
-        body: Callable[..., tuple[Array, ...]],
-        times: int,
-        state: tuple[Array, ...],
-        done: Callable[..., Array] | None = None,
+        self, body: Callable[..., Any], times: int, state: Any, done: Any = None
     ) -> tuple[Array, ...]:
         """``state = body(*state)``, so many times; shapes and dtypes stay the same.
 
@@ -75,10 +71,7 @@ def example_axes(x: Array) -> tuple[int, ...]:
 
 def example_size(x: Array) -> int:
     """Number of entries per example."""
-    size = 1
-    for length in x.shape[1:]:
-        size *= int(length)
-    return size
+    return math.prod([int(length) for length in x.shape[1:]])
 
 
 def divisor(ops: Ops, x: Array) -> Array:

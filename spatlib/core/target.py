@@ -25,23 +25,21 @@ def ascent(
     p - b sums to zero over the classes: its entry at the largest b_k is minus the sum of the
     others, which is exact where 1 - p_k would round to 0.
 
-    Args:
-        base: log b (N, K) of the clean input (TRADES); None is the one-hot label.
-        label: One-hot (N, K).
-        log_p: Log-probabilities at the current iterate (N, K), finite.
-        smoothing: a in [0, 1).
-        guard: Whether to shrink a per example.
+    ``base`` is log b (N, K) of the clean input (TRADES), or None for the one-hot ``label`` (N, K);
+    ``log_p`` the log-probabilities (N, K) at the current iterate, finite.
     """
     classes = int(label.shape[1])
-    top = label if base is None else ops.argmax_one_hot(base)
-    p, b = rivals(ops, log_p, top), None if base is None else rivals(ops, base, top)
-    m = ops.max(p if b is None else ops.maximum(p, b), axis=1, keepdims=True)
+    if base is None:
+        base = ops.where(label > 0, 0 * log_p, -math.inf)
+    top = ops.argmax_one_hot(base)
+    p, b = rivals(ops, log_p, top), rivals(ops, base, top)
+    m = ops.max(ops.maximum(p, b), axis=1, keepdims=True)
     if smoothing and not guard:
         m = ops.maximum(m, math.log(smoothing) - math.log(classes))
-    slope = ops.exp(p - m) if b is None else ops.exp(p - m) - ops.exp(b - m)
+    slope = ops.exp(p - m) - ops.exp(b - m)
     slope = slope - top * ops.sum(slope, axis=1, keepdims=True)
     if smoothing:
-        target = label if base is None else ops.exp(base)
+        target = ops.exp(base)
         a = ops.exp(ops.minimum(math.log(smoothing) - m, LARGEST_EXPONENT))
         if guard:
             excess = ops.sum(target * label, axis=1, keepdims=True) - 1 / classes
@@ -70,9 +68,7 @@ def objective(ops: Ops, name: str, logits: Array, label: Array, goal: Array) -> 
     - Any other name: log sum over k != y of exp z_k, minus z_y. It rises and falls with the
       cross-entropy, and does not round to 0 where that does.
 
-    Args:
-        logits: (N, K), finite.
-        label, goal: One-hot (N, K).
+    The logits (N, K) are finite, ``label`` and ``goal`` one-hot (N, K).
     """
     if name not in ("margin", "targeted", "apgd-t"):
         value = ops.logsumexp(rivals(ops, logits, label)) - ops.sum(logits * label, axis=1)
@@ -122,12 +118,7 @@ def outer_loss(
     - ``mart``: -log p'_y - log(1 - max over k != y of p'_k) + beta KL(p || p') (1 - p_y)
       (Wang et al., ICLR 2020).
 
-    Args:
-        one_hot: The label (N, K).
-        clean, adversarial: Logits (N, K) at x and x'.
-
-    Returns:
-        (N,).
+    From the label (N, K) and the logits (N, K) at x and x'; the result is (N,).
     """
     log_adversarial = ops.log_softmax(adversarial)
     cross_entropy = -ops.sum(one_hot * log_adversarial, axis=1)

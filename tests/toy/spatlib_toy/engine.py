@@ -12,7 +12,6 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from spatlib import DataError, SPATConfig, Threat, TrainConfig
-from spatlib.core import feasible
 from spatlib.core import target as losses
 from spatlib.core.attack import adversarial
 from spatlib.core.attack import survivors as core
@@ -117,11 +116,20 @@ def differentiated(model: Linear, x: Any, *, many: bool = False) -> tuple[Any, A
     return model(x), pull
 
 
+@dataclass
+class Draws:
+    """What the core draws for a Linf attack without a random mask."""
+
+    rng: Any
+
+    def uniform(self, like: Any, purpose: str) -> Any:
+        return xp.asarray(self.rng.uniform(size=like.shape))
+
+
 def attacked(model: Linear, x: Any, y: Any, config: SPATConfig, rng: Any) -> Any:
-    """The training attack of the core; it has no random masks."""
-    start = feasible.uniform_in_ball(ops, rng.uniform(size=x.shape), None, config.eps, "Linf")
+    """The training attack of the core."""
     own = partial(differentiated, model), lambda _: xp.eye(10)[y]
-    return adversarial(ops, *own, x, config, start, None, None)
+    return adversarial(ops, *own, x, config, None, None, Draws(rng))
 
 
 def perturb(model: Linear, x: Any, y: Any, config: SPATConfig, seed: int = 0) -> tuple[Any, Any]:
@@ -137,8 +145,7 @@ def survivors(
     known = not evaluation.callables
     require(known, "attacks", "be names of gradient attacks", list(evaluation.callables))
     x, y, threat = data[0].astype(np.float64), data[1], evaluation.threat
-    draws = (np.random.default_rng(seed).uniform(size=x.shape) for seed in evaluation.seeds)
-    starts = (feasible.uniform_in_ball(ops, u, None, threat.eps, "Linf") for u in draws)
+    sources = (Draws(np.random.default_rng(seed)) for seed in evaluation.seeds)
     own = partial(vjp, model), model
-    verdicts = core(ops, *own, evaluation.named, threat, (x, model(x), xp.eye(10)[y]), starts)
+    verdicts = core(ops, *own, evaluation.named, threat, (x, model(x), xp.eye(10)[y]), sources)
     return [xp.stack([y, *verdicts.values()])], 10
