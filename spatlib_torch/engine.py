@@ -53,10 +53,7 @@ def fit(
     ordinary: bool = False,
     optimizer: Any = None,
 ) -> list[dict[str, float]]:
-    """Train in place, return the history.
-
-    After a DataError the model has the weights of the last whole epoch, or those from the start.
-    """
+    """Train in place; after a DataError the model is as it was after its last whole epoch."""
     device = device_of(model, training.device)
     model.to(device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
@@ -84,16 +81,15 @@ def fit(
 def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
     """The one that was asked for, else SGD, of the parameters that are to be trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    problem = "be called on a batch first, which gives its parameters their shapes"
-    require(not any(map(nn.parameter.is_lazy, parameters)), "model", problem, type(model))
-    require(bool(parameters), "model", "have parameters to train: set requires_grad", type(model))
+    known = bool(parameters) and not any(map(nn.parameter.is_lazy, parameters))
+    what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
+    require(known, "model", what, parameters)
     if make is None:
         settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
         make = partial(torch.optim.SGD, fused=True, **settings)
     made: torch.optim.Optimizer = make(parameters) if callable(make) else make
-    known = made is not make and isinstance(made, torch.optim.Optimizer)
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
-    require(known, "optimizer", what, made)
+    require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {id(p) for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
     require(held <= set(map(id, parameters)), "optimizer", what, made)
@@ -115,28 +111,27 @@ def survivors(
     """The labels and, under every attack, the verdicts of each batch; and the number of classes."""
     where = device_of(model, device)
     model.to(where)
-    sources = [torch.Generator(where).manual_seed(number) for number in evaluation.seeds]
+    draws = [Draws(torch.Generator(where).manual_seed(seed)) for seed in evaluation.seeds]
     table, classes = [], 0
     with keeping_globals(where):  # a loader draws from them
         for x, y in Batches(data, batch_size, model, where, evaluation.threat.bounds):
             x, y = prepare(x, y, evaluation.threat, validate=True)
             with attack_state(unwrap(model), fork=where) as module:
-                verdicts, classes = _judge(module, x, y, evaluation, sources)
-            rows = [verdicts[key] for key in evaluation.keys]
+                rows, classes = _judge(module, x, y, evaluation, draws)
             table.append(torch.stack([y, *rows]).numpy(force=True))  # one read for all
     return table, classes
 
 
 def _judge(
-    model: nn.Module, x: Tensor, y: Tensor, evaluation: Evaluation, sources: list[torch.Generator]
-) -> tuple[dict[str, Tensor], int]:
+    model: nn.Module, x: Tensor, y: Tensor, evaluation: Evaluation, draws: list[Draws]
+) -> tuple[list[Tensor], int]:
     """Boolean verdicts (N,) under every attack, and the number of classes; inside attack_state."""
     threat, predict = evaluation.threat, torch.no_grad()(partial(logits_of, model))
     clean = predict(x)
     check_label_values(y, clean.shape[1])
-    label = one_hot(y, clean)
+    batch = x, clean, one_hot(y, clean)
     own = partial(attack.vjp, model), predict
-    verdicts = core.survivors(ops, *own, evaluation.named, threat, (x, clean, label), map(Draws, sources))
+    verdicts = core.survivors(ops, *own, evaluation.named, threat, batch, draws)
     for key, call in evaluation.callables.items():
         with attack_state(model, fork=x.device, foreign=True):
             found = call(model, x.clone(), y.clone())
@@ -145,8 +140,8 @@ def _judge(
         found = found.detach().to(x)
         before, after = (part.cpu().double().numpy() for part in (x, found))
         evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-        verdicts[key] = verdicts["clean"] & core.is_correct(ops, predict(found), label)
-    return verdicts, clean.shape[1]
+        verdicts[key] = verdicts["clean"] & core.is_correct(ops, predict(found), batch[2])
+    return [verdicts[key] for key in evaluation.keys], clean.shape[1]
 
 
 def check(data: Any, threat: Threat) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from spatlib.data import is_pair, length
-from spatlib.errors import ConfigError, DataError, check_images
+from spatlib.errors import ConfigError, DataError, check_images, expect
 from spatlib.training import PADDING, fold
 
 from .inputs import check_model
@@ -102,10 +102,9 @@ class Batches:
         return map(self._moved, self._read(rows, 0, 0))
 
     def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch of training from ``first`` on, as if those before had come.
+        """The shuffled batches of an epoch from ``first`` on, as if those before had come.
 
-        Rows are shuffled, and of those before none is read; a loader has an order of its own, and
-        is gone through from its beginning.
+        Of those none is read, but for a loader's, which has an order of its own.
         """
         names = ("sampler", "batch_sampler", "dataset")
         parts = (self.data, *(getattr(self.data, name, None) for name in names))
@@ -139,13 +138,13 @@ class Batches:
             batch = None
             for batch in self.data:
                 yield batch
-            if batch is None:
-                raise DataError("data must yield batches each time it is gone through, got none")
+            expect(
+                batch is not None, "data must yield batches in every epoch, got none: use a loader"
+            )
 
     def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            kind = type(batch).__name__
-            raise DataError(f"data must hold (x, y), inputs and labels, got {kind}: convert it")
+        pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
+        expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
         x, y = map(self._to_device, batch)
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
@@ -153,7 +152,7 @@ class Batches:
         return x, y
 
     def _to_device(self, part: Any) -> Tensor:
-        tensor = _numbers(torch.as_tensor, part)
+        tensor: Tensor = _numbers(torch.as_tensor, part)
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # the host need not wait for the copy
         tensor = tensor.to(self.device, non_blocking=True)
@@ -161,7 +160,7 @@ class Batches:
 
 
 def _by_rows(part: Any) -> Any:
-    """As NumPy's array, where indices are no rows (pandas, TensorFlow); h5py's is not read whole."""
+    """As NumPy's array where an index is no row (pandas, TensorFlow), but h5py's not read whole."""
     whole = not hasattr(part, "shape") or hasattr(part, "__array__")
     stored = isinstance(part, Tensor | np.ndarray) or hasattr(part, "chunks")
     return np.asarray(part) if whole and not stored else part

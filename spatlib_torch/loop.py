@@ -104,7 +104,7 @@ class Loop:
             self.monitor.epoch(self.history, self.model, partial(packed, own), packs)
             put(self.model, own, "average")
         else:
-            self.monitor.epoch(self.history, self.model, packs)
+            self.monitor.epoch(self.history, self.model, packs, None)
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
@@ -135,10 +135,8 @@ class Loop:
         self.seen.append((self.step, self.done, len(y), torch.stack(values)))
 
     def _look(self) -> dict[str, float]:
-        """The means of the epoch so far; raises for what went wrong. The only wait for the device.
-
-        A gradient that was not finite shows in the parameters.
-        """
+        """The epoch's means so far; raises for what went wrong. The only wait for the device."""
+        # A gradient that was not finite shows in the parameters.
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
         *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(7)]).tolist()
         for (step, number, count, _), row in zip(self.seen, rows, strict=True):
