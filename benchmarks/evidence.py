@@ -203,16 +203,9 @@ class Experiment:
         few = slice(self.setting.apgd_examples)
         apgd = measure((x[few], y[few]), attacks=("apgd",), steps=self.setting.apgd_steps)
         with control(arm.control):
-            moved, _ = compare_attacks(
-                result.model,
-                judge.model,
-                (x[few], y[few]),
-                result.config,
-                count=len(x[few]),
-                shown=0,
-                seed=seed,
-                ssim=False,
-            )
+            networks, how = (result.model, judge.model), {"shown": 0, "seed": seed, "ssim": False}
+            data = (x[few], y[few])
+            moved, _ = compare_attacks(networks, data, result.config, len(x[few]), **how)
         held = measure(self.split(seed).validation, attacks=("pgd", "margin"))
         robust = [value for key, value in pgd.metrics.items() if key != "clean"]
         return {

@@ -100,15 +100,8 @@ def drift(target: nn.Module, runs: Experiment) -> None:
         for eps in np.minimum(threat.eps * SIZES, high):
             config = replace(threat, eps=eps, step_size=None, steps=STEPS, **settings)
             with control(kind):
-                facts, _ = compare_attacks(
-                    *networks,
-                    runs.test,
-                    config,
-                    count=AUDITED,
-                    shown=0,
-                    seed=0,
-                    ssim=False,
-                )
+                how = {"count": AUDITED, "shown": 0, "seed": 0, "ssim": False}
+                facts, _ = compare_attacks(networks, runs.test, config, **how)
             found.append((eps, facts["training"]["success"], facts["training"]["drift"]))
         sizes, successes, drifts = np.array(found).T
         needed = np.interp(COMPARED, successes, sizes, right=np.nan)  # nan: never fools so many

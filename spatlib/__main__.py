@@ -1,21 +1,16 @@
 """``python -m spatlib`` and the command ``spatlib``."""
 
-from __future__ import annotations
-
 import sys
+from importlib.util import find_spec
 
 
 def main() -> int:
-    """The command line, if what it needs is installed."""
-    try:
-        from .cli import main as command
-    except ModuleNotFoundError as error:
-        if error.name != "tyro":
-            raise
-        print(
-            "spatlib: the command line needs tyro. Run: pip install 'spatlib[cli]'", file=sys.stderr
-        )
+    """The command line, if tyro is installed."""
+    if not find_spec("tyro"):
+        print("spatlib needs tyro here: run pip install 'spatlib[cli]'", file=sys.stderr)
         return 2
+    from .cli import main as command
+
     return command()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
-from .engines import engine_of, load_extra
+from .core.ops import example_axes, rivals
+from .engines import as_array, engine_of, load_extra
 from .errors import DataError, check_labels, require_integer
 from .evaluate import attacked_examples
 
@@ -23,15 +23,15 @@ class Audit:
     favours weak attacks: compare attacks that fool their own target equally often.
 
     Attributes:
-        count, known: All examples, and those that the judge reads correctly at x. The measures
-            below are means over the known ones (NaN if there are none).
+        count, known: All examples, and those that the judge reads correctly at x, over which the
+            measures below are means (NaN if there are none).
         drift: Share with argmax_k z_k(x') != y.
         evidence_lost: l_y(x) - l_y(x') with the log-odds l_k = log p_k - log(1 - p_k), in nats.
         rival_gain: l_r(x') - l_r(x) of the class r != y that is strongest at x'.
         entropy, entropy_gain: Ambiguity -sum_k p_k log p_k at x', and less that at x, in nats.
         l2: ||x' - x||_2, in the units of the inputs.
-        ssim: Structural similarity of x' and x (Wang et al. 2004, scikit-image, 7 pixels wide or
-            as much as there is); None if not asked for.
+        ssim: Structural similarity of x' and x (Wang et al. 2004; scikit-image, in windows of at
+            most 7 pixels); None if not asked for.
         read_as: K x K counts of the known examples, [label][class read at x'].
         drifted: The examples that drifted, the most certain first, by index.
     """
@@ -44,7 +44,7 @@ class Audit:
     entropy: float
     entropy_gain: float
     l2: float
-    ssim: float | None
+    ssim: float | None = None
     read_as: tuple[tuple[int, ...], ...]
     drifted: tuple[int, ...]
 
@@ -79,44 +79,50 @@ def audit(
     """
     require_integer("batch_size", batch_size, 1)
     engine = engine_of(judge)
-    before, after, labels = (np.asarray(part) for part in (x, x_adv, y))
-    if before.shape != after.shape or labels.shape != before.shape[:1] or not before.size:
-        raise DataError(
-            f"x_adv must have the shape of x (not empty), and y one label each, got {after.shape} "
-            f"and {labels.shape} for x {before.shape}: pass the same examples in the same order"
-        )
-    logits = [engine.logits(judge, part, batch_size) for part in (before, after)]
-    similar = similarity(before, after, bounds, engine.CHANNELS_FIRST) if ssim else None
-    sizes = np.linalg.norm((after.astype(float) - before).reshape(len(labels), -1), axis=1)
-    return measure(logits[0], logits[1], labels, sizes, similar)
+    x, x_adv, y = map(as_array, (x, x_adv, y))
+    if x.shape != x_adv.shape or y.shape != x.shape[:1] or not x.size:
+        got = f"{x_adv.shape} and {y.shape} for x {x.shape}: pass the same examples in each"
+        raise DataError(f"x_adv must have the shape of x (not empty), y a label each, got {got}")
+    z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
+    eye, count = np.eye(z.shape[1]), len(y)
+    check_labels((y.min(), y.max()), len(eye))
+    known = np.flatnonzero(z.argmax(axis=1) == y)
+    x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
+    label, read = eye[y], z_adv.argmax(axis=1)
+    rival = ops.argmax_one_hot(rivals(ops, z_adv, label))
+    log_p, log_q = ops.log_softmax(z), ops.log_softmax(z_adv)
+    before, after = (-np.sum(np.exp(v) * v, axis=1) for v in (log_p, log_q))
+
+    def odds(z: np.ndarray, of: np.ndarray) -> Any:
+        return np.sum(z * of, axis=1) - ops.logsumexp(rivals(ops, z, of))
+
+    found = {"drift": read != y, "entropy": after, "entropy_gain": after - before}
+    found["evidence_lost"] = odds(z, label) - odds(z_adv, label)
+    found["rival_gain"] = odds(z_adv, rival) - odds(z, rival)
+    found["l2"] = np.sqrt(np.sum((x_adv.astype(float) - x) ** 2, axis=example_axes(x)))
+    if ssim:
+        found["ssim"] = _similarity(x, x_adv, bounds, engine.CHANNELS_FIRST)
+    means = {name: float(v.mean()) if len(known) else np.nan for name, v in found.items()}
+    gone = np.flatnonzero(read != y)
+    certain = gone[np.argsort(-log_q[gone].max(axis=1), kind="stable")]
+    drifted = tuple(known[certain].tolist())
+    read_as = tuple(map(tuple, (label.T @ eye[read]).astype(int).tolist()))
+    return Audit(count=count, known=len(known), read_as=read_as, drifted=drifted, **means)
 
 
 def compare_attacks(
-    target: Any,
-    judge: Any,
-    data: Any,
-    config: SPATConfig,
-    *,
-    count: int,
-    shown: int,
-    seed: int,
-    ssim: bool,
+    networks: Any, data: Any, config: SPATConfig, count: int, shown: int, seed: int, ssim: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the judge says of the training attack and of plain PGD at the same eps and steps.
+    """What a judge says of the training attack and of plain PGD at the same eps and steps.
 
-    Args:
-        target, judge: Networks.
-        data: Of which the first ``count`` are attacked, in the layout of the target.
-        config: The training attack.
-        shown: Examples for the pictures.
-
-    Returns:
-        By attack (``"training"``, ``"pgd"``) the audit's facts and ``success``, the share of the
-        target's correct examples that it fools; and, for :func:`spatlib.plots.drift`, the
-        examples that drifted most under the training attack, then under PGD.
+    ``networks`` are the target and the judge; the first ``count`` of ``data``, which are in the
+    target's layout, are attacked. Returns by attack (``"training"``, ``"pgd"``) the audit's facts
+    and ``success``, the share of the target's correct examples that it fools; and, for
+    :func:`spatlib.plots.drift`, the ``shown`` that drifted most, under the training attack first.
     """
+    target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)
-    facts, moved, read, worst = dict[str, Any](), {}, {}, list[int]()
+    facts, pictures, worst = dict[str, Any](), dict[str, np.ndarray](), list[int]()
     for name, attack in (("training", config), ("pgd", plain_pgd(config, config.steps))):
         found = attacked_examples(engine, target, data, attack, count, seed)
         x, x_adv, y = found["x"], found["x_adv"], found["y"]
@@ -125,75 +131,20 @@ def compare_attacks(
         right = found["clean"] == y
         fooled = right & (found["adversarial"] != y)
         facts[name] = report.as_json() | {"success": float(fooled.sum() / max(right.sum(), 1))}
-        moved[name], worst = x_adv, [*worst, *report.drifted[:shown]]
-        read[name] = reader.logits(judge, then).argmax(axis=1)
+        read = reader.logits(judge, then).argmax(axis=1)
+        pictures |= {"x": x, "y": y, f"{name} x_adv": x_adv, f"{name} read": read}
+        worst += report.drifted[:shown]
     chosen = list(dict.fromkeys(worst))[:shown]
-    pictures = {"x": x[chosen], "y": y[chosen]}
-    for name in facts:
-        pictures |= {f"{name} x_adv": moved[name][chosen], f"{name} read": read[name][chosen]}
-    return facts, pictures
+    return facts, {name: values[chosen] for name, values in pictures.items()}
 
 
-def measure(
-    clean: np.ndarray,
-    moved: np.ndarray,
-    y: np.ndarray,
-    sizes: np.ndarray,
-    similar: np.ndarray | None = None,
-) -> Audit:
-    """The audit of logits (N, K) at x and x', labels, and L2 and SSIM of each example (N,)."""
-    classes = clean.shape[1]
-    check_labels((y.min(), y.max()), classes)
-    known = np.flatnonzero(clean.argmax(axis=1) == y)
-    label = np.eye(classes, dtype=bool)[y[known]]
-    (log_p, odds), (log_q, odds_moved) = (_evidence(z[known]) for z in (clean, moved))
-    read = moved[known].argmax(axis=1)
-    rival = np.where(label, -np.inf, moved[known]).argmax(axis=1)[:, None]
-    gain = np.take_along_axis(odds_moved - odds, rival, axis=1)[:, 0]
-    entropies = [-np.sum(np.exp(v) * v, axis=1) for v in (log_p, log_q)]
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (y[known], read), 1)
-    gone = read != y[known]
-    certain = np.argsort(-np.max(log_q, axis=1), kind="stable")
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if len(values) else float("nan")
-
-    return Audit(
-        count=len(y),
-        known=len(known),
-        drift=mean(gone),
-        evidence_lost=mean((odds - odds_moved)[label]),
-        rival_gain=mean(gain),
-        entropy=mean(entropies[1]),
-        entropy_gain=mean(entropies[1] - entropies[0]),
-        l2=mean(sizes[known]),
-        ssim=None if similar is None else mean(similar[known]),
-        read_as=tuple(map(tuple, counts.tolist())),
-        drifted=tuple(known[certain[gone[certain]]].tolist()),
-    )
-
-
-def similarity(
-    x: np.ndarray, x_adv: np.ndarray, bounds: Sequence[float], channels_first: bool
-) -> np.ndarray:
-    """SSIM of each pair of images (N,)."""
+def _similarity(x: Any, x_adv: Any, bounds: tuple[float, float], first: bool) -> np.ndarray:
+    """SSIM of each pair of images (N,), which have their channels first or last."""
     metrics = load_extra("skimage.metrics", "audit")
     if x.ndim != 4:
-        raise DataError(
-            f"x must hold images (four axes) for SSIM, got shape {x.shape}: leave ssim out"
-        )
-    if channels_first:
-        x, x_adv = np.moveaxis(x, 1, -1), np.moveaxis(x_adv, 1, -1)
-    side = min(7, *x.shape[1:3])
-    window, width = side - 1 + side % 2, bounds[1] - bounds[0]  # the window has to be odd
-    settings = {"win_size": window, "channel_axis": -1, "data_range": width}
+        raise DataError(f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
+    side = min(7, *(x.shape[2:] if first else x.shape[1:3]))
+    windows = {"win_size": side - 1 + side % 2, "channel_axis": 0 if first else -1}  # odd ones
+    settings = windows | {"data_range": bounds[1] - bounds[0]}
     pairs = zip(x.astype(float), x_adv.astype(float), strict=True)
     return np.array([metrics.structural_similarity(a, b, **settings) for a, b in pairs])
-
-
-def _evidence(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log p and the log-odds log p_k - log(1 - p_k) = z_k - log sum over j != k of exp z_j."""
-    z = z.astype(np.float64)
-    others = np.where(np.eye(z.shape[1], dtype=bool), -np.inf, z[:, None, :])
-    return ops.log_softmax(z), z - np.logaddexp.reduce(others, axis=2)

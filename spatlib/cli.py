@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Union, get_type_hints
@@ -13,38 +14,32 @@ import tyro
 
 import spatlib
 
-from . import RECIPES, ConfigError, Mask, Recipe, SPATConfig, Threat, TrainConfig, load_data, plots
+from . import RECIPES, Mask, Recipe, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
-from .data import as_dataset
+from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
-from .errors import require_integer
+from .errors import ConfigError, DataError, NonFiniteError, SpatlibError, require_integer
 from .evaluate import Report, attacked_examples, table
 from .runs import EVALUATION, Run, load_model
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes: training broke down; bad input; Ctrl-C
 DEFAULT = "digits"  # the recipe where none is named
+GROUPS = {"threat": Threat, "attack": SPATConfig, "mask": Mask, "training": TrainConfig}
+STYLE = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
 NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    commands = (Train, Evaluate, Audit, Show, Compare, Recipes)
+    """Run one command; returns 1 if training broke down, 2 for bad input, 130 for Ctrl-C."""
+    commands: Any = Train | Evaluate | Audit | Show | Compare | Recipes
+    about: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__}
     try:
-        command: Any = tyro.extras.subcommand_cli_from_dict(
-            {kind.__name__.lower(): kind for kind in commands},
-            prog="spatlib",
-            description=spatlib.__doc__,
-            args=arguments,
-            config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
-            registry=NUMBERS,
-        )
-        command()
-    except spatlib.SpatlibError as error:
+        tyro.cli(commands, args=arguments, config=STYLE, registry=NUMBERS, **about)()
+    except SpatlibError as error:
         print(f"spatlib: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, spatlib.NonFiniteError) else REFUSED
+        return 1 if isinstance(error, NonFiniteError) else 2
     except KeyboardInterrupt:
         print("spatlib: interrupted; a run directory can be resumed", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     return 0
 
 
@@ -54,28 +49,21 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
     def parse(given: list[str]) -> Any:
         upper, slash, lower = given[0].partition("/")
-        try:
-            return float(upper) / float(lower) if slash else float(upper)
-        except (ValueError, ZeroDivisionError):
-            return given[0]
+        with suppress(ValueError, ZeroDivisionError):
+            return float(upper) / float(lower if slash else 1)
+        return given[0]
 
-    if info.type is not float:
-        return None
-    spec = tyro.constructors.PrimitiveConstructorSpec[Any]
-    return spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
+    spec: Any = tyro.constructors.PrimitiveConstructorSpec
+    number = spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
+    return number if info.type is float else None
 
 
 def _choices() -> Any:
     """The recipes as subcommands, whose result is the settings that were given, by group."""
-    choices, flat = [], tyro.conf.OmitArgPrefixes
+    choices = []
     for name, recipe in RECIPES.items():
-        groups: Any = {
-            "threat": flat[_options(Threat, recipe.config)],
-            "attack": flat[_options(SPATConfig, recipe.config)],
-            "mask": _options(Mask, recipe.config.mask or Mask()),
-            "training": flat[_options(TrainConfig, recipe.training)],
-            "recipe": tyro.conf.Suppress[str],
-        }
+        groups = {group: _options(kind, recipe) for group, kind in GROUPS.items()}
+        groups["recipe"] = tyro.conf.Suppress[str]
         kind: Any = TypedDict(name, groups)  # type: ignore[misc]
         how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
         about = tyro.conf.subcommand(name, description=_summary(recipe), **how)
@@ -83,16 +71,17 @@ def _choices() -> Any:
     return Union[tuple(choices)]  # noqa: UP007
 
 
-def _options(kind: type, defaults: Any) -> Any:
+def _options(kind: type, recipe: Recipe) -> Any:
     """The fields that a class of settings adds, as options; those not given are left out."""
     options, hints = dict[str, Any](), get_type_hints(kind) | {"mask": bool}
+    defaults = {Mask: recipe.config.mask or Mask(), TrainConfig: recipe.training}
     for name in kind.__annotations__:
-        value = getattr(defaults, name)
+        value = getattr(defaults.get(kind, recipe.config), name)
         hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
         options[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint=hint)]
     typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
     typed.__doc__ = kind.__doc__  # has the help on each
-    return typed
+    return typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]  # --mask.keep, --eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +102,18 @@ class Train:
         groups, terminal = self.settings, sys.stdout.isatty()
         recipe = RECIPES[groups["recipe"]]
         given = {**groups["threat"], **groups["attack"], **groups["training"]}
-        place = _given(name=self.data, dir=self.data_dir, limit=self.limit)
-        run = Run(self.run_dir, resume=True) if self.resume and self.run_dir else None
-        alone = False
-        if run is not None and run.resumed:
-            alone = groups["recipe"] == DEFAULT  # what is not given is as in the run
-            model, data, source = self.model, None, run.settings["data"] or {"name": recipe.data}
-            if alone:
+        source, alone = {"name": recipe.data}, False
+        if self.resume and self.run_dir and (run := Run(self.run_dir, resume=True)).resumed:
+            source, alone = run.settings["data"] or source, groups["recipe"] == DEFAULT
+            if alone:  # what is not given is as in the run
                 config, training = run.configs()
                 recipe = replace(recipe, config=config, training=training)
         else:
-            _check_eps(recipe, {**given, "data": self.data})
-            model, data, source = self.model or recipe.model, recipe.data, {"name": recipe.data}
+            asked, fits = given | _of(self, "data"), _of(recipe.config, "norm", "bounds")
+            for name, its in ({"data": recipe.data} | fits).items():
+                if asked.get(name, its) != its and "eps" not in given:
+                    how = f"pass --eps for {asked[name]}, or name another recipe"
+                    raise ConfigError(f"the recipe's eps is for {name} {its}: {how}")
         mask, on = groups["mask"], given.get("mask", True)
         if mask and not on:
             raise ConfigError(f"--no-mask leaves no mask to set {', '.join(mask)} of: drop one")
@@ -132,9 +121,10 @@ class Train:
             given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
         given["progress"] = terminal and given.get("progress", recipe.training.progress)
         recipe = recipe.change(**given)
+        place = _of(self, name="data", dir="data_dir", limit="limit")
         result = spatlib.train(
-            model,
-            load_data(**{**source, **place}) if place else data,
+            self.model,
+            load_data(**{**source, **place}) if place else None,
             **(_of(recipe, "config", "training") if alone else {"recipe": recipe}),
             **_of(self, "backend", "run_dir", "resume", "overwrite"),
             on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
@@ -150,17 +140,21 @@ class Trained:
     run: tyro.conf.Positional[Path]  # Directory of the run; the results are written there too.
     weights: Literal["best", "ema", "last"] | None = None  # Default: the first that there are.
     data_dir: Path | None = None  # Where the files of the data are; default: as in the training.
+    eps: float | None = None  # Radius; default: that of the training.
+    steps: int | None = None  # Steps of each attack; default: that of the training.
+    seed: int = 0  # Fixes starts and masks.
 
-    def open(self) -> tuple[Any, Run, Any, str]:
-        """The network, its run, the data that it is measured on, and which part these are."""
+    def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
+        """The network, its run, the attack, and the data."""
         model, run = load_model(self.run, self.weights)
-        source, training = run.settings["data"], run.configs()[1]
+        source, (config, training) = run.settings["data"], run.configs()
         if source is None:
             raise ConfigError(f"run {self.run} is on data of your own: call spatlib.evaluate on it")
-        whole, first = load_data(**{**source, **_given(dir=self.data_dir)}), engine_of(model)
+        if changed := _of(self, "eps", "steps"):
+            config = replace(config, step_size=None, **changed)  # which follows them
+        whole, first = load_data(**source | _of(self, dir="data_dir")), engine_of(model)
         cut = _of(training, "validation", "seed")
-        data = as_dataset(whole, channels_first=first.CHANNELS_FIRST, **cut)
-        return model, run, data.measured, "training" if data.test is None else "test"
+        return model, run, config, as_dataset(whole, channels_first=first.CHANNELS_FIRST, **cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,16 +165,14 @@ class Evaluate(Trained):
     attacks: tuple[str, ...] = ("pgd", "margin")
     steps: int = 20  # Steps of each attack.
     restarts: int = 1  # Random restarts of each attack.
-    eps: float | None = None  # Radius; default: that of the training.
     batch_size: int = 256  # Examples per pass.
-    seed: int = 0  # Fixes the random starts.
     device: str | None = None  # Default: the CPU.
     limit: int | None = None  # Measure the first so many; default: as many as after the training.
 
     def __call__(self) -> None:
-        model, run, (x, y), part = self.open()
+        model, run, threat, data = self.open()
+        (x, y), part = data.measured, "training" if data.test is None else "test"
         count = None if self.limit is None else require_integer("limit", self.limit, 1)
-        threat = replace(run.configs()[0], **_given(eps=self.eps))
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
         report = spatlib.evaluate(model, (x[:count], y[:count]), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
@@ -199,25 +191,19 @@ class Audit(Trained):
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
     examples: int = 256  # Attack the first so many, of the test data if there are any.
-    eps: float | None = None  # Radius; default: that of the training.
-    steps: int | None = None  # Steps of both attacks; default: that of the training.
     ssim: bool = False  # Measure the structural similarity too (needs the extra audit).
     shown: int = 6  # Pictures of the examples that drifted most.
-    seed: int = 0  # Fixes starts and masks.
 
     def __call__(self) -> None:
         if self.run.resolve() == self.judge.resolve():
             raise ConfigError(f"judge is the run itself, {self.run}: train another with --seed")
-        model, run, data, _ = self.open()
+        model, run, config, data = self.open()
         judge, other = load_model(self.judge, self.weights)
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         if its != own:
             raise ConfigError(f"judge learnt {its}, the run {own}: train a judge on the same data")
-        changed = _given(eps=self.eps, steps=self.steps)
-        changed |= {"step_size": None} if changed else {}  # the step size follows them
-        config = replace(run.configs()[0], **changed)
-        how = _of(self, "shown", "seed", "ssim")
-        found, pictures = compare_attacks(model, judge, data, config, count=self.examples, **how)
+        how = {"count": self.examples, **_of(self, "shown", "seed", "ssim")}
+        found, pictures = compare_attacks((model, judge), data.measured, config, **how)
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
         run.write("audit.json", json.dumps(facts, indent=2).encode())
         if pictures["x"].ndim == 4 and len(pictures["x"]):
@@ -232,14 +218,12 @@ class Show(Trained):
     count: int = 8  # Images on the sheet.
 
     def __call__(self) -> None:
-        model, run, data, _ = self.open()
-        config = run.configs()[0]
-        shown = attacked_examples(engine_of(model), model, data, config, self.count)
-        pictures = {"curves.png": plots.curves(run.history())}
-        pictures["sheet.png"] = plots.sheet(shown, config.bounds)
-        for name, picture in pictures.items():
-            run.write(name, picture)
-            print(run.directory / name)
+        model, run, config, data = self.open()
+        how = (config, self.count, self.seed)
+        shown = attacked_examples(engine_of(model), model, data.measured, *how)
+        run.write("curves.png", plots.curves(run.history()))
+        run.write("sheet.png", plots.sheet(shown, config.bounds))
+        print(run.directory / "curves.png", run.directory / "sheet.png", sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,22 +233,18 @@ class Compare:
     runs: tyro.conf.Positional[tuple[Path, ...]]  # Directories that spatlib evaluate has measured.
 
     def __call__(self) -> None:
-        reports = {}
+        reports = dict[str, Report]()
         for run in self.runs:
             content = Run(run, resume=True).read(EVALUATION)
-            if content is None:
-                raise ConfigError(f"{run} was not evaluated: run spatlib evaluate {run}")
             try:
-                reports[str(run)] = Report.from_json(json.loads(content))
+                reports[str(run)] = Report.from_json(json.loads(content or b""))
             except (ValueError, KeyError, TypeError) as error:
-                what = f"{run / EVALUATION} is no evaluation ({type(error).__name__}: {error})"
-                raise spatlib.DataError(f"{what}: run spatlib evaluate {run}") from error
-        kinds = {(r.threat, r.count, r.restarts, tuple(r.metrics)) for r in reports.values()}
+                how = f"run spatlib evaluate {run}"
+                raise DataError(f"{run / EVALUATION} holds no evaluation: {how}") from error
+        kinds = {(r.threat, r.count, r.restarts, *r.metrics) for r in reports.values()}
         if len(kinds) != 1:
-            raise ConfigError(
-                f"runs must be measured alike (attacks, eps, examples), got {len(kinds)} kinds of "
-                "measurement: run spatlib evaluate on each with the same options"
-            )
+            how = "evaluate each with the same options"
+            raise ConfigError(f"runs must be measured alike, got {len(kinds)} kinds: {how}")
         facts = {name: report.as_json() for name, report in reports.items()}
         first = reports[str(self.runs[0])]
         print(table(reports, first) if sys.stdout.isatty() else json.dumps(facts))
@@ -279,23 +259,10 @@ class Recipes:
             print(f"{name:18} {_summary(recipe)}")
 
 
-def _check_eps(recipe: Recipe, given: dict[str, Any]) -> None:
-    """ConfigError if the recipe's eps would be that of other data, another norm or range."""
-    config = recipe.config
-    for name, its in {"data": recipe.data, "norm": config.norm, "bounds": config.bounds}.items():
-        if given.get(name) not in (None, its) and "eps" not in given:
-            raise ConfigError(
-                f"the recipe's eps is for {name} {its}: pass --eps for {given[name]}, or name "
-                "another recipe"
-            )
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _of(owner: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(owner, name) for name in names}
+def _of(owner: Any, *names: str, **renamed: str) -> dict[str, Any]:
+    """The attributes of these names, some under other names, that are not None."""
+    values = {name: getattr(owner, of) for name, of in ({n: n for n in names} | renamed).items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _summary(recipe: Recipe) -> str:

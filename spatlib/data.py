@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .engines import as_array
 from .errors import DataError, require, require_integer
 
 AnyPath = str | os.PathLike[str]
@@ -144,8 +145,3 @@ def length(batches: Any) -> int | None:
     """The number of batches, where the data knows it."""
     count = length_hint(batches, -1)  # a len() that raises TypeError counts as none
     return None if count < 0 else count
-
-
-def as_array(part: Any) -> np.ndarray:
-    """The values as a NumPy array, from whichever device they are on."""
-    return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)

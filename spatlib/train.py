@@ -6,16 +6,13 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from . import plots
 from .config import SPATConfig
 from .data import Dataset, as_dataset, is_pair, load_data
-from .engines import Engine, load_engine
-from .errors import BackendError, ConfigError, NonFiniteError, require_type
+from .engines import as_array, load_engine
+from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
 from .evaluate import Evaluation, Report, attacked_examples, measure, table, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import Recipe, find_recipe
@@ -28,7 +25,7 @@ class Result:
     """A trained model and the record of its training.
 
     Attributes:
-        model: The trained model, with its best, averaged or last weights (:func:`spatlib.train`).
+        model: With its best, averaged or last weights (:func:`spatlib.train`).
         history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on the training
             batches under their attack), ``stall_rate``, ``lr``, ``seconds``.
         config, training: The settings used.
@@ -53,8 +50,8 @@ class Result:
     def __str__(self) -> str:
         if self.report is None:
             return "not evaluated"
-        rows = {"standard": self.baseline, "SPAT": self.report}
-        text = table({name: row for name, row in rows.items() if row is not None}, self.report)
+        rows = {} if self.baseline is None else {"standard": self.baseline}
+        text = table(rows | {"SPAT": self.report}, self.report)
         return text if self.measured_on == "test" else f"{text}; these are the training data"
 
 
@@ -75,111 +72,135 @@ def train(
     """Train ``model`` by semantics-preserving adversarial training and measure it.
 
     Args:
-        model: Gives logits (N, K); trained in place, where it is (CPU or accelerator). Or the
-            name of one to build for these images (``"wrn34_10"``): see ``MODELS`` in the
-            engine's ``models``. Default: the recipe's.
-        data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)``,
-            ``((x, y), (x_test, y_test))`` of arrays or tensors with x in ``config.bounds``, an
-            iterable of batches such as a DataLoader, for torch a map-style data set of items
-            (x, y), or a pair of them. Images are (N, C, H, W) for torch, (N, H, W, C) for tf. Left
-            out: the recipe's, or the digits.
-        recipe: A :class:`spatlib.Recipe` or the name of one, for the arguments that are left out
-            and the normalisation of a model that is built. Default: the one of the data's name.
-            ``RECIPES["mnist"].change(steps=20, epochs=5)`` has other settings.
+        model: Gives logits (N, K); trained in place, on its device. Or a name in the engine's
+            ``models.MODELS`` (``"wrn34_10"``), built for the images. Default: the recipe's.
+        data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)`` in arrays
+            or tensors with x in ``config.bounds``, batches such as a DataLoader, for torch a
+            map-style data set of (x, y); or a pair of these, to train and to test. Images are
+            (N, C, H, W) for torch, (N, H, W, C) for tf. Default: the recipe's, or the digits.
+        recipe: A :class:`spatlib.Recipe` or its name, for the arguments left out and the
+            normalisation of a model that is built; ``RECIPES["mnist"].change(steps=20)`` has
+            other settings. Default: the one of the data's name.
         backend: ``"torch"`` (the default), ``"tf"``, or one that another package registered.
         config: Threat model and method; default: the recipe's. Data of your own need one.
         training: Schedule; default: the recipe's, else ``TrainConfig()``.
         optimizer: A function from parameters to a torch optimizer, such as
             ``lambda p: torch.optim.AdamW(p, lr=1e-3)``; for tf a Keras optimizer or a function
-            that makes one. Default: SGD with ``lr``, ``momentum`` and ``weight_decay`` of
-            ``training``; the schedule is applied to its rate in either case.
-        run_dir: Directory for settings, metrics, weights and checkpoints, written from the moment
-            training begins (:class:`spatlib.runs.Run`); of several processes each needs its own.
+            that makes one. Its rate follows the schedule. Default: SGD as ``training`` has it.
+        run_dir: Directory for settings, metrics, weights and checkpoints, written by one process
+            from the moment training begins (:class:`spatlib.runs.Run`).
         resume: Go on with the run in ``run_dir``, bit for bit as if it had never stopped (Keras:
-            from its last whole epoch), or begin one. What neither an argument nor ``recipe``
-            settles is read from the run, and so are omitted data; but a model, data or an
-            optimizer of your own have to be passed again. Settings may differ from the run's in
-            ``epochs``, ``device`` (of the same kind), ``progress`` and ``checkpoint_minutes``
-            only. With more epochs a schedule other than ``"constant"`` goes on where it would be
-            in a run of that length.
+            from its last whole epoch), or begin one. Omitted data are read from the run, and what
+            else ``recipe`` does not settle; a model, data or an optimizer of your own has to be
+            passed again. Only ``epochs``, ``device`` (of the same kind), ``progress`` and
+            ``checkpoint_minutes`` may change; with more epochs a schedule other than
+            ``"constant"`` goes on where a run of that length would be.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 
     Returns:
-        The model, its history and its accuracies. With ``training.validation`` the model has the
-        weights of the epoch of the best robust validation accuracy, else the last (averaged, with
-        ``training.ema``).
+        The model, its history and its accuracies. With ``training.validation`` the weights are
+        those of the most robust epoch, else the last (averaged, with ``training.ema``).
 
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
-        NonFiniteError: The loss or a gradient is not finite; the model keeps (and ``.result``
-            of the error holds) the weights of the last whole epoch.
+        NonFiniteError: The loss or a gradient is not finite; the model, in the error's ``result``
+            too, has the weights of the last whole epoch.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
-    if run_dir is None and (resume or overwrite):
-        raise ConfigError("run_dir must name the run to resume or overwrite, got None")
-    if optimizer is not None and training is not None:
-        _check_beside(training)
+    require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
 
     # Settings: those passed, else those of the run that goes on, else the recipe's.
-    chosen = find_recipe(recipe, data)
+    chosen, saved = find_recipe(recipe, data), None
     if run is not None and run.resumed:
         saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
         backend = backend or run.settings["backend"]
         data = load_data(**run.settings["data"]) if data is None else data
-        if recipe is None:
-            chosen, config, training = saved, config or saved.config, training or saved.training
-    config, training = _settings(chosen, recipe is not None, config, training)
-    if chosen is not None:
-        data = chosen.data if data is None else data
-        model = chosen.model if model is None else model
-    if model is None:
-        what = "a network that returns logits, or the name of one"
-        raise ConfigError(f"model must be given for data of your own: pass {what}")
-    if training.baseline and not isinstance(model, str):
-        if chosen is None or training is not chosen.training:
-            what = "a network of your own, of which spatlib cannot build a second one"
-            raise ConfigError(f"baseline must be False for {what}: pass the name of a network")
+        chosen = saved if recipe is None else chosen
+    passed = [k for k, v in {"config": config, "training": training}.items() if v is not None]
+    lost = len(passed) == 1 or (passed and recipe is not None)
+    if chosen is not None and chosen is not saved and lost:
+        way = ", or pass both config and training" * (recipe is None)
+        raise ConfigError(
+            f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}: change "
+            f"those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5){way}"
+        )
+    config = threat_of(config, chosen, "config", SPATConfig)
+    if training is None:
+        training = chosen.training if chosen else TrainConfig()
+    require_type("training", training, TrainConfig)
+    for name in ("lr", "momentum", "weight_decay"):
+        value = getattr(training, name)
+        kept = optimizer is None or "training" not in passed or value == getattr(TrainConfig, name)
+        require(kept, name, "be left out of training beside optimizer (set it there)", value)
+    data = chosen.data if data is None and chosen else data
+    model = chosen.model if model is None and chosen else model
+    require(model is not None, "model", "be a network that returns logits, or a name", model)
+    by_name = isinstance(model, str)
+    if training.baseline and not by_name:
+        what = "be False for a network of your own (or pass the name of a network)"
+        require(chosen is not None and training is chosen.training, "baseline", what, True)
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
     # Engine, data, model; nothing is written before all of them are checked.
     backend = backend or "torch"
-    engine = load_engine(backend)
-    first, held = engine.CHANNELS_FIRST, training.validation
-    dataset = as_dataset(data, channels_first=first, validation=held, seed=training.seed)
-    built = None
-    if isinstance(model, str):
-        built = _architecture(engine, model, dataset, config, chosen)
-    if run is not None:
-        settings = {"backend": backend, "data": dataset.source, "architecture": built}
-        settings |= {"config": asdict(config), "training": asdict(training)}
-        run.describe(settings | {"optimizer": optimizer is not None})
-    for part in (dataset.validation, dataset.test):
+    engine, held = load_engine(backend), {"validation": training.validation, "seed": training.seed}
+    dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
+    what = "be a network for data in batches, whose classes are not counted (see MODELS)"
+    require(is_pair(dataset.train) or not by_name, "model", what, model)
+    for part in (dataset.train if by_name else None, dataset.validation, dataset.test):
         if part is not None:
             engine.check(part, config)
-
-    # Fit and measure, the baseline first.
-    fit = partial(_fit, engine, dataset, (config, training), optimizer, on_epoch)
-    baseline = None
-    if built is not None:
-        if training.baseline:
-            standard = engine.build_model(seed=training.seed, **built)
-            _, baseline = fit(standard, run and run.part(STANDARD), ordinary=True)
-        model = engine.build_model(seed=training.seed, **built)
-    known = {"model": model, "config": config, "training": training, "baseline": baseline}
-    try:
-        history, report = fit(model, run)
-    except NonFiniteError as error:
-        error.result = Result(**known, history=error.history)
-        raise
-    measured_on = "training" if dataset.test is None else "test"
-    result = Result(**known, history=history, report=report, measured_on=measured_on)
-
-    # Plots.
+    built: Any = _architecture(model, dataset, chosen) if by_name else None
     if run is not None:
-        _write_plots(run, engine, result, dataset.measured)
+        facts = {"backend": backend, "data": dataset.source, "architecture": built}
+        facts |= {"config": asdict(config), "training": asdict(training)}
+        run.describe(facts | {"optimizer": optimizer is not None})
+
+    def validate(net: Any) -> dict[str, float]:
+        held = dataset.validation
+        # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
+        pgd, fgsm = (measure(engine, net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
+        found = pgd.metrics | fgsm.metrics
+        return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
+
+    # Fit and measure, the baseline first. Its best epoch is chosen by clean accuracy, as its robust
+    # accuracy is best before training; there is no attack that could grow.
+    on = "training" if dataset.test is None else "test"
+    result = Result(model=model, history=[], config=config, training=training, measured_on=on)
+    for label in (STANDARD, "SPAT") if training.baseline else ("SPAT",):
+        ordinary = label == STANDARD
+        goal, plan = (CLEAN, replace(training, eps_warmup=0)) if ordinary else (ROBUST, training)
+        place = run.part(STANDARD) if run is not None and ordinary else run
+        judge = None if dataset.validation is None else validate
+        tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))  # noqa: B023
+        monitor = Monitor(plan, judge, place, tell, goal)
+        model = engine.build_model(seed=training.seed, **built) if by_name else model
+        result = replace(result, model=model, baseline=result.report, report=None)
+        own = {"ordinary": ordinary, "optimizer": optimizer}
+        try:
+            with monitor.signals():
+                history = engine.fit(model, dataset.train, config, plan, label, monitor, **own)
+        except NonFiniteError as error:
+            error.result = replace(result, history=error.history)
+            raise
+        if monitor.best_weights is not None:
+            engine.load_weights(model, monitor.best_weights)
+        how = Evaluation(config)
+        report = measure(engine, model, dataset.measured, how, device=training.device)
+        result = replace(result, history=history, report=report)
+
+    # Plots, where Matplotlib is installed.
+    if run is not None:
+        try:
+            run.write("curves.png", plots.curves(result.history))
+            if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
+                shown = attacked_examples(engine, model, dataset.measured, config)
+                run.write("sheet.png", plots.sheet(shown, config.bounds))
+        except BackendError as error:
+            warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
     if training.progress:
         print(result)
     return result
@@ -187,111 +208,22 @@ def train(
 
 def _recipe_of(run: Run, **passed: Any) -> Recipe:
     """What the run has for the arguments left out; ConfigError if one was the user's own."""
-    config, training = run.configs()
-    network, data = run.settings["architecture"], run.settings["data"]
-    own = {"model": not network, "data": not data, "optimizer": run.settings["optimizer"]}
-    for name, value in passed.items():
-        if value is None and own[name]:
+    network, data, own = (run.settings[key] for key in ("architecture", "data", "optimizer"))
+    for name, lost in {"model": not network, "data": not data, "optimizer": own}.items():
+        if lost and passed[name] is None:
             raise ConfigError(f"{name} of the run in {run.directory} was your own: pass it again")
-    parts = {"mean": network["mean"], "std": network["std"]} if network else {}
-    name, source = network["name"] if network else "", str(run.directory)
-    return Recipe(data="", model=name, config=config, training=training, source=source, **parts)
+    config, training = run.configs()
+    known: Any = network or dict.fromkeys(("name", "mean", "std"))
+    parts = {"model": known["name"], "mean": known["mean"], "std": known["std"]}
+    return Recipe(data="", config=config, training=training, source="", **parts)
 
 
-def _settings(
-    chosen: Recipe | None, named: bool, config: SPATConfig | None, training: TrainConfig | None
-) -> tuple[SPATConfig, TrainConfig]:
-    """Those passed, else the recipe's; ConfigError if parts of a recipe would get lost."""
-    given = {"config": (config, SPATConfig), "training": (training, TrainConfig)}
-    passed = [name for name, (value, _) in given.items() if value is not None]
-    for name in passed:
-        require_type(name, *given[name])
-    if chosen is not None and (len(passed) == 1 or (named and passed)):
-        raise ConfigError(
-            f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}: change "
-            "those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
-            + ("" if named else ", or pass both config and training")
-        )
-    if chosen is not None:
-        return config or chosen.config, training or chosen.training
-    if config is None:
-        threat_of(None, None, "config")  # raises the error that says how to state one
-    return config, training or TrainConfig()  # type: ignore[return-value]
-
-
-def _check_beside(training: TrainConfig) -> None:
-    """ConfigError for settings that an optimizer of one's own would ignore."""
-    for name in ("lr", "momentum", "weight_decay"):
-        value, default = getattr(training, name), getattr(TrainConfig, name)
-        if value != default:
-            raise ConfigError(
-                f"{name} must be left out of training beside optimizer, got {value}: set it in the "
-                "optimizer that the function makes"
-            )
-
-
-def _fit(
-    engine: Engine,
-    dataset: Dataset,
-    settings: tuple[SPATConfig, TrainConfig],
-    optimizer: Any,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
-    model: Any,
-    run: Run | None,
-    *,
-    ordinary: bool = False,
-) -> tuple[list[dict[str, float]], Report]:
-    """Train and measure one network."""
-    (config, training), held = settings, dataset.validation
-    # Choose ordinary training's best epoch by clean accuracy: its robust accuracy is best before
-    # training.
-    label, goal = ("standard", CLEAN) if ordinary else ("SPAT", ROBUST)
-    if ordinary:  # no attack that could grow
-        training = replace(training, eps_warmup=0)
-
-    def validate(model: Any) -> dict[str, float]:
-        pgd, fgsm = (  # one step from a random start: the FGSM of Wong et al., arXiv:2001.03994
-            measure(engine, model, held, Evaluation(config, ("pgd",), steps)).metrics
-            for steps in (10, 1)
-        )
-        return {CLEAN: pgd["clean"], ROBUST: pgd["pgd10"], SINGLE: fgsm["pgd1"]}
-
-    tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))
-    monitor = Monitor(training, None if held is None else validate, run, tell, goal)
-    own = {"ordinary": ordinary, "optimizer": optimizer}
-    with monitor.signals():
-        history = engine.fit(model, dataset.train, config, training, label, monitor, **own)
-    if monitor.best_weights is not None:
-        engine.load_weights(model, monitor.best_weights)
-    evaluation = Evaluation(config)
-    return history, measure(engine, model, dataset.measured, evaluation, device=training.device)
-
-
-def _architecture(
-    engine: Engine, name: str, dataset: Dataset, config: SPATConfig, recipe: Recipe | None
-) -> dict[str, Any]:
-    """What builds the model of this name, for the shape and the classes of the data."""
-    if not is_pair(dataset.train):
-        raise ConfigError(
-            f"model must be a network for data in batches, got the name {name!r}: build it with "
-            "MODELS of the engine's models, as batches do not say how many classes there are"
-        )
-    engine.check(dataset.train, config)
-    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if is_pair(part)]
-    labels = [np.asarray(y.cpu() if hasattr(y, "cpu") else y) for _, y in parts]
+def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[str, Any]:
+    """What builds the network of this name, for the shape and the classes of the data."""
+    parts = (dataset.train, dataset.validation, dataset.test)
+    labels = [as_array(part[1]) for part in parts if is_pair(part)]
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1
     classes = labels[0].shape[1] if one_hot else 1 + max(int(y.max()) for y in labels)
     shape = tuple(map(int, dataset.train[0].shape[1:]))
     own = {"mean": recipe and recipe.mean, "std": recipe and recipe.std}
     return {"name": name, "shape": shape, "classes": classes, **own}
-
-
-def _write_plots(run: Run, engine: Engine, result: Result, data: Any) -> None:
-    """Training curves and attacked examples, where Matplotlib is installed."""
-    try:
-        run.write("curves.png", plots.curves(result.history))
-        if is_pair(data) and len(data[0].shape) == 4:
-            shown = attacked_examples(engine, result.model, data, result.config)
-            run.write("sheet.png", plots.sheet(shown, result.config.bounds))
-    except BackendError as error:
-        warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=3)

@@ -57,9 +57,9 @@ class Recorder(ModuleType):
         return []
 
     def survivors(
-        self, model: Any, data: Any, evaluation: Evaluation, *rest: Any
+        self, model: Any, data: Any, evaluation: Evaluation, **how: Any
     ) -> tuple[list[np.ndarray], int]:
-        self.calls["evaluate"].append((model, evaluation.threat, evaluation.seeds, *rest))
+        self.calls["evaluate"].append((model, evaluation.threat, evaluation.seeds, how))
         return [np.ones((1 + len(evaluation.keys), 1), int)], 2
 
 

@@ -233,5 +233,5 @@ def test_auto_pgd_is_stronger_than_pgd_and_both_parts_count(name: str) -> None:
 
 @pytest.mark.parametrize("attack", AUTO)
 def test_there_is_no_auto_pgd_for_l1(attack: str) -> None:
-    with pytest.raises(ConfigError, match=f"attacks has '{attack}'.*in L1 use 'pgd', 'margin'"):
+    with pytest.raises(ConfigError, match=f"'pgd', 'margin', 'targeted' in L1 .*got '{attack}'"):
         Evaluation(Threat(eps=12, norm="L1"), ("pgd", attack), 10, 1, 0)

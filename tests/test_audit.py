@@ -13,7 +13,6 @@ import pytest
 
 import spatlib
 from spatlib import BackendError, DataError
-from spatlib.audit import measure, similarity
 from spatlib.cli import main
 
 from .landscapes import ENGINES, model, ridges, rugged
@@ -37,9 +36,14 @@ def entropy(*p: float) -> float:
     return -sum(v * math.log(v) for v in p)
 
 
+def read(clean: np.ndarray, moved: np.ndarray, y: np.ndarray) -> spatlib.Audit:
+    """The audit by a judge whose logits are its inputs."""
+    return spatlib.audit(model("torch", lambda ops, x, array: x), clean, moved, y)
+
+
 def test_measures_are_their_formulas_on_the_examples_that_the_judge_knows() -> None:
-    report = measure(CLEAN, MOVED, Y, np.array([1.0, 2.0, 50.0, 3.0]), np.array([0.5, 1, 9, 0]))
-    assert (report.count, report.known, report.l2, report.ssim) == (4, 3, 2.0, 0.5)
+    report = read(CLEAN, MOVED, Y)
+    assert (report.count, report.known, report.ssim) == (4, 3, None)
     assert report.drift == pytest.approx(2 / 3)
     lost = [odds(0.6) - odds(0.2), odds(0.7) - odds(0.6), odds(0.8) - odds(0.05)]
     assert report.evidence_lost == pytest.approx(np.mean(lost))
@@ -49,6 +53,7 @@ def test_measures_are_their_formulas_on_the_examples_that_the_judge_knows() -> N
     before = [entropy(0.6, 0.3, 0.1), entropy(0.2, 0.7, 0.1), entropy(0.1, 0.1, 0.8)]
     assert report.entropy == pytest.approx(np.mean(after))
     assert report.entropy_gain == pytest.approx(np.mean(after) - np.mean(before))
+    assert report.l2 == pytest.approx(np.linalg.norm(MOVED - CLEAN, axis=1)[[0, 1, 3]].mean())
     assert report.read_as == ((0, 0, 1), (0, 1, 0), (1, 0, 0))
     assert report.drifted == (3, 0)  # read with 0.9 and with 0.5
     assert json.loads(json.dumps(report.as_json()))["drifted"] == [3, 0]
@@ -56,10 +61,10 @@ def test_measures_are_their_formulas_on_the_examples_that_the_judge_knows() -> N
 
 def test_evidence_of_certain_judges_is_finite_and_of_none_there_is_nothing() -> None:
     z = np.array([[1e4, 0.0, -1e4]])
-    report = measure(z, -z, np.array([0]), np.ones(1))
+    report = read(z, -z, np.array([0]))
     assert report.evidence_lost == pytest.approx(1e4 + 2e4)
     assert math.isfinite(report.rival_gain)
-    nothing = measure(z, z, np.array([1]), np.ones(1))
+    nothing = read(z, z, np.array([1]))
     assert nothing.known == 0
     assert math.isnan(nothing.drift)
     assert nothing.as_json()["drift"] is None
@@ -75,7 +80,8 @@ def test_judges_of_all_engines_say_the_same_of_arrays_and_tensors(name: str) -> 
 
     y = judges["torch"](torch.as_tensor(x)).numpy().argmax(axis=1)
     report = spatlib.audit(judges[name], x, x_adv, y, batch_size=7)
-    same = spatlib.audit(judges["torch"], *map(torch.as_tensor, (x, x_adv, y)))
+    leaf = torch.as_tensor(x).requires_grad_()  # as it is after an attack of one's own
+    same = spatlib.audit(judges["torch"], leaf, *map(torch.as_tensor, (x_adv, y)))
     assert report.known == 20
     assert 0 < report.drift < 1
     assert (report.read_as, report.drifted) == (same.read_as, same.drifted)
@@ -93,22 +99,42 @@ def test_what_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
         spatlib.audit(rugged("torch"), **arguments)
 
 
+IMAGES = np.random.default_rng(0).uniform(0.1, 1, size=(3, 8, 8, 3)).astype(np.float32)
+BRIGHTER = np.clip(IMAGES + np.float32([0.2, 0.1, 0.4])[:, None, None, None], 0, 1)
+
+
+def similar(x: np.ndarray, x_adv: np.ndarray, y: Any = (0, 0, 0), name: str = "tf") -> Any:
+    """The structural similarity, for a judge that reads everything as class 0."""
+
+    def bright(ops: Any, x: Any, array: Any) -> Any:
+        return ops.sum(x, axis=tuple(range(1, len(x.shape))))[:, None] * array([[1.0, -1.0]])
+
+    return spatlib.audit(model(name, bright), x, x_adv, np.array(y), ssim=True).ssim
+
+
 def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(BackendError, match=r"spatlib\[audit\]"):
-        similarity(np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8, 1)), (0, 1), False)
+        similar(IMAGES, IMAGES)
 
 
 def test_similarity_is_one_of_equal_images_and_less_of_others_in_both_layouts() -> None:
-    x = np.random.default_rng(0).uniform(size=(2, 8, 8, 3))
-    other = np.clip(x + 0.2, 0, 1)
-    assert similarity(x, x, (0, 1), False) == pytest.approx([1, 1])
-    last = similarity(x, other, (0, 1), False)
-    assert (last < 0.99).all()
-    first = similarity(np.moveaxis(x, -1, 1), np.moveaxis(other, -1, 1), (0, 1), True)
-    np.testing.assert_array_equal(first, last)
+    assert similar(IMAGES, IMAGES) == pytest.approx(1)
+    last = similar(IMAGES, BRIGHTER)
+    assert last < 0.99
+    first = similar(*(np.moveaxis(x, -1, 1) for x in (IMAGES, BRIGHTER)), name="torch")
+    assert first == last
     with pytest.raises(DataError, match=r"x must hold images.*leave ssim out"):
-        similarity(x[:, 0, 0], x[:, 0, 0], (0, 1), False)
+        similar(IMAGES[:, 0, 0], BRIGHTER[:, 0, 0])
+
+
+def test_similarity_is_the_mean_over_the_examples_that_the_judge_knows() -> None:
+    each = [
+        similar(x[None], x_adv[None], y=(0,)) for x, x_adv in zip(IMAGES, BRIGHTER, strict=True)
+    ]
+    assert len(set(each)) == 3
+    assert similar(IMAGES, BRIGHTER) == pytest.approx(np.mean(each))
+    assert similar(IMAGES, BRIGHTER, y=(0, 1, 0)) == pytest.approx((each[0] + each[2]) / 2)
 
 
 def test_the_command_compares_the_training_attack_with_pgd(

@@ -107,6 +107,7 @@ def test_the_command_says_what_it_needs(
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert command() == 2
     assert "pip install 'spatlib[cli]'" in capsys.readouterr().err
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "spatlib.cli", None)  # something else is missing
     with pytest.raises(ModuleNotFoundError, match=r"spatlib\.cli"):
         command()

@@ -12,7 +12,7 @@ import tensorflow as tf
 import torch
 
 import spatlib
-from spatlib import RECIPES, ConfigError, Mask, SPATConfig, Threat, TrainConfig
+from spatlib import RECIPES, ConfigError, Mask, NonFiniteError, SPATConfig, Threat, TrainConfig
 
 from .recorder import DATA, Recorder, own, record
 from .test_errors import check
@@ -162,6 +162,24 @@ def test_the_baseline_of_a_recipe_is_left_out_for_a_network_of_ones_own(recorder
             "baseline must be False",
             lambda data=data: spatlib.train(network, data, **asked),
         )
+
+
+@pytest.mark.parametrize("label", ["standard", "SPAT"])
+def test_the_network_whose_loss_is_not_finite_is_in_the_error(
+    label: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*args: Any, **own: Any) -> list[Any]:
+        if args[4] == label:
+            raise NonFiniteError.at(3, [{"epoch": 1}])
+        return []
+
+    monkeypatch.setattr(recorder, "fit", fit)
+    with pytest.raises(NonFiniteError, match="step 3") as caught:
+        spatlib.train(recipe="digits")
+    result = caught.value.result
+    assert result.model == {"standard": "built 1", "SPAT": "built 2"}[label]
+    assert (result.history, result.report) == ([{"epoch": 1}], None)
+    assert (result.baseline is None) == (label == "standard")
 
 
 LABELS: dict[str, Any] = {

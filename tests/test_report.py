@@ -60,7 +60,8 @@ def test_classes_add_up_to_the_total(count: int, classes: int, seed: int) -> Non
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     verdicts = {name: rng.uniform(size=count) < 0.6 for name in ("clean", "pgd20")}
-    report = Report.of(verdicts, labels, classes, CONFIG, {})
+    evaluation, rows = Evaluation(CONFIG, "pgd"), np.stack([labels, *verdicts.values()])
+    report = evaluation.report([rows[:, : count // 2], rows[:, count // 2 :]], classes)
     for name, verdict in verdicts.items():
         assert report.metrics[name] * count == pytest.approx(sum(verdict))
         assert report.interval[name] == wilson(sum(verdict), count)
@@ -71,7 +72,7 @@ def test_classes_add_up_to_the_total(count: int, classes: int, seed: int) -> Non
             assert math.isnan(share) == (len(members) == 0)
             hits += share * len(members) if len(members) else 0
         assert hits == pytest.approx(sum(verdict))
-    assert report == Report.of(verdicts, labels, classes, CONFIG, {})  # in spite of NaN
+    assert report == evaluation.report([rows], classes)  # in spite of NaN
 
 
 def sample(
@@ -146,13 +147,13 @@ def clean(model: Any, x: Any, y: Any) -> Any:
     [
         (("fgsm",), "'pgd', 'margin', 'targeted'"),
         ("cw", "'cw'"),
-        ((), "()"),
-        (None, "None"),
-        (("pgd", 3), "3"),
-        (("pgd", "pgd"), "'pgd' again"),
-        ((fast, fast), "again"),
-        ((Unmoved(), Unmoved()), "again"),
-        ((clean,), "again"),
+        ((), "got ()"),
+        (None, "got None"),
+        (("pgd", 3), "got 3"),
+        (("pgd", "pgd"), "no name (__name__) twice, got 'pgd'"),
+        ((fast, fast), "no name (__name__) twice, got <function fast"),
+        ((Unmoved(), Unmoved()), "got <tests.test_report.Unmoved"),
+        ((clean,), "got <function clean"),
     ],
 )
 def test_other_attacks_and_second_ones_are_refused(attacks: Any, part: str) -> None:

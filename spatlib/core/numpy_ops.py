@@ -13,7 +13,8 @@ CHANNEL_AXIS = -1
 
 abs, sign, sqrt, exp, log = np.abs, np.sign, np.sqrt, np.exp, np.log
 clip, minimum, maximum, where = np.clip, np.minimum, np.maximum, np.where
-sum, max = np.sum, np.max
+sum: Any = np.sum
+max: Any = np.max
 
 
 def cast(x: Array, like: Array) -> Array:
