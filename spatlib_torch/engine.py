@@ -1,9 +1,8 @@
-"""The PyTorch engine: the training loop behind ``spatlib.train(backend="torch")``."""
+"""The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,42 +12,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spatlib.config import SPATConfig, Threat
-from spatlib.core.attack import is_correct
-from spatlib.core.attack import survivors as core
-from spatlib.errors import ConfigError, require_choice
+from spatlib.core import attack as core
+from spatlib.errors import check_images, require, require_choice
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 from spatlib.training import TrainConfig, check_length
 
-from . import ops
+from . import attack, ops, state
 from .attack import BatchLoss, Draws, attacked, batch_loss
-from .attack import vjp as attack_vjp
 from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
 from .loaders import CPU, Batches, device_of, keeping_globals
 from .loop import Loop, check_batch
 from .models import MODELS
-from .state import attack_state, compiled, load_weights, unwrap, weights
-
-__all__ = [
-    "CHANNELS_FIRST",
-    "build_model",
-    "check",
-    "fit",
-    "load_weights",
-    "logits",
-    "perturb",
-    "survivors",
-    "vjp",
-    "weights",
-]
+from .state import attack_state, compiled, unwrap
 
 CHANNELS_FIRST = True
+weights, load_weights = state.weights, state.load_weights
 
 
 def build_model(
     name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
 ) -> nn.Module:
-    """See :class:`spatlib.engines.Engine`; the global generator stays as it was."""
+    """A network by name; the global generator stays as it was."""
     require_choice("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,11 +53,7 @@ def fit(
     ordinary: bool = False,
     optimizer: Any = None,
 ) -> list[dict[str, float]]:
-    """Train in place, return the history; see :func:`spatlib.train`.
-
-    After a DataError the model has the weights of the last whole epoch: those from the start, if
-    there was none.
-    """
+    """Train in place; after a DataError the model is as it was after its last whole epoch."""
     device = device_of(model, training.device)
     model.to(device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
@@ -83,8 +64,11 @@ def fit(
     bar = tqdm(total=total or None, desc=label, unit="step", leave=False, disable=hidden)
     monitor, loss = monitor or Monitor(training), standard_loss if ordinary else batch_loss
     with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
-        if batches.in_arrays:
-            _check(model, batches, config, training)
+        classes = 0
+        for x, y in batches if batches.in_arrays else ():  # all before anything changes
+            classes = check_batch(model, x, y, config, classes)
+            if training.augment != "none":
+                check_images(x.shape)
         made = _optimizer(model, training, optimizer)
         try:
             model.train()
@@ -97,40 +81,19 @@ def fit(
 def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
     """The one that was asked for, else SGD, of the parameters that are to be trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ConfigError("model has no parameters to train: set requires_grad on some of them")
-    if any(map(nn.parameter.is_lazy, parameters)):
-        raise ConfigError("model has parameters without a shape: call it on a batch first")
+    known = bool(parameters) and not any(map(nn.parameter.is_lazy, parameters))
+    what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
+    require(known, "model", what, parameters)
     if make is None:
-        make = partial(
-            torch.optim.SGD,
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-    made = make(parameters) if callable(make) else make
-    if made is make or not isinstance(made, torch.optim.Optimizer):
-        raise ConfigError(
-            "optimizer must be a function from parameters to a torch.optim.Optimizer, as in "
-            f"lambda p: torch.optim.AdamW(p, lr=1e-3), got {type(made).__name__}"
-        )
+        settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
+        make = partial(torch.optim.SGD, fused=True, **settings)
+    made: torch.optim.Optimizer = make(parameters) if callable(make) else make
+    what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
+    require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {id(p) for group in made.param_groups for p in group["params"]}
-    if not held <= set(map(id, parameters)):
-        raise ConfigError(
-            "optimizer must be made of the parameters that the function is given, got others: "
-            "they would stay as they are, and those of the model untrained"
-        )
+    what = "be made of the parameters that its function is given, and of no others"
+    require(held <= set(map(id, parameters)), "optimizer", what, made)
     return made
-
-
-def _check(model: nn.Module, batches: Batches, config: SPATConfig, training: TrainConfig) -> None:
-    """Raise DataError for bad arrays before the model changes."""
-    classes = 0
-    for x, y in batches:
-        classes = classes or check_batch(model, x, y, config, training)
-        x, y = prepare(x, y, config, validate=True)
-        check_label_values(y, classes)
 
 
 def standard_loss(
@@ -145,19 +108,40 @@ def standard_loss(
 def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> tuple[list[np.ndarray], int]:
-    """See :class:`spatlib.engines.Engine`."""
+    """The labels and, under every attack, the verdicts of each batch; and the number of classes."""
     where = device_of(model, device)
     model.to(where)
-    sources = [torch.Generator(where).manual_seed(number) for number in evaluation.seeds]
+    draws = [Draws(torch.Generator(where).manual_seed(seed)) for seed in evaluation.seeds]
     table, classes = [], 0
     with keeping_globals(where):  # a loader draws from them
         for x, y in Batches(data, batch_size, model, where, evaluation.threat.bounds):
             x, y = prepare(x, y, evaluation.threat, validate=True)
             with attack_state(unwrap(model), fork=where) as module:
-                verdicts, classes = _judge(module, x, y, evaluation, sources)
-            rows = [verdicts[key] for key in evaluation.keys]
+                rows, classes = _judge(module, x, y, evaluation, draws)
             table.append(torch.stack([y, *rows]).numpy(force=True))  # one read for all
     return table, classes
+
+
+def _judge(
+    model: nn.Module, x: Tensor, y: Tensor, evaluation: Evaluation, draws: list[Draws]
+) -> tuple[list[Tensor], int]:
+    """Boolean verdicts (N,) under every attack, and the number of classes; inside attack_state."""
+    threat, predict = evaluation.threat, torch.no_grad()(partial(logits_of, model))
+    clean = predict(x)
+    check_label_values(y, clean.shape[1])
+    batch = x, clean, one_hot(y, clean)
+    own = partial(attack.vjp, model), predict
+    verdicts = core.survivors(ops, *own, evaluation.named, threat, batch, draws)
+    for key, call in evaluation.callables.items():
+        with attack_state(model, fork=x.device, foreign=True):
+            found = call(model, x.clone(), y.clone())
+        found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
+        check_tensor(f"x_adv of {key}", found)
+        found = found.detach().to(x)
+        before, after = (part.cpu().double().numpy() for part in (x, found))
+        evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
+        verdicts[key] = verdicts["clean"] & core.is_correct(ops, predict(found), batch[2])
+    return [verdicts[key] for key in evaluation.keys], clean.shape[1]
 
 
 def check(data: Any, threat: Threat) -> None:
@@ -170,7 +154,7 @@ def check(data: Any, threat: Threat) -> None:
 def perturb(
     model: nn.Module, x: Any, y: Any, config: SPATConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """See :class:`spatlib.engines.Engine`."""
+    """x' of a batch and the mask (None: all ones)."""
     device = device_of(model, None)
     x, y = next(iter(Batches((x, y), len(x), model, device, config.bounds)))
     x, y = prepare(x, y, config, validate=True)
@@ -181,56 +165,20 @@ def perturb(
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:
-    """See :class:`spatlib.engines.Engine`."""
+    """Logits (N, K) in inference mode."""
     device = device_of(model, None)
     batches = Batches((x, torch.zeros(len(x))), batch_size, model, device, (0, 1))
     with attack_state(unwrap(model), fork=device) as module, torch.no_grad():
-        found = torch.cat([logits_of(module, z) for z, _ in batches])
-    return found.numpy(force=True)
+        return torch.cat([logits_of(module, z) for z, _ in batches]).numpy(force=True)
 
 
 def vjp(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """See :class:`spatlib.engines.Engine`."""
+    """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
     like = next(model.parameters(), torch.zeros(()))
     with attack_state(unwrap(model)) as module:
-        z, pull = attack_vjp(module, torch.as_tensor(x).to(like))
+        z, pull = attack.vjp(module, torch.as_tensor(x).to(like))
 
     def gradient(cotangent: np.ndarray) -> np.ndarray:
         return pull(torch.as_tensor(cotangent).to(z)).numpy(force=True)
 
     return z.double().numpy(force=True), gradient
-
-
-@contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Put back what attack_state takes as fixed: a callable may set BatchNorm to training mode."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-
-
-def _judge(
-    model: nn.Module, x: Tensor, y: Tensor, evaluation: Evaluation, sources: list[torch.Generator]
-) -> tuple[dict[str, Tensor], int]:
-    """Boolean verdicts (N,) under every attack, and the number of classes; inside attack_state."""
-    threat, predict = evaluation.threat, torch.no_grad()(partial(logits_of, model))
-    clean = predict(x)
-    check_label_values(y, clean.shape[1])
-    label = one_hot(y, clean)
-    own = partial(attack_vjp, model), predict
-    verdicts = core(ops, *own, evaluation.named, threat, (x, clean, label), map(Draws, sources))
-    for key, attack in evaluation.callables.items():
-        # The callable's own traces are removed as well.
-        with _same_buffers(model), attack_state(model, fork=x.device):
-            found = attack(model, x.clone(), y.clone())
-        found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
-        check_tensor(f"x_adv of {key}", found)
-        found = found.detach().to(x)
-        before, after = (part.cpu().double().numpy() for part in (x, found))
-        evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-        verdicts[key] = verdicts["clean"] & is_correct(ops, predict(found), label)
-    return verdicts, clean.shape[1]

@@ -173,10 +173,16 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
         def __getitem__(self, index: int) -> Any:
             return "a.png", 0
 
-    with pytest.raises(DataError, match=r"data must hold items \(x, y\), .* got \(dict\): convert"):
+    class Uneven(Pictures):
+        def __getitem__(self, index: int) -> Any:
+            return torch.zeros(2, 4, 4 + index), 0
+
+    with pytest.raises(DataError, match=r"data must hold \(x, y\), .* got dict: convert"):
         fit(Named())
-    with pytest.raises(DataError, match=r"got \(str, int\): convert"):
+    with pytest.raises(DataError, match=r"data must hold arrays .* got tuple .*'str'\): convert"):
         spatlib.evaluate(network(), Listed(), CONFIG)
+    with pytest.raises(DataError, match=r"data must hold arrays .* equal size.*: convert"):
+        fit(Uneven())
 
 
 def test_map_style_data_are_measured_in_their_order() -> None:

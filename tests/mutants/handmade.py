@@ -132,10 +132,10 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_torch/state.py", STATE): {
         "parameters stay frozen": ("p.requires_grad = True", "pass"),
-        "buffers not put back": ("            _put_back(buffers)", "            pass"),
+        "buffers not put back": ("name, buffer.copy_(value))", "name, buffer)"),
         "training flags not put back": (
-            "        finally:\n            for module, flag in training:",
-            "        finally:\n            for module, flag in training[:0]:",
+            "        finally:\n            for module, flag in modes:",
+            "        finally:\n            for module, flag in modes[:0]:",
         ),
     },
     ("spatlib_torch/attack.py", CONTEXTS): {
