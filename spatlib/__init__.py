@@ -1,14 +1,13 @@
 """Semantics-preserving adversarial training (SPAT); importing it loads no framework."""
 
 from .audit import Audit, audit
-from .config import Mask, SPATConfig, Threat
+from .config import Mask, SPATConfig, Threat, TrainConfig
 from .data import Dataset, load_data
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
 from .evaluate import Report, evaluate
 from .recipes import RECIPES, Recipe
 from .runs import load_model
 from .train import Result, train
-from .training import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = [

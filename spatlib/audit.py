@@ -1,7 +1,5 @@
 """How far the meaning of perturbed inputs moved, as an independent judge network reads them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +9,7 @@ from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .engines import as_array, engine_of, load_extra
-from .errors import DataError, check_labels, require_integer
+from .errors import DataError, check_labels, checked
 from .evaluate import attacked_examples
 
 
@@ -77,7 +75,7 @@ def audit(
         DataError: Shapes that do not fit each other, or labels that the judge does not know.
         BackendError: scikit-image is missing.
     """
-    require_integer("batch_size", batch_size, 1)
+    checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
     x, x_adv, y = map(as_array, (x, x_adv, y))
     if x.shape != x_adv.shape or y.shape != x.shape[:1] or not x.size:

@@ -1,7 +1,5 @@
 """AutoAttack as the Adversarial Robustness Toolbox has it (ART), for networks of any engine."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command line: ``spatlib train | evaluate | audit | show | compare | recipes``."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from . import RECIPES, Mask, Recipe, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
 from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
-from .errors import ConfigError, DataError, NonFiniteError, SpatlibError, require_integer
+from .errors import ConfigError, DataError, NonFiniteError, SpatlibError, checked
 from .evaluate import Report, attacked_examples, table
 from .runs import EVALUATION, Run, load_model
 
@@ -172,7 +170,7 @@ class Evaluate(Trained):
     def __call__(self) -> None:
         model, run, threat, data = self.open()
         (x, y), part = data.measured, "training" if data.test is None else "test"
-        count = None if self.limit is None else require_integer("limit", self.limit, 1)
+        count = None if self.limit is None else checked("limit", self.limit, 1)
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
         report = spatlib.evaluate(model, (x[:count], y[:count]), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}

@@ -1,7 +1,5 @@
 """Data for training: named sets, a .npz file, arrays, or anything that yields batches."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .engines import as_array
-from .errors import DataError, require, require_integer
+from .errors import DataError, checked, require
 
 AnyPath = str | os.PathLike[str]
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
@@ -56,7 +54,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
         DataError: No such name or file, one that is not what its name says, or a failed download.
         BackendError: pooch, which downloads, is not installed.
     """
-    limit = None if limit is None else require_integer("limit", limit, 1)
+    limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
     folder = None if dir is None else os.path.abspath(dir)
     if not isinstance(name, str | os.PathLike) or not (name in NAMES or os.path.exists(name)):
@@ -92,8 +90,8 @@ def as_dataset(data: Any, *, channels_first: bool, validation: int = 0, seed: in
 
     Of training data in arrays, ``seed`` alone chooses ``validation`` examples to hold out.
     """
-    require_integer("validation", validation, 0)
-    require_integer("seed", seed, 0)
+    checked("validation", validation, 0)
+    checked("seed", seed, 0)
     if isinstance(data, str | os.PathLike):
         data = load_data(data)
     elif isinstance(data, tuple) and len(data) == 2 and not any(hasattr(x, "shape") for x in data):

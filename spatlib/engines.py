@@ -12,10 +12,9 @@ import numpy as np
 from .errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
-    from .config import SPATConfig, Threat
+    from .config import SPATConfig, Threat, TrainConfig
     from .evaluate import Evaluation
     from .monitor import Monitor
-    from .training import TrainConfig
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 Pull = Callable[[np.ndarray], np.ndarray]

@@ -1,7 +1,5 @@
 """The errors, and the checks of settings and batches that raise them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
@@ -183,13 +181,3 @@ def check_same_shape(name: str, value: Any, x: Any) -> None:
         f"{name} must broadcast to the shape of x, {expected}, got {shape}: give it that shape "
         "(a mask may have one channel)",
     )
-
-
-def require_integer(name: str, value: Any, least: int) -> int:
-    """TODO"""
-    return int(checked(name, value, least))
-
-
-def require_choice(name: str, value: Any, choices: Any) -> None:
-    """TODO"""
-    checked(name, value, tuple(choices))

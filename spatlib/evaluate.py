@@ -1,7 +1,5 @@
 """Measure a classifier under attack: what is run, once for all engines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +13,7 @@ from .config import SPATConfig, Threat, plain_pgd
 from .core.target import TARGETS
 from .data import as_dataset, is_pair
 from .engines import Engine, as_array, engine_of
-from .errors import DataError, require, require_integer, require_type
+from .errors import DataError, checked, require, require_type
 from .recipes import Recipe, find_recipe
 
 TITLES = {
@@ -63,7 +61,7 @@ class Report:
         return asdict(self) | {"per_class": own, "interval": self.interval}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Report:
+    def from_json(cls, values: dict[str, Any]) -> "Report":
         """The report with these values of :meth:`as_json`."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
         own = {k: [math.nan if p is None else p for p in v] for k, v in values["per_class"].items()}
@@ -116,7 +114,7 @@ def evaluate(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it; so too
             if a callable leaves bounds or ball by more than rounding.
     """
-    require_integer("batch_size", batch_size, 1)
+    checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
     asked = Evaluation(threat_of(threat, chosen, "threat", Threat), attacks, steps, restarts, seed)
     data = chosen.data if data is None and chosen else data
@@ -124,7 +122,7 @@ def evaluate(
     return measure(engine, model, data, asked, batch_size=batch_size, device=device)
 
 
-def measure(engine: Engine, model: Any, data: Any, evaluation: Evaluation, **how: Any) -> Report:
+def measure(engine: Engine, model: Any, data: Any, evaluation: "Evaluation", **how: Any) -> Report:
     """The report of an evaluation by its engine; ``how`` has ``batch_size`` and ``device``."""
     how = {"batch_size": 256, "device": None} | how
     return evaluation.report(*engine.survivors(model, data, evaluation, **how))
@@ -173,7 +171,7 @@ class Evaluation:
     def __init__(
         self, threat: Threat, attacks: Any = ATTACKS, steps: int = 20, runs: int = 1, seed: int = 0
     ) -> None:
-        first, runs = require_integer("seed", seed, 0), require_integer("restarts", runs, 1)
+        first, runs = checked("seed", seed, 0), checked("restarts", runs, 1)
         self.threat, self.seeds = plain_pgd(threat, steps), [first + 7919 * r for r in range(runs)]
         self.keys, self.named, self.callables = ["clean"], dict[str, Any](), dict[str, Any]()
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")

@@ -3,8 +3,6 @@
 Nothing in a file is executed, and nothing is unpacked onto the disk.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

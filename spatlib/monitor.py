@@ -1,7 +1,5 @@
 """What happens around the steps of a training: validation, files, checkpoints, stopping."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time
@@ -11,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .config import TrainConfig
 from .errors import DataError
 from .runs import BEST, CHECKPOINT, EMA, LAST, Rows, Run
-from .training import TrainConfig
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 SHOWN = (CLEAN, ROBUST)  # measures of the last epoch that the progress bar shows

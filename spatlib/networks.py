@@ -8,8 +8,6 @@
 - ``("mean",)``: BatchNorm, ReLU, mean over the pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Pictures of a run, as PNG; they need Matplotlib."""
 
-from __future__ import annotations
-
 import io
 import math
 from typing import Any

@@ -1,14 +1,11 @@
 """Published settings of adversarial training, by data set."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .config import Mask, SPATConfig
-from .errors import ConfigError, require_choice
-from .training import TrainConfig
+from .config import Mask, SPATConfig, TrainConfig
+from .errors import ConfigError, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +20,7 @@ class Recipe:
     std: tuple[float, ...] | None = None
     source: str  # of the threat model and the schedule; the method is ours
 
-    def change(self, **settings: Any) -> Recipe:
+    def change(self, **settings: Any) -> "Recipe":
         """The recipe with other settings: fields of its config, its training, or its own.
 
         ``RECIPES["mnist"].change(steps=20, epochs=5)`` keeps all else, validation and warm-up too
@@ -53,8 +50,7 @@ def find_recipe(recipe: Any, data: Any) -> Recipe | None:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is not None:
-        require_choice("recipe", recipe, RECIPES)
-        return RECIPES[recipe]
+        return RECIPES[checked("recipe", recipe, tuple(RECIPES))]
     name = "digits" if data is None else getattr(data, "source", None) or data
     name = name["name"] if isinstance(name, dict) else name
     return RECIPES.get(name) if isinstance(name, str) else None

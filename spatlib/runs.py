@@ -1,7 +1,5 @@
 """Run directories: settings, metrics and weights of one training; each file is replaced whole."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -17,10 +15,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from .config import SPATConfig
+from .config import SPATConfig, TrainConfig
 from .engines import load_engine
 from .errors import ConfigError, DataError, require, shown
-from .training import TrainConfig
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
@@ -54,7 +51,9 @@ class Run:
     files of these names that are not those of a run of this format: they are never touched.
     """
 
-    def __init__(self, directory: AnyPath, *, resume: bool = False, overwrite: bool = False):
+    def __init__(
+        self, directory: AnyPath, *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         named = isinstance(directory, str | os.PathLike) and os.fspath(directory) != ""
         fits = named and (os.path.isdir(directory) or not os.path.exists(directory))
         require(fits, "run_dir", "name a directory", directory)
@@ -71,7 +70,7 @@ class Run:
         old = [*part, self.directory] if overwrite else []
         self._old = [place for place in old if _stored(place)]  # deleted when this run begins
 
-    def part(self, name: str) -> Run:
+    def part(self, name: str) -> "Run":
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)

@@ -1,7 +1,5 @@
 """Train a robust classifier: settings, engine, data, model, fit, measure, plots."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import plots
-from .config import SPATConfig
+from .config import SPATConfig, TrainConfig
 from .data import Dataset, as_dataset, is_pair, load_data
 from .engines import as_array, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
@@ -17,7 +15,6 @@ from .evaluate import Evaluation, Report, attacked_examples, measure, table, thr
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import Recipe, find_recipe
 from .runs import STANDARD, Run
-from .training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """The training attack, the mask and the loss in Keras: the core over gradient tapes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Batches, from arrays or from anything that yields them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -10,10 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spatlib.config import Threat
+from spatlib.config import PADDING, Threat, TrainConfig, fold
 from spatlib.data import is_pair, length
 from spatlib.errors import DataError
-from spatlib.training import PADDING, TrainConfig, fold
 
 from .inputs import prepare
 

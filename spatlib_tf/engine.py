@@ -1,7 +1,5 @@
 """The TensorFlow engine: ``spatlib.train(backend="tf")`` by way of ``keras.Model.fit``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -11,12 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spatlib.config import SPATConfig, Threat
+from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import is_correct
-from spatlib.errors import ConfigError, check_images, require, require_choice
+from spatlib.errors import ConfigError, check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
-from spatlib.training import TrainConfig
 
 from . import ops
 from .attack import attacked, survivors_of
@@ -38,8 +35,7 @@ def build_model(
     name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
 ) -> keras.Model:
     """See :class:`spatlib.engines.Engine`."""
-    require_choice("model", name, MODELS)
-    return MODELS[name](shape, classes, mean, std, seed=seed)
+    return MODELS[checked("model", name, tuple(MODELS))](shape, classes, mean, std, seed=seed)
 
 
 def fit(

@@ -1,7 +1,5 @@
 """One batch on its way in: checked, clipped; and logits checked on their way out."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What ``spatlib.train`` adds to Keras' own loop: a model for its step, a callback around it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,12 +11,12 @@ import tensorflow as tf
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
+from spatlib.config import TrainConfig, check_length, lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
 from spatlib.errors import DataError, NonFiniteError
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.runs import CHECKPOINT, pack, unpack
-from spatlib.training import TrainConfig, check_length, lr_factor, warmed_up
 
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel

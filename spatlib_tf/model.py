@@ -1,7 +1,5 @@
 """A Keras model that trains adversarially; Keras owns the loop."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 
@@ -169,7 +167,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return {**super().get_config(), "base": base, "config": config, **own}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SPATModel:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SPATModel":
         base = keras.saving.deserialize_keras_object(config["base"], custom_objects=custom_objects)
         return cls(**config | {"base": base, "config": SPATConfig.from_dict(config["config"])})
 

@@ -1,7 +1,5 @@
 """The networks of ``spatlib.networks`` in Keras' own layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count

@@ -1,7 +1,5 @@
 """The core's primitives in TensorFlow; see :mod:`spatlib.core.ops`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Random draws: stateless Philox, the same numbers eagerly, in a graph and under XLA."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The variables that an attack in training mode moves, put back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

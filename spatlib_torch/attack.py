@@ -1,7 +1,5 @@
 """The training attack, the mask and the loss in PyTorch: the core over autograd."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spatlib.config import SPATConfig, Threat
+from spatlib.config import SPATConfig, Threat, TrainConfig, check_length
 from spatlib.core import attack as core
-from spatlib.errors import check_images, require, require_choice
+from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
-from spatlib.training import TrainConfig, check_length
 
 from . import attack, ops, state
 from .attack import BatchLoss, Draws, attacked, batch_loss
@@ -34,10 +31,10 @@ def build_model(
     name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
 ) -> nn.Module:
     """A network by name; the global generator stays as it was."""
-    require_choice("model", name, MODELS)
+    build = MODELS[checked("model", name, tuple(MODELS))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS[name](shape, classes, mean, std)
+        model = build(shape, classes, mean, std)
     # The first convolution gives its output this format, and so do the layers after it.
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 

@@ -1,10 +1,8 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds their draws.
 
-Every draw of a training follows from ``spatlib.training.fold(seed, epoch, number, purpose)``, the
+Every draw of a training follows from ``spatlib.config.fold(seed, epoch, number, purpose)``, the
 number that of a step in its epoch or of an item, so no state of a generator is ever saved.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length
 from spatlib.errors import ConfigError, DataError, check_images, expect
-from spatlib.training import PADDING, fold
 
 from .inputs import check_model
 

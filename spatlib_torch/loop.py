@@ -1,7 +1,5 @@
 """One training run: its steps, its state, and how it is saved and taken up."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import defaultdict
@@ -17,11 +15,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib.config import SPATConfig, Threat
+from spatlib.config import SPATConfig, Threat, TrainConfig, fold, lr_factor, warmed_up
 from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, require
 from spatlib.monitor import SHOWN, Monitor
 from spatlib.runs import CHECKPOINT, unpack
-from spatlib.training import TrainConfig, fold, lr_factor, warmed_up
 
 from .attack import BatchLoss
 from .inputs import check_label_values, logits_of, prepare

@@ -1,7 +1,5 @@
 """The networks of ``spatlib.networks`` as PyTorch modules."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The core's primitives in PyTorch; see :mod:`spatlib.core.ops`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

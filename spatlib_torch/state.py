@@ -1,7 +1,5 @@
 """What an attack changes on a model and puts back; models and optimizers as named tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -12,7 +12,7 @@ import torch
 
 import spatlib_tf.batches
 import spatlib_torch.loaders
-from spatlib.training import AUGMENTS
+from spatlib.config import AUGMENTS
 
 HEIGHT, WIDTH, CHANNELS, LOWER = 6, 5, 2, -0.5
 Augmented = Callable[[np.ndarray, str, int], np.ndarray]

@@ -16,7 +16,7 @@ import spatlib_tf.engine
 import spatlib_torch
 import spatlib_torch.engine
 from spatlib import Mask, SPATConfig, TrainConfig
-from spatlib.training import lr_factor
+from spatlib.config import lr_factor
 
 from . import test_tf_model, test_training
 

@@ -17,9 +17,9 @@ from keras import layers, optimizers
 
 import spatlib
 from spatlib import ConfigError, DataError, NonFiniteError, SPATConfig, TrainConfig
+from spatlib.config import lr_factor
 from spatlib.monitor import Monitor
 from spatlib.runs import EMA, LAST, Run
-from spatlib.training import lr_factor
 from spatlib_tf import SPATModel, engine
 
 SHAPE, CLASSES, COUNT, BATCH, STEPS = (6, 6, 1), 3, 36, 8, 5  # the last batch has 4 examples

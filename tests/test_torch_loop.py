@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations
 
 import spatlib
 from spatlib import RECIPES, ConfigError
+from spatlib.config import lr_factor
 from spatlib.monitor import Monitor
-from spatlib.training import lr_factor
 from spatlib_torch import engine, spat_loss
 
 from .looping import (

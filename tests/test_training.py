@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spatlib
 from spatlib import ConfigError, Mask, NonFiniteError, Result, SPATConfig, TrainConfig
-from spatlib.training import lr_factor, warmed_up
+from spatlib.config import lr_factor, warmed_up
 from spatlib_torch import engine
 
 COUNT, CLASSES, BATCH = 24, 3, 8

@@ -1,7 +1,5 @@
 """Auto-PGD: ascent that finds its own step size (Croce & Hein 2020, arXiv:2003.01690)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The training attack, and who survives the attacks of an evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The perturbations that an attack may make: their set, a step inside it, and where it starts."""
 
-from __future__ import annotations
-
 import math
 from typing import Protocol
 

@@ -6,8 +6,6 @@ of u, divided by its sum over pixels. One class (or random probe) after the othe
 a running score, so that memory does not grow with the number of classes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias

@@ -1,7 +1,5 @@
 """The core's primitives in NumPy; see :mod:`spatlib.core.ops`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -7,8 +7,6 @@ is new memory. Functions never update an argument in place, never read a value b
 and never branch on one. Gradients and random numbers are not here: they belong to the engines.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias

@@ -1,7 +1,5 @@
 """The feasible set, a box intersected with a norm ball, and the exact projection onto it."""
 
-from __future__ import annotations
-
 from .ops import Array, Ops, divisor, example_axes
 
 CHORD_ROUNDS = 4  # of two evaluations each; as a rule 2 or 3 suffice

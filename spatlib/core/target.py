@@ -1,7 +1,5 @@
 """What attacks ascend, as its gradient in the logits, and what training descends."""
 
-from __future__ import annotations
-
 import math
 
 from .ops import Array, Ops, divisor, example_axes, rivals
