@@ -136,7 +136,7 @@ class TFEngine(Entry):
 
         data = to_last(x), y
         settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
-        users = [patch(f"spatlib_tf.{name}.logits_of", look) for name in ("attack", "evaluation")]
+        users = [patch(f"spatlib_tf.{name}.logits_of", look) for name in ("attack", "engine")]
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
             with users[0], users[1]:

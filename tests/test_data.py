@@ -25,7 +25,8 @@ from spatlib import (
     Threat,
     TrainConfig,
 )
-from spatlib.engines import as_array, as_dataset, load_data
+from spatlib.data import as_dataset, load_data
+from spatlib.engines import as_array
 
 from .test_errors import CLASSES, X, Y, check, network
 
