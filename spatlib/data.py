@@ -1,6 +1,7 @@
 """Data for training: named sets, a .npz file, arrays, or anything that yields batches."""
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from operator import length_hint
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .engines import as_array
-from .errors import DataError, checked, require
+from .errors import DataError, checked, expect, require
 
 AnyPath = str | os.PathLike[str]
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
@@ -143,3 +144,13 @@ def length(batches: Any) -> int | None:
     """The number of batches, where the data knows it."""
     count = length_hint(batches, -1)  # a len() that raises TypeError counts as none
     return None if count < 0 else count
+
+
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """One pass through batches (x, y); DataError for one that is no pair, or if there are none."""
+    batch, none = None, "data must yield at least one batch in every pass, got none: use a loader"
+    for batch in batches:
+        pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
+        expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
+        yield batch[0], batch[1]
+    expect(batch is not None, none)
