@@ -69,9 +69,9 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
         pairs = files.read(name, folder)
     for pair in pairs:
         _check(name, pair)
-    train, test = ([(x[:limit], y[:limit]) for x, y in pairs] + [None])[:2]
+    train, *test = ((x[:limit], y[:limit]) for x, y in pairs)
     source = {"name": name, "dir": folder, "limit": limit}
-    return Dataset(train=train, test=test, source=source, channels_last=True)
+    return Dataset(train=train, test=test[0] if test else None, source=source, channels_last=True)
 
 
 def digits() -> list[tuple[np.ndarray, np.ndarray]]:

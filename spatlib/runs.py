@@ -151,16 +151,11 @@ class Run:
 
 
 def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
-    """The network of a run, built and with its weights, on the CPU; and the run.
+    """The network of a run that spatlib built by name, on the CPU with its weights; and the run.
 
-    Args:
-        run_dir: Directory of a run of a network that spatlib built, by name.
-        weights: ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
-            ``"last"``; default: the first of these that the run has.
-
-    Raises:
-        ConfigError: No run, no such weights, or a network of the user's own.
-        DataError: The file is damaged.
+    ``weights`` are ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
+    ``"last"``, by default the first of these that there are. ConfigError if there is no run, no
+    such weights or a network of your own; DataError if the file is damaged.
     """
     run = Run(run_dir, resume=True)
     run.configs()  # an error unless there is a run
