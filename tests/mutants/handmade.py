@@ -55,7 +55,8 @@ CORE: dict[str, Faults] = {
             "ops.log_softmax(clean) if trades else None",
             "None",
         ),
-        "gradient at the input": ("vjp(allowed.at(d))", "vjp(allowed.at(0 * d))"),
+        "gradient at the input": ("logits, pull = vjp(allowed.at(d))", "logits, pull = vjp(x)"),
+        "start ignored": ("draws) if start is None else start", "draws)"),
         "result not clipped": ("found = allowed.at(d)", "found = x + d"),
     },
     "feasible": {
@@ -85,7 +86,7 @@ CORE: dict[str, Faults] = {
             "((score >= threshold) & used) | none",
             "(score >= threshold) | none",
         ),
-        "last class left out": ("ops.repeat(each, classes - 1,", "ops.repeat(each, classes - 2,"),
+        "last class left out": ("passes = classes - 1 if every", "passes = classes - 2 if every"),
     },
     "projection": {
         "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
@@ -107,8 +108,8 @@ CORE: dict[str, Faults] = {
             "slope = slope - 0 * top",
         ),
         "computed outside the log domain": (
-            "ops.exp(p - m) if b is None",
-            "ops.exp(p) if b is None",
+            "slope = ops.exp(p - m) - ops.exp(b - m)",
+            "slope = ops.exp(p) - ops.exp(b)",
         ),
         "gradient of a confident network not scaled": (
             "return cotangent / divisor(ops, ops.max(ops.abs(cotangent), axis=1, keepdims=True))",
@@ -124,10 +125,6 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
         "clean pass after the perturbed one": (
             "label, clean, logits), logits",
             "label, logits, logits), logits",
-        ),
-        "start ignored": (
-            "    if start is None:\n        start = draw",
-            "    if True:\n        start = draw",
         ),
     },
     ("spatlib_torch/state.py", STATE): {
@@ -158,8 +155,8 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_tf/random.py", TF_DRAWS): {
         "same offsets from every seed": (
-            "uniform((classes - 1,), self.seed,",
-            "uniform((classes - 1,), 0 * self.seed,",
+            'uniform((classes - 1,), self._of("mask"),',
+            'uniform((classes - 1,), 0 * self._of("mask"),',
         ),
     },
     ("spatlib_tf/state.py", TF_STATE): {
