@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from spatlib import TrainConfig
 from spatlib.monitor import Monitor
-from spatlib_torch.attack import batch_loss
 from spatlib_torch.engine import build_model
 from spatlib_torch.loaders import Batches
 from spatlib_torch.loop import Loop
@@ -69,16 +68,8 @@ def ours(setting: Setting, mask: str) -> Arm:
     training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
-    loop = Loop(
-        model,
-        batches,
-        config,
-        training,
-        batch_loss,
-        optimizer,
-        Monitor(training),
-        tqdm(disable=True),
-    )
+    around = Monitor(training), tqdm(disable=True)
+    loop = Loop(model, batches, config, training, optimizer, *around)
     block = compiled(model, setting.compiled)
     block.__enter__()
 

@@ -116,12 +116,15 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
     if kind == "ordinary":
         # The best epoch is that of the best clean accuracy: robust accuracy is best before
         # training.
-        train = sys.modules["spatlib.train"]
+        train, fit = sys.modules["spatlib.train"], engine.fit
 
         def by_clean_accuracy(*arguments: Any) -> Monitor:
             return Monitor(*arguments[:-1], CLEAN)
 
-        return [(engine, "batch_loss", engine.standard_loss), (train, "Monitor", by_clean_accuracy)]
+        def ordinarily(*arguments: Any, **settings: Any) -> Any:
+            return fit(*arguments, **settings | {"ordinary": True})
+
+        return [(engine, "fit", ordinarily), (train, "Monitor", by_clean_accuracy)]
     if kind == "labels":
         return [(attack, "outer", smoothed_outer)]
     return [(core, "finish", inverted)] if kind == "inverted" else []

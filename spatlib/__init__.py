@@ -10,25 +10,7 @@ from .runs import load_model
 from .train import Result, train
 
 __version__ = "0.1.0"
-__all__ = [
-    "RECIPES",
-    "Audit",
-    "BackendError",
-    "ConfigError",
-    "DataError",
-    "Dataset",
-    "Mask",
-    "NonFiniteError",
-    "Recipe",
-    "Report",
-    "Result",
-    "SPATConfig",
-    "SpatlibError",
-    "Threat",
-    "TrainConfig",
-    "audit",
-    "evaluate",
-    "load_data",
-    "load_model",
-    "train",
-]
+__all__ = ["RECIPES", "Mask", "Recipe", "SPATConfig", "Threat", "TrainConfig"]
+__all__ += ["Audit", "Dataset", "Report", "Result"]
+__all__ += ["audit", "evaluate", "load_data", "load_model", "train"]
+__all__ += ["BackendError", "ConfigError", "DataError", "NonFiniteError", "SpatlibError"]

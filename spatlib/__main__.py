@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 def main() -> int:
     """The command line, if tyro is installed."""
-    if not find_spec("tyro"):
-        print("spatlib needs tyro here: run pip install tyro", file=sys.stderr)
-        return 2
-    from .cli import main as command
+    if find_spec("tyro"):
+        from .cli import main as command
 
-    return command()
+        return command()
+    print("spatlib needs tyro here: run pip install tyro", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .engines import as_array, engine_of, load_extra
-from .errors import DataError, check_labels, checked
+from .errors import check_labels, checked, expect
 from .evaluate import attacked_examples
 
 
@@ -19,32 +19,19 @@ class Audit:
 
     The judge is a network of its own: differently seeded, adversarially trained. ``drift`` alone
     favours weak attacks: compare attacks that fool their own target equally often.
-
-    Attributes:
-        count, known: All examples, and those that the judge reads correctly at x, over which the
-            measures below are means (NaN if there are none).
-        drift: Share with argmax_k z_k(x') != y.
-        evidence_lost: l_y(x) - l_y(x') with the log-odds l_k = log p_k - log(1 - p_k), in nats.
-        rival_gain: l_r(x') - l_r(x) of the class r != y that is strongest at x'.
-        entropy, entropy_gain: Ambiguity -sum_k p_k log p_k at x', and less that at x, in nats.
-        l2: ||x' - x||_2, in the units of the inputs.
-        ssim: Structural similarity of x' and x (Wang et al. 2004; scikit-image, in windows of at
-            most 7 pixels); None if not asked for.
-        read_as: K x K counts of the known examples, [label][class read at x'].
-        drifted: The examples that drifted, the most certain first, by index.
     """
 
-    count: int
-    known: int
-    drift: float
-    evidence_lost: float
-    rival_gain: float
-    entropy: float
-    entropy_gain: float
-    l2: float
-    ssim: float | None = None
-    read_as: tuple[tuple[int, ...], ...]
-    drifted: tuple[int, ...]
+    count: int  # all examples
+    known: int  # those read correctly at x: the measures are their means (NaN if there are none)
+    drift: float  # share with argmax_k z_k(x') != y
+    evidence_lost: float  # l_y(x) - l_y(x') with l_k = log p_k - log(1 - p_k), in nats
+    rival_gain: float  # l_r(x') - l_r(x) of the class r != y that is strongest at x'
+    entropy: float  # ambiguity -sum_k p_k log p_k at x', in nats
+    entropy_gain: float  # that at x' less that at x
+    l2: float  # ||x' - x||_2, in the units of the inputs
+    ssim: float | None = None  # structural similarity of x' and x (Wang et al. 2004), if asked for
+    read_as: tuple[tuple[int, ...], ...]  # K x K counts of the known, [label][class read at x']
+    drifted: tuple[int, ...]  # indices of those that drifted, the most certain first
 
     def as_json(self) -> dict[str, Any]:
         """As plain values, NaN as None."""
@@ -69,7 +56,7 @@ def audit(
         y: Integer labels (N,).
         batch_size: Examples per pass.
         bounds: The input range, for SSIM.
-        ssim: Whether to compute it, for images (needs scikit-image).
+        ssim: Whether to compute it, for images, in windows of at most 7 pixels (scikit-image).
 
     Raises:
         DataError: Shapes that do not fit each other, or labels that the judge does not know.
@@ -78,13 +65,12 @@ def audit(
     checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
     x, x_adv, y = map(as_array, (x, x_adv, y))
-    if x.shape != x_adv.shape or y.shape != x.shape[:1] or not x.size:
-        got = f"{x_adv.shape} and {y.shape} for x {x.shape}: pass the same examples in each"
-        raise DataError(f"x_adv must have the shape of x (not empty), y a label each, got {got}")
+    fits = x.shape == x_adv.shape and y.shape == x.shape[:1] and x.size > 0
+    got = f"{x_adv.shape} and {y.shape} for x {x.shape}: pass the same examples in each"
+    expect(fits, f"x_adv must have the shape of x (not empty), y a label each, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
-    eye, count = np.eye(z.shape[1]), len(y)
+    count, eye, known = len(y), np.eye(z.shape[1]), np.flatnonzero(z.argmax(axis=1) == y)
     check_labels((y.min(), y.max()), len(eye))
-    known = np.flatnonzero(z.argmax(axis=1) == y)
     x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
     label, read = eye[y], z_adv.argmax(axis=1)
     rival = ops.argmax_one_hot(rivals(ops, z_adv, label))
@@ -101,10 +87,9 @@ def audit(
     if ssim:
         found["ssim"] = _similarity(x, x_adv, bounds, engine.CHANNELS_FIRST)
     means = {name: float(v.mean()) if len(known) else np.nan for name, v in found.items()}
-    gone = np.flatnonzero(read != y)
-    certain = gone[np.argsort(-log_q[gone].max(axis=1), kind="stable")]
-    drifted = tuple(known[certain].tolist())
+    order = np.argsort(-log_q.max(axis=1), kind="stable")  # the most certain first
     read_as = tuple(map(tuple, (label.T @ eye[read]).astype(int).tolist()))
+    drifted = tuple(known[order][(read != y)[order]].tolist())
     return Audit(count=count, known=len(known), read_as=read_as, drifted=drifted, **means)
 
 
@@ -113,22 +98,21 @@ def compare_attacks(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a judge says of the training attack and of plain PGD at the same eps and steps.
 
-    ``networks`` are the target and the judge; the first ``count`` of ``data``, which are in the
-    target's layout, are attacked. Returns by attack (``"training"``, ``"pgd"``) the audit's facts
-    and ``success``, the share of the target's correct examples that it fools; and, for
+    ``networks`` are the target and the judge; the first ``count`` of ``data``, in the target's
+    layout, are attacked. Returns by attack (``"training"``, ``"pgd"``) the audit's facts and
+    ``success``, the share of the target's correct examples that it fools; and, for
     :func:`spatlib.plots.drift`, the ``shown`` that drifted most, under the training attack first.
     """
     target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)
     facts, pictures, worst = dict[str, Any](), dict[str, np.ndarray](), list[int]()
-    for name, attack in (("training", config), ("pgd", plain_pgd(config, config.steps))):
+    for name, attack in {"training": config, "pgd": plain_pgd(config, config.steps)}.items():
         found = attacked_examples(engine, target, data, attack, count, seed)
         x, x_adv, y = found["x"], found["x_adv"], found["y"]
         first, then = (np.moveaxis(v, -1, 1) if reader.CHANNELS_FIRST else v for v in (x, x_adv))
         report = audit(judge, first, then, y, bounds=config.bounds, ssim=ssim)
-        right = found["clean"] == y
-        fooled = right & (found["adversarial"] != y)
-        facts[name] = report.as_json() | {"success": float(fooled.sum() / max(right.sum(), 1))}
+        fooled = (found["adversarial"] != y)[found["clean"] == y]
+        facts[name] = report.as_json() | {"success": float(fooled.sum() / max(len(fooled), 1))}
         read = reader.logits(judge, then).argmax(axis=1)
         pictures |= {"x": x, "y": y, f"{name} x_adv": x_adv, f"{name} read": read}
         worst += report.drifted[:shown]
@@ -139,8 +123,7 @@ def compare_attacks(
 def _similarity(x: Any, x_adv: Any, bounds: tuple[float, float], first: bool) -> np.ndarray:
     """SSIM of each pair of images (N,), which have their channels first or last."""
     metrics = load_extra("skimage.metrics", "scikit-image")
-    if x.ndim != 4:
-        raise DataError(f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
+    expect(x.ndim == 4, f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
     side = min(7, *(x.shape[2:] if first else x.shape[1:3]))
     windows = {"win_size": side - 1 + side % 2, "channel_axis": 0 if first else -1}  # odd ones
     settings = windows | {"data_range": bounds[1] - bounds[0]}

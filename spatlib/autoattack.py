@@ -19,18 +19,12 @@ STEPS, RESTARTS, QUERIES = 100, 5, 5000
 def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
     """x' of Auto-PGD on cross-entropy and on the logits ratio, of DeepFool and of Square.
 
-    Args:
-        threat: eps, norm (Linf or L2) and bounds.
-        model: A network of any engine.
-        x, y: Images (N, ...) in its layout and integer labels (N,), arrays or tensors.
-
-    Raises:
-        BackendError: ART or multiprocess is not installed.
+    Of images x in the layout of the model and integer labels y (N,), arrays or tensors, for a
+    threat in Linf or L2. BackendError if ART or multiprocess is not installed.
     """
     load_extra("multiprocess", "multiprocess")
-    evasion = load_extra("art.attacks.evasion", ART)
-    x, y, engine = as_array(x).astype(np.float32), as_array(y), engine_of(model)
-    vjp = partial(engine.vjp, model)
+    evasion, engine = load_extra("art.attacks.evasion", ART), engine_of(model)
+    x, y, vjp = as_array(x).astype(np.float32), as_array(y), partial(engine.vjp, model)
     classes = vjp(x[:1])[0].shape[1]
     facts = {"input_shape": x.shape[1:], "nb_classes": classes, "clip_values": threat.bounds}
     facts["channels_first"] = engine.CHANNELS_FIRST
@@ -40,9 +34,8 @@ def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
     auto = {"max_iter": STEPS, "loss_type": None, "nb_random_init": RESTARTS, "verbose": False}
     deep = {"max_iter": STEPS, "epsilon": 1e-3, "nb_grads": min(10, classes), "verbose": False}
     square = {"max_iter": QUERIES, "p_init": 0.8, "nb_restarts": RESTARTS, "verbose": False}
-    estimators = (crossed, ratio) if classes > 2 else (crossed,)
-    apgd = evasion.AutoProjectedGradientDescent
-    attacks = [apgd(estimator, **auto, **shared) for estimator in estimators]
+    apgd = partial(evasion.AutoProjectedGradientDescent, **auto, **shared)
+    attacks = [apgd(crossed), apgd(ratio)] if classes > 2 else [apgd(crossed)]
     attacks.append(evasion.DeepFool(crossed, batch_size=len(x), **deep))
     attacks.append(evasion.SquareAttack(crossed, **ball, **square))
     found: np.ndarray = evasion.AutoAttack(crossed, attacks=attacks, **shared).generate(x, y)

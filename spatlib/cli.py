@@ -14,24 +14,23 @@ import spatlib
 
 from . import RECIPES, Mask, Recipe, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
-from .data import Dataset, as_dataset, load_data
+from .data import Dataset, as_dataset, load_data, reading
 from .engines import engine_of
-from .errors import ConfigError, DataError, NonFiniteError, SpatlibError, checked
+from .errors import ConfigError, NonFiniteError, SpatlibError, checked, require
 from .evaluate import Report, attacked_examples, table
 from .runs import EVALUATION, Run, load_model
 
 DEFAULT = "digits"  # the recipe where none is named
-GROUPS = {"threat": Threat, "attack": SPATConfig, "mask": Mask, "training": TrainConfig}
-STYLE = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
 NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1 if training broke down, 2 for bad input, 130 for Ctrl-C."""
     commands: Any = Train | Evaluate | Audit | Show | Compare | Recipes
-    about: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__}
+    style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
+    how: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__, "config": style}
     try:
-        tyro.cli(commands, args=arguments, config=STYLE, registry=NUMBERS, **about)()
+        tyro.cli(commands, args=arguments, registry=NUMBERS, **how)()
     except SpatlibError as error:
         print(f"spatlib: {error}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
@@ -57,29 +56,26 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 
 def _choices() -> Any:
-    """The recipes as subcommands, whose result is the settings that were given, by group."""
+    """The recipes as subcommands; their result is the settings that were given, by group."""
     choices = []
     for name, recipe in RECIPES.items():
-        groups = {group: _options(kind, recipe) for group, kind in GROUPS.items()}
-        groups["recipe"] = tyro.conf.Suppress[str]
-        kind: Any = TypedDict(name, groups)  # type: ignore[misc]
+        config, mask, training = recipe.config, recipe.config.mask or Mask(), recipe.training
+        kinds = {"threat": (Threat, config), "attack": (SPATConfig, config), "mask": (Mask, mask)}
+        groups: dict[str, Any] = {"recipe": tyro.conf.Suppress[str]}
+        for group, (kind, values) in (kinds | {"training": (TrainConfig, training)}).items():
+            hints, options = get_type_hints(kind) | {"mask": bool}, dict[str, Any]()
+            for field in kind.__annotations__:  # without those of the class that it extends
+                value = getattr(values, field)
+                hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
+                options[field] = Annotated[hints[field], tyro.conf.arg(help_behavior_hint=hint)]
+            typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
+            typed.__doc__ = kind.__doc__  # has the help on each
+            groups[group] = typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]
+        given: Any = TypedDict(name, groups)  # type: ignore[misc]
         how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
         about = tyro.conf.subcommand(name, description=_summary(recipe), **how)
-        choices.append(Annotated[kind, about])
+        choices.append(Annotated[given, about])
     return Union[tuple(choices)]  # noqa: UP007
-
-
-def _options(kind: type, recipe: Recipe) -> Any:
-    """The fields that a class of settings adds, as options; those not given are left out."""
-    options, hints = dict[str, Any](), get_type_hints(kind) | {"mask": bool}
-    defaults = {Mask: recipe.config.mask or Mask(), TrainConfig: recipe.training}
-    for name in kind.__annotations__:
-        value = getattr(defaults.get(kind, recipe.config), name)
-        hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
-        options[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint=hint)]
-    typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
-    typed.__doc__ = kind.__doc__  # has the help on each
-    return typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]  # --mask.keep, --eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,37 +94,32 @@ class Train:
 
     def __call__(self) -> None:
         groups, terminal = self.settings, sys.stdout.isatty()
-        recipe = RECIPES[groups["recipe"]]
-        given = {**groups["threat"], **groups["attack"], **groups["training"]}
+        recipe, mask = RECIPES[groups["recipe"]], groups["mask"]
+        given = groups["threat"] | groups["attack"] | groups["training"]
         source, alone = {"name": recipe.data}, False
         if self.resume and self.run_dir and (run := Run(self.run_dir, resume=True)).resumed:
             source, alone = run.settings["data"] or source, groups["recipe"] == DEFAULT
             if alone:  # what is not given is as in the run
                 config, training = run.configs()
                 recipe = replace(recipe, config=config, training=training)
-        else:
-            asked, fits = given | _of(self, "data"), _of(recipe.config, "norm", "bounds")
-            for name, its in ({"data": recipe.data} | fits).items():
-                if asked.get(name, its) != its and "eps" not in given:
-                    how = f"pass --eps for {asked[name]}, or name another recipe"
-                    raise ConfigError(f"the recipe's eps is for {name} {its}: {how}")
-        mask, on = groups["mask"], given.get("mask", True)
-        if mask and not on:
-            raise ConfigError(f"--no-mask leaves no mask to set {', '.join(mask)} of: drop one")
-        if mask or "mask" in given:
-            given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
+        elif "eps" not in given:
+            fits = {"data": recipe.data} | _of(recipe.config, "norm", "bounds")
+            for name, its in fits.items():
+                asked = (given | _of(self, "data")).get(name, its)
+                what = f"be {its}, which the recipe's eps is for (pass --eps, or another recipe)"
+                require(asked == its, name, what, asked)
+        on = given.get("mask", bool(recipe.config.mask or mask))
+        require(on or not mask, "mask", f"be on for its {', '.join(mask)} (drop --no-mask)", on)
+        given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
         given["progress"] = terminal and given.get("progress", recipe.training.progress)
         recipe = recipe.change(**given)
         place = _of(self, name="data", dir="data_dir", limit="limit")
-        result = spatlib.train(
-            self.model,
-            load_data(**{**source, **place}) if place else None,
-            **(_of(recipe, "config", "training") if alone else {"recipe": recipe}),
-            **_of(self, "backend", "run_dir", "resume", "overwrite"),
-            on_epoch=None if terminal else lambda row: print(json.dumps(row), flush=True),
-        )
+        data = load_data(**source | place) if place else None
+        how = _of(recipe, "config", "training") if alone else {"recipe": recipe}
+        how |= _of(self, "backend", "run_dir", "resume", "overwrite")
+        result = spatlib.train(self.model, data, **how, on_epoch=None if terminal else _say)
         if not terminal:
-            print(json.dumps(_of(result, "metrics", "measured_on")))
+            _say(_of(result, "metrics", "measured_on"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,22 +160,21 @@ class Evaluate(Trained):
 
     def __call__(self) -> None:
         model, run, threat, data = self.open()
-        (x, y), part = data.measured, "training" if data.test is None else "test"
-        count = None if self.limit is None else checked("limit", self.limit, 1)
+        part, count = "training" if data.test is None else "test", self.limit
+        x, y = (v[: None if count is None else checked("limit", count, 1)] for v in data.measured)
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
-        report = spatlib.evaluate(model, (x[:count], y[:count]), threat, **how)
+        report = spatlib.evaluate(model, (x, y), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
         run.write(EVALUATION, json.dumps(facts, indent=2).encode())
-        print(f"{report}\n{part} data" if sys.stdout.isatty() else json.dumps(facts))
+        _say(facts, f"{report}\n{part} data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Trained):
-    """Ask another run's network how far the attacks on this run's network move the meaning.
+    """Ask another run's network how far this run's training attack and plain PGD move the meaning.
 
-    The attacks are that of the run's training and plain PGD at the same eps and steps. Each has
-    its success, the share of the network's correct examples that it fools: a weaker attack must
-    not be mistaken for one that keeps the meaning.
+    Both have the same eps and steps. Their success is the share of the network's correct examples
+    that they fool: a weaker attack must not be mistaken for one that keeps the meaning.
     """
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
@@ -200,13 +190,13 @@ class Audit(Trained):
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         if its != own:
             raise ConfigError(f"judge learnt {its}, the run {own}: train a judge on the same data")
-        how = {"count": self.examples, **_of(self, "shown", "seed", "ssim")}
+        how = _of(self, "shown", "seed", "ssim", count="examples")
         found, pictures = compare_attacks((model, judge), data.measured, config, **how)
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
         run.write("audit.json", json.dumps(facts, indent=2).encode())
         if pictures["x"].ndim == 4 and len(pictures["x"]):
             run.write("audit.png", plots.drift(pictures, config.bounds))
-        print(json.dumps(facts))
+        _say(facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,18 +224,13 @@ class Compare:
         reports = dict[str, Report]()
         for run in self.runs:
             content = Run(run, resume=True).read(EVALUATION)
-            try:
+            with reading(run / EVALUATION, f"run spatlib evaluate {run}"):
                 reports[str(run)] = Report.from_json(json.loads(content or b""))
-            except (ValueError, KeyError, TypeError) as error:
-                how = f"run spatlib evaluate {run}"
-                raise DataError(f"{run / EVALUATION} holds no evaluation: {how}") from error
         kinds = {(r.threat, r.count, r.restarts, *r.metrics) for r in reports.values()}
-        if len(kinds) != 1:
-            how = "evaluate each with the same options"
-            raise ConfigError(f"runs must be measured alike, got {len(kinds)} kinds: {how}")
-        facts = {name: report.as_json() for name, report in reports.items()}
-        first = reports[str(self.runs[0])]
-        print(table(reports, first) if sys.stdout.isatty() else json.dumps(facts))
+        what = "name runs measured alike (evaluate each with the same options)"
+        require(len(kinds) == 1, "runs", what, [*reports])
+        text = table(reports, reports[str(self.runs[0])])
+        _say({name: report.as_json() for name, report in reports.items()}, text)
 
 
 @dataclass(frozen=True)
@@ -255,6 +240,11 @@ class Recipes:
     def __call__(self) -> None:
         for name, recipe in RECIPES.items():
             print(f"{name:18} {_summary(recipe)}")
+
+
+def _say(facts: dict[str, Any], text: str | None = None) -> None:
+    """Print the text, if there is one, in a terminal, the facts as JSON elsewhere."""
+    print(text if text and sys.stdout.isatty() else json.dumps(facts), flush=True)
 
 
 def _of(owner: Any, *names: str, **renamed: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Data for training: named sets, a .npz file, arrays, or anything that yields batches."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from operator import length_hint
 from typing import Any
@@ -9,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from .engines import as_array
-from .errors import DataError, checked, require
+from .errors import DataError, checked, expect, require
 
 AnyPath = str | os.PathLike[str]
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
-WHERE = {"train": "data", "test": "test data", "validation": "validation data"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +57,10 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
     """
     limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
-    folder = None if dir is None else os.path.abspath(dir)
-    if not isinstance(name, str | os.PathLike) or not (name in NAMES or os.path.exists(name)):
-        raise DataError(f"data must be one of {NAMES} or the path of a .npz file, got {name!r:.99}")
+    known = isinstance(name, str | os.PathLike) and (name in NAMES or os.path.exists(name))
+    expect(known, f"data must be one of {NAMES} or the path of a .npz file, got {name!r:.99}")
     name = str(name) if name in NAMES else os.path.abspath(name)
+    folder = None if dir is None else os.path.abspath(dir)
     if name == "digits":
         pairs = digits()
     else:
@@ -91,47 +92,58 @@ def as_dataset(data: Any, *, channels_first: bool, validation: int = 0, seed: in
     Of training data in arrays, ``seed`` alone chooses ``validation`` examples to hold out.
     """
     checked("validation", validation, 0)
-    checked("seed", seed, 0)
     if isinstance(data, str | os.PathLike):
         data = load_data(data)
-    elif isinstance(data, tuple) and len(data) == 2 and not any(hasattr(x, "shape") for x in data):
-        data = Dataset(train=data[0], test=data[1])
     elif not isinstance(data, Dataset):
-        data = Dataset(train=data)
-    changes: dict[str, Any] = {"channels_last": data.channels_last and not channels_first}
-    for name, where in WHERE.items():
-        part = getattr(data, name)
+        two = is_pair(data) and len(data) == 2 and not any(hasattr(x, "shape") for x in data)
+        data = Dataset(train=data[0], test=data[1]) if two else Dataset(train=data)
+    parts: dict[str, Any] = {"train": data.train, "test": data.test, "validation": data.validation}
+    for name, part in parts.items():
         if part is not None or name == "train":
-            _check(where, part)
+            _check("data" if name == "train" else f"{name} data", part)
         if data.channels_last and is_pair(part) and len(part[0].shape) == 4:
             x = as_array(part[0])
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if channels_first else x)
-            changes[name] = x, part[1]  # x is copied only if it does not lie so in memory
-    dataset: Dataset = replace(data, **changes)
-    if validation == 0:
-        return dataset
-    free = is_pair(dataset.train) and dataset.validation is None
-    count = len(dataset.train[1]) if free else 1
-    what = f"be at most {count - 1} (0 for batches, and beside a validation part)"
-    require(validation < count, "validation", what, validation)
-    x, y = dataset.train
-    held = np.zeros(count, dtype=bool)  # a mask: arrays of every framework can be indexed by it
-    held[np.random.default_rng(seed).permutation(count)[:validation]] = True
-    return replace(dataset, train=(x[~held], y[~held]), validation=(x[held], y[held]))
+            parts[name] = x, part[1]  # x is copied only if it does not lie so in memory
+    if validation > 0:
+        free = is_pair(parts["train"]) and parts["validation"] is None
+        count = len(parts["train"][1]) if free else 1
+        what = f"be at most {count - 1} (0 for batches, and beside a validation part)"
+        require(validation < count, "validation", what, validation)
+        x, y = parts["train"]
+        held = np.zeros(count, dtype=bool)  # a mask: arrays of every framework can be indexed by it
+        held[np.random.default_rng(seed).permutation(count)[:validation]] = True
+        parts |= {"train": (x[~held], y[~held]), "validation": (x[held], y[held])}
+    last: bool = data.channels_last and not channels_first
+    return Dataset(**parts, source=data.source, channels_last=last)
 
 
 def _check(where: str, part: Any) -> None:
     """DataError unless it is (x, y), arrays of equal length, or looks like batches."""
     if is_pair(part):
-        if len(part) != 2 or not all(hasattr(array, "shape") for array in part):
-            kinds = ", ".join(type(array).__name__ for array in part)
-            raise DataError(f"{where} must be (x, y), two arrays or tensors, got ({kinds})")
+        kinds = ", ".join(type(array).__name__ for array in part)
+        arrays = len(part) == 2 and all(hasattr(array, "shape") for array in part)
+        expect(arrays, f"{where} must be (x, y), two arrays or tensors, got ({kinds})")
         x, y = (tuple(array.shape) for array in part)
-        if x[:1] in ((), (0,)) or x[:1] != y[:1]:
-            raise DataError(f"{where} must hold one y per x, at least one, got shapes {x} and {y}")
-    elif hasattr(part, "__next__") or not {"__iter__", "__getitem__"}.intersection(dir(part)):
+        full = x[:1] not in ((), (0,)) and x[:1] == y[:1]
+        expect(full, f"{where} must hold one y per x, at least one, got shapes {x} and {y}")
+    else:
+        again = not hasattr(part, "__next__") and {"__iter__", "__getitem__"} & {*dir(part)}
         what = "(x, y), two of them, a name or batches for each epoch (a loader, not its iterator)"
-        raise DataError(f"{where} must be {what}, got {type(part).__name__}")
+        expect(bool(again), f"{where} must be {what}, got {type(part).__name__}")
+
+
+@contextmanager
+def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator[None]:
+    """Any error inside is a DataError that names the file; what a DataError says is said of it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path} {error}: {advice}") from error
+    except Exception as error:  # libraries raise almost anything, and some write long texts
+        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
+        cause = f"{type(error).__name__}: {what.partition('. ')[0]:.90}"
+        raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
 
 
 def is_pair(data: Any) -> bool:
@@ -143,3 +155,13 @@ def length(batches: Any) -> int | None:
     """The number of batches, where the data knows it."""
     count = length_hint(batches, -1)  # a len() that raises TypeError counts as none
     return None if count < 0 else count
+
+
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """One pass through batches (x, y); DataError for one that is no pair, or if there are none."""
+    batch, none = None, "data must yield at least one batch in every pass, got none: use a loader"
+    for batch in batches:
+        pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
+        expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
+        yield batch[0], batch[1]
+    expect(batch is not None, none)

@@ -1,24 +1,19 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from .config import SPATConfig, Threat, TrainConfig
 from .errors import BackendError, ConfigError
 
-if TYPE_CHECKING:
-    from .config import SPATConfig, Threat, TrainConfig
-    from .evaluate import Evaluation
-    from .monitor import Monitor
-
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
-Pull = Callable[[np.ndarray], np.ndarray]
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
+Pull = Callable[[np.ndarray], np.ndarray]
+Rows = list[dict[str, float]]
 
 
 class Engine(Protocol):
@@ -41,14 +36,14 @@ class Engine(Protocol):
         config: SPATConfig,
         training: TrainConfig,
         label: str,
-        monitor: Monitor | None = None,
+        monitor: Any = None,
         *,
         ordinary: bool = False,
         optimizer: Any = None,
-    ) -> list[dict[str, float]]:
+    ) -> Rows:
         """Train in place (``ordinary``: without attack, by the bounds only), return the history.
 
-        The monitor is told of steps and epochs, holds the checkpoint, says when to save and stop.
+        A :class:`spatlib.monitor.Monitor` is told of steps and epochs and says when to stop.
         """
 
     def weights(self, model: Any) -> bytes:
@@ -69,7 +64,7 @@ class Engine(Protocol):
         """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
 
     def survivors(
-        self, model: Any, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
+        self, model: Any, data: Any, evaluation: Any, batch_size: int, device: str | None
     ) -> tuple[list[np.ndarray], int]:
         """Integers (1 + attacks, n) per batch, the labels and the verdicts; and the classes."""
 

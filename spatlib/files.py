@@ -1,20 +1,16 @@
-"""Readers of the official files of data sets, and of .npz files; channels come last.
-
-Nothing in a file is executed, and nothing is unpacked onto the disk.
-"""
+"""Readers of official and of .npz files: nothing in them is executed or unpacked onto the disk."""
 
 import gzip
 import math
 import struct
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from .data import reading
 from .engines import load_extra
-from .errors import DataError
+from .errors import expect
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -39,49 +35,32 @@ NPZ = ["x", "y", "x_train", "y_train", "x_test", "y_test"]
 
 
 def read(name: str, folder: str | None) -> list[Pair]:
-    """The training part and, if there is one, the test part of an official set or a .npz file."""
+    """The training part and, if any, the test part of a named set or a .npz file; channels last."""
     if name not in URLS:
         return _npz(Path(name))
     place = Path(folder or load_extra("pooch", "pooch").os_cache("spatlib"))
     return _mnist(place) if name == "mnist" else _cifar(name, place)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What a DataError inside says is wrong is said of the file; readers raise almost anything."""
-    try:
-        yield
-    except Exception as error:
-        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
-        if not isinstance(error, DataError):
-            what = f"cannot be read ({type(error).__name__}: {what})"
-        raise DataError(f"{path} {what}: put the right file there") from error
-
-
 def _download(name: str, path: Path) -> None:
     """Bring an official file there, whole and with the known SHA-256, or not at all."""
     pooch, url = load_extra("pooch", "pooch"), URLS[name] + path.name
-    try:
+    with reading(path, f"try again, or put {url} there by hand"):
         pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        cause, advice = str(error)[:90], "try again, or put it there by hand"
-        raise DataError(f"{path} was not downloaded from {url} ({cause}): {advice}") from error
 
 
 def _npz(path: Path) -> list[Pair]:
-    if path.is_dir():
-        readers = "torchvision, keras.utils or Hugging Face datasets"
-        raise DataError(f"{path} is a directory: pass the data set that {readers} read from it")
+    readers = "torchvision, keras.utils or Hugging Face datasets"
+    expect(not path.is_dir(), f"{path} is a directory: pass the data that {readers} read from it")
     pairs = []
-    with _reading(path), np.load(path, allow_pickle=False) as file:
+    with reading(path), np.load(path, allow_pickle=False) as file:
         keys = [key for key in NPZ if key in file.files]
-        if keys not in (NPZ[:2], NPZ[2:4], NPZ[2:]):
-            raise DataError(f"must hold x_train, y_train, x_test, y_test or x, y, got {file.files}")
-        arrays = [file[key] for key in keys]
-        for x, y in zip(arrays[::2], arrays[1::2], strict=True):
+        what = f"must hold x_train, y_train, x_test, y_test or x, y, got {file.files}"
+        expect(keys in (NPZ[:2], NPZ[2:4], NPZ[2:]), what)
+        for x, y in ((file[x], file[y]) for x, y in zip(keys[::2], keys[1::2], strict=True)):
             x = x[..., None] if x.ndim == 3 else x
-            if x.ndim == 4 and x.shape[3] not in (1, 3):
-                raise DataError(f"must hold images (N, H, W) or (N, H, W, 1 or 3), got {x.shape}")
+            fits = x.ndim != 4 or x.shape[3] in (1, 3)
+            expect(fits, f"must hold images (N, H, W) or (N, H, W, 1 or 3), got {x.shape}")
             y = y[:, 0] if y.shape[1:] == (1,) else y
             pairs.append((x, y.astype(np.int64) if y.dtype.kind in "iu" else y))
     return pairs
@@ -95,33 +74,32 @@ def _mnist(folder: Path) -> list[Pair]:
     missing = [path for path in files if not path.exists()]
     # What is downloaded must not be mixed with files of another data set.
     for path in set(files).difference(missing) if missing else ():
-        if load_extra("pooch", "pooch").file_hash(str(path)) != SHA256[path.stem]:
-            raise DataError(f"{missing[0]} is missing beside {path.name} of other data: add it")
+        known = load_extra("pooch", "pooch").file_hash(str(path)) == SHA256[path.stem]
+        expect(known, f"{missing[0]} is missing beside {path.name} of other data: add it")
     for path in missing:
         _download("mnist", path)
     pairs = []
     for images, labels in (files[:2], files[2:]):
         x, y = _idx(images, 28, 28)[..., None], _idx(labels).astype(np.int64)
-        with _reading(labels):
-            if len(x) != len(y) or y.max() > 9:
-                raise DataError(f"must hold {len(x)} labels up to 9, got {len(y)} up to {y.max()}")
+        with reading(labels):
+            what = f"must hold {len(x)} labels up to 9, got {len(y)} up to {y.max()}"
+            expect(len(x) == len(y) and y.max() <= 9, what)
         pairs.append((x, y))
     return pairs
 
 
 def _idx(path: Path, *shape: int) -> np.ndarray:
     """Images of this shape or labels, plain or gzip; unpacks what the header announces at most."""
-    with _reading(path), path.open("rb") as file:
+    what = f"must be an IDX file of 1 to 60,000 {'images of 28 x 28' if shape else 'labels'}"
+    with reading(path), path.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
         head = stream.read(8 + 4 * len(shape))
         count = min(int.from_bytes(head[4:8], "big"), 60_000)
         size = count * math.prod(shape)
         raw = bytearray(stream.read(size + 1))  # bytes cannot be written to
         ours = struct.pack(f">{2 + len(shape)}I", 0x801 + len(shape), count, *shape)
-        if head != ours or len(raw) != size or size == 0:
-            kind = "images of 28 x 28" if shape else "labels"
-            what = f"must be an IDX file of 1 to 60,000 {kind}"
-            raise DataError(f"{what}, got {len(raw):,} or more bytes after {head!r}")
+        valid = head == ours and 0 < len(raw) == size
+        expect(valid, f"{what}, got {len(raw):,} or more bytes after {head!r}")
     return np.frombuffer(raw, np.uint8).reshape(count, *shape)
 
 
@@ -131,18 +109,17 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
     A record is the label (of CIFAR-100 the coarse one, then the fine one) and the colours' planes.
     """
     classes, counts = CIFAR[name]
-    record = np.dtype([("y", "u1", (1 if classes == 10 else 2,)), ("x", "u1", (3, 32, 32))])
+    record = np.dtype([("coarse", "u1", (classes // 100,)), ("y", "u1"), ("x", "u1", (3, 32, 32))])
     sizes = {file: count * record.itemsize for file, count in counts.items()}
     archive, members = folder / f"cifar-{classes}-binary.tar.gz", dict[str, bytes]()
     place = folder if any((folder / file).exists() for file in sizes) else archive
     if place == archive:
-        python = [path for path in folder.glob(f"cifar-{classes}-*") if "-py" in path.name]
-        if python and not archive.exists():
-            what = f"has pickles, and pickles can run code: put {archive.name} of {TORONTO} there"
-            raise DataError(f"{python[0]} {what}")
         if not archive.exists():
+            python = [str(p) for p in folder.glob(f"cifar-{classes}-*") if "-py" in p.name]
+            what = f"has pickles, and pickles can run code: put {archive.name} of {TORONTO} there"
+            expect(not python, f"{', '.join(python)} {what}")
             _download(name, archive)
-        with _reading(archive), gzip.open(archive) as stream:
+        with reading(archive), gzip.open(archive) as stream:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
                     if member.name in sizes and (content := tar.extractfile(member)):
@@ -151,14 +128,11 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
                 pass
     parts = []
     for file, size in sizes.items():
-        with _reading(place / file):
+        with reading(place / file):
             raw = members.get(file, b"") if place == archive else (folder / file).read_bytes()
-            if len(raw) != size:
-                raise DataError(f"must hold {size:,} bytes, got {len(raw):,}")
+            expect(len(raw) == size, f"must hold {size:,} bytes, got {len(raw):,}")
             parts.append(np.frombuffer(raw, record))
-            if parts[-1]["y"][:, -1].max() >= classes:
-                raise DataError(f"must hold labels below {classes}")
-    x = np.concatenate([part["x"] for part in parts]).transpose(0, 2, 3, 1)
-    y = np.concatenate([part["y"][:, -1] for part in parts]).astype(np.int64)
-    end = -len(parts[-1])  # the last file is the test part
-    return [(x[:end], y[:end]), (x[end:], y[end:])]
+            expect(parts[-1]["y"].max() < classes, f"must hold labels below {classes}")
+    x, y = (np.concatenate([part[name] for part in parts]) for name in "xy")
+    x, y, end = x.transpose(0, 2, 3, 1), y.astype(np.int64), -len(parts[-1])
+    return [(x[:end], y[:end]), (x[end:], y[end:])]  # the last file is the test part

@@ -1,20 +1,24 @@
-"""What happens around the steps of a training: validation, files, checkpoints, stopping."""
+"""What happens around the steps of a training: progress, validation, files, stopping."""
 
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import TrainConfig
-from .errors import DataError
+from tqdm import tqdm
+
+from .config import TrainConfig, check_length
+from .errors import expect
 from .runs import BEST, CHECKPOINT, EMA, LAST, Rows, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
-SHOWN = (CLEAN, ROBUST)  # measures of the last epoch that the progress bar shows
+MEANS = ("loss", "adv_accuracy", "stall_rate")  # over the training examples of an epoch
+SHOWN = ("loss", "adv_accuracy", CLEAN, ROBUST)  # by the progress bar
+READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 COLLAPSE = 0.5  # robust accuracy has collapsed when it is below this share of its best
 Content = Callable[[], bytes]
 
@@ -43,10 +47,9 @@ class Monitor:
             return
         self.run.write_history(history)  # the process may have ended before it wrote the last one
         if best_epoch(history, self.measure) is not None:
-            self.best_weights = self.run.read(BEST)
-            if self.best_weights is None:
-                path = self.run.directory / BEST
-                raise DataError(f"{path}, the weights of the best epoch, is missing: put it back")
+            self.best_weights, path = self.run.read(BEST), self.run.directory / BEST
+            lost = f"{path}, the weights of the best epoch, is missing: put it back"
+            expect(self.best_weights is not None, lost)
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""
@@ -94,10 +97,7 @@ class Monitor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop a run after the step and a save, a second one at once.
-
-        One that is ignored stays so, as does a handler that Python did not set and cannot restore.
-        """
+        """SIGINT and SIGTERM stop a run after the step and a save, a second one at once."""
         with ExitStack() as handlers:
 
             def receive(number: int, frame: Any) -> None:
@@ -106,7 +106,7 @@ class Monitor:
 
             main = threading.current_thread() is threading.main_thread()
             for number in (signal.SIGINT, signal.SIGTERM) if self.run and main else ():
-                before = signal.getsignal(number)
+                before = signal.getsignal(number)  # None: one that Python could not put back
                 if before not in (signal.SIG_IGN, None):
                     handlers.callback(signal.signal, number, before)
                     signal.signal(number, receive)
@@ -118,6 +118,19 @@ def best_epoch(history: Rows, measure: str = ROBUST) -> int | None:
     """The first epoch of the highest validation accuracy, if there was validation."""
     validated = [row for row in history if measure in row]
     return int(max(validated, key=lambda row: row[measure])["epoch"]) if validated else None
+
+
+def progress(training: TrainConfig, label: str, steps: int) -> Any:
+    """A bar for all steps; ConfigError if the schedule needs their number and it is unknown, 0."""
+    check_length(training.schedule, steps)
+    hidden = None if training.progress else True  # None: shown in a terminal only
+    return tqdm(total=steps or None, desc=label, unit="step", leave=False, disable=hidden)
+
+
+def show(bar: Any, step: int, row: Mapping[str, float]) -> None:
+    """Move the bar to this step, with measures of its epoch beside it."""
+    bar.update(step - bar.n)
+    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
 
 
 def _warn_of_collapse(history: Rows) -> None:

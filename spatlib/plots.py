@@ -1,7 +1,6 @@
 """Pictures of a run, as PNG; they need Matplotlib."""
 
 import io
-import math
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ def curves(history: list[dict[str, float]]) -> bytes:
     loss.plot(epochs, [row["loss"] for row in history])
     loss.set(xlabel="epoch", ylabel="loss")
     for name, label in CURVES.items():
-        values = [row.get(name, math.nan) for row in history]
-        if not all(map(math.isnan, values)):
+        values = [row.get(name, np.nan) for row in history]
+        if not np.isnan(values).all():
             accuracy.plot(epochs, values, label=label)
     accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
     accuracy.legend()
@@ -37,15 +36,13 @@ def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
 
     Of :func:`spatlib.evaluate.attacked_examples` on images; ``bounds`` are black and white.
     """
-    lower, upper = bounds
-    x, mask, x_adv = (examples[name] for name in ("x", "mask", "x_adv"))
-    d = x_adv - x
+    d, lower, width = examples["x_adv"] - examples["x"], bounds[0], bounds[1] - bounds[0]
     size = np.maximum(np.abs(d).max(axis=(1, 2, 3), keepdims=True), 1e-12)
-    columns = {"label {y}, predicted {clean}": (x - lower) / (upper - lower)}
-    if np.any(mask < 1):
-        columns["budget per pixel, in eps"] = mask
+    columns = {"label {y}, predicted {clean}": (examples["x"] - lower) / width}
+    if np.any(examples["mask"] < 1):
+        columns["budget per pixel, in eps"] = examples["mask"]
     columns["perturbation / {size:.2g}"] = 0.5 + d / (2 * size)
-    columns["perturbed, predicted {adversarial}"] = (x_adv - lower) / (upper - lower)
+    columns["perturbed, predicted {adversarial}"] = (examples["x_adv"] - lower) / width
     return _grid(columns, examples | {"size": size.ravel()})
 
 
@@ -54,11 +51,10 @@ def drift(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
 
     Of :func:`spatlib.audit.compare_attacks` on images; ``bounds`` are black and white.
     """
-    lower, upper = bounds
     shown = {"label {y}": "x", "training attack, judged {training read}": "training x_adv"}
     shown["pgd attack, judged {pgd read}"] = "pgd x_adv"
-    columns = {title: (examples[x] - lower) / (upper - lower) for title, x in shown.items()}
-    return _grid(columns, examples)
+    width = bounds[1] - bounds[0]
+    return _grid({title: (examples[x] - bounds[0]) / width for title, x in shown.items()}, examples)
 
 
 def _grid(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
@@ -68,9 +64,8 @@ def _grid(columns: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
     for row, axes in enumerate(figure.subplots(count, width, squeeze=False)):
         values = {name: column[row] for name, column in facts.items()}
         for panel, (title, images) in zip(axes, columns.items(), strict=True):
-            image = np.clip(images[row], 0, 1)
-            image = image if image.shape[-1] == 3 else image[..., 0]
-            panel.imshow(image, cmap="gray", vmin=0, vmax=1)
+            image = images[row] if images.shape[-1] == 3 else images[row, ..., 0]
+            panel.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
             panel.set_title(title.format(**values), fontsize=8)
             panel.set_axis_off()
     return _png(figure)

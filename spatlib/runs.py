@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -16,92 +16,89 @@ from pathlib import Path
 from typing import Any
 
 from .config import SPATConfig, TrainConfig
+from .data import AnyPath, reading
 from .engines import load_engine
-from .errors import ConfigError, DataError, require, shown
+from .errors import ConfigError, expect, require, shown
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
-EVALUATION = "evaluation.json"
-WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
+WEIGHTS, EVALUATION = {"best": BEST, "ema": EMA, "last": LAST}, "evaluation.json"
 OTHERS = ("audit.json", "audit.png", "curves.png", "sheet.png")
-FILES = (CHECKPOINT, *WEIGHTS.values(), METRICS, EVALUATION, *OTHERS)
+FILES = (CHECKPOINT, *WEIGHTS.values(), METRICS, EVALUATION, *OTHERS, CONFIG)
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 OURS = "spatlib"  # is in the names of our TensorBoard files, and the key of our metadata
 MARKER, FORMAT = "spatlib_run", 2  # config.json holds this number under this name
 SETTINGS = ("backend", "data", "config", "training", "architecture", "optimizer")
-OLD = {"backend", "config", "training", "architecture"}  # in format 1, which had no marker
-FREE = ("epochs", "device", "progress", "checkpoint_minutes")  # may differ when a run goes on
+# Settings that may differ when a run goes on.
+FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
-AnyPath = str | os.PathLike[str]
 Rows = list[dict[str, float]]
 
 
 class Run:
     """The files of one run, which one process writes.
 
-    ``config.json``: settings, versions, git commit, command line; ``metrics.csv`` and (if
-    tensorboardX is installed) ``tensorboard/``: a row per epoch; ``last.safetensors``,
-    ``best.safetensors``, ``ema.safetensors``: weights after the last epoch, after that of the best
-    robust validation accuracy, averaged; ``checkpoint.safetensors``: what training goes on from.
+    ``config.json``: settings, versions, git commit, command line; ``metrics.csv`` and (with
+    tensorboardX) ``tensorboard/``: a row per epoch; ``last``, ``best``, ``ema.safetensors``:
+    weights after the last epoch, after that of the best robust validation accuracy, averaged;
+    ``checkpoint.safetensors``: what training goes on from.
 
     ``settings`` is what config.json holds, or is to hold; empty if there is no run. ``resume`` goes
-    on with the run that is there (``resumed``: there is one) or begins one; ``overwrite`` deletes
-    its files when training begins. ConfigError if a run is there and neither was asked for, or
-    files of these names that are not those of a run of this format: they are never touched.
+    on with a run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when
+    training begins. ConfigError if a run is there and neither was asked for, or files of these
+    names that no run of this format wrote: they are never touched.
     """
 
-    def __init__(
-        self, directory: AnyPath, *, resume: bool = False, overwrite: bool = False
-    ) -> None:
-        named = isinstance(directory, str | os.PathLike) and os.fspath(directory) != ""
-        fits = named and (os.path.isdir(directory) or not os.path.exists(directory))
-        require(fits, "run_dir", "name a directory", directory)
+    def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
+        named = isinstance(place, str | os.PathLike) and os.fspath(place) != ""
+        fits = named and (os.path.isdir(place) or not os.path.exists(place))
+        require(fits, "run_dir", "name a directory", place)
         require(not (resume and overwrite), "resume", "be left out beside overwrite", resume)
-        self.directory = Path(directory).absolute()
+        self.directory = Path(place).absolute()
         self.parent: Run | None = None  # the one that this one is a part of
         found = _stored(self.directory)
         if found and not (resume or overwrite):
             how = "go on by resume=True, or delete it by overwrite=True"
             raise ConfigError(f"run_dir must be new, got {self.directory} with a run: {how}")
-        self.resumed = resume and bool(found)
-        self.settings = found if self.resumed else {}
-        part = [self.directory / STANDARD] if found and found["training"].get("baseline") else []
-        old = [*part, self.directory] if overwrite else []
-        self._old = [place for place in old if _stored(place)]  # deleted when this run begins
+        self.settings = found if resume else {}
+        self.resumed = bool(self.settings)
+        old = [self.directory] if found and overwrite else []
+        if old and found["training"].get("baseline"):
+            old.insert(0, self.directory / STANDARD)
+        self._old = [each for each in old if _stored(each)]  # deleted when this run begins
 
     def part(self, name: str) -> "Run":
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
         part.parent = self
-        part.describe({name: self.settings[name] for name in SETTINGS})
+        part.describe({key: self.settings[key] for key in SETTINGS})
         return part
 
     def describe(self, settings: dict[str, Any]) -> None:
         """Set what ``config.json`` is to hold; ConfigError if the run that goes on has others."""
         asked = json.loads(json.dumps(settings, default=os.fspath))
-        saved = {name: self.settings[name] for name in asked} if self.resumed else asked
-        if different := ", ".join(_differences(asked, saved)):
+        if not self.resumed:
+            self.settings = {MARKER: FORMAT} | asked | _facts()
+        if different := ", ".join(_differences(asked, {k: self.settings[k] for k in asked})):
             what = f"resume needs the settings of the run in {self.directory}"
             raise ConfigError(f"{what}, got {different}: leave them out, or begin a new run")
-        new = {} if self.resumed else {MARKER: FORMAT} | asked | _facts()
-        self.settings = self.settings | new | asked
+        self.settings |= asked
 
     def begin(self) -> bytes | None:
         """Delete what this run replaces, write the settings; the checkpoint to go on from."""
         checkpoint = self.read(CHECKPOINT) if self.resumed else None
-        if self.resumed and checkpoint is None and self.history():
-            path = self.directory / CHECKPOINT
-            raise DataError(f"{path} is missing beside {METRICS}: put it back, or begin a new run")
+        lost = self.resumed and checkpoint is None and len(self.history()) > 0
+        missing = f"{self.directory / CHECKPOINT} is missing beside {METRICS}"
+        expect(not lost, f"{missing}: put it back, or begin a new run")
         if self.parent is not None:
             self.parent.begin()
-        for path in [path for place in self._old for path in _files(place)]:
-            path.unlink()
+        for place in self._old:
+            for path in _files(place):
+                path.unlink()
         self._old, self.resumed = [], True
-        content = json.dumps(self.settings, indent=2).encode()
-        if content != self.read(CONFIG):
-            self.write(CONFIG, content)
+        self.write(CONFIG, json.dumps(self.settings, indent=2).encode())
         return checkpoint
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
@@ -130,21 +127,17 @@ class Run:
 
     def history(self) -> Rows:
         """The rows of ``metrics.csv``; DataError if it is damaged."""
-        try:
-            rows = csv.DictReader(io.StringIO((self.read(METRICS) or b"").decode()))
+        with reading(self.directory / METRICS, "put a table of numbers back"):
+            rows = csv.DictReader((self.read(METRICS) or b"").decode().splitlines())
             return [{name: float(v or "nan") for name, v in row.items()} for row in rows]
-        except (TypeError, ValueError) as error:
-            what = f"must be a table of numbers ({error}): put it back"
-            raise DataError(f"{self.directory / METRICS} {what}") from error
 
     def write_history(self, history: Rows) -> None:
         """Write ``metrics.csv`` if it has other rows, and then the last of them for TensorBoard."""
         text, last = io.StringIO(newline=""), history[-1]
-        writer = csv.DictWriter(text, list(last), restval="")
+        writer = csv.DictWriter(text, list(last))
         writer.writeheader()
         writer.writerows(history)
-        content = text.getvalue().encode()
-        if content == self.read(METRICS):
+        if (content := text.getvalue().encode()) == self.read(METRICS):
             return
         self.write(METRICS, content)
         with suppress(ImportError):
@@ -158,25 +151,19 @@ class Run:
 
 
 def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
-    """The network of a run, built and with its weights, on the CPU; and the run.
+    """The network of a run that spatlib built by name, on the CPU with its weights; and the run.
 
-    Args:
-        run_dir: Directory of a run of a network that spatlib built, by name.
-        weights: ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
-            ``"last"``; default: the first of these that the run has.
-
-    Raises:
-        ConfigError: No run, no such weights, or a network of the user's own.
-        DataError: The file is damaged.
+    ``weights`` are ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
+    ``"last"``, by default the first of these that there are. ConfigError if there is no run, no
+    such weights or a network of your own; DataError if the file is damaged.
     """
     run = Run(run_dir, resume=True)
     run.configs()  # an error unless there is a run
     there = [name for name, file in WEIGHTS.items() if (run.directory / file).exists()]
     name = weights or next(iter(there), "last")
     require(name in there, "weights", f"be one of {there}, those in {run.directory} so far", name)
-    if not run.settings["architecture"]:
-        what = f"run_dir must be of a network by name, got your own in {run.directory}"
-        raise ConfigError(f"{what}: build it, and call the engine's load_weights")
+    what = "be that of a network by name (build your own, and call the engine's load_weights)"
+    require(run.settings["architecture"] is not None, "run_dir", what, str(run_dir))
     engine, path = load_engine(run.settings["backend"]), run.directory / WEIGHTS[name]
     model = engine.build_model(seed=0, **run.settings["architecture"])
     engine.load_weights(model, path.read_bytes(), str(path))
@@ -190,18 +177,15 @@ def pack(save: Callable[..., bytes], tensors: Mapping[str, Any], meta: Any = Non
 
 def unpack(load: Callable[[bytes], Any], content: bytes, source: str) -> tuple[dict[str, Any], Any]:
     """What :func:`pack` was given; DataError, which names ``source``, for anything else."""
-    try:
+    with reading(source, "choose weights or a checkpoint written by spatlib"):
         end = 8 + int.from_bytes(content[:8], "little")  # of the header, whose length comes first
         return load(content), json.loads(json.loads(content[8:end])["__metadata__"][OURS])
-    except Exception as error:  # SafetensorError derives from Exception itself
-        what = f"weights or a checkpoint written by spatlib ({type(error).__name__}: {error})"
-        raise DataError(f"{source} must be {what}: choose another") from error
 
 
 def _files(directory: Path) -> list[Path]:
     """What a run wrote into a directory, its settings last: they make the directory a run."""
     events = [*directory.glob(f"tensorboard/events.*.{OURS}.*")]
-    return events + [path for name in (*FILES, CONFIG) if (path := directory / name).exists()]
+    return events + [directory / name for name in FILES if (directory / name).exists()]
 
 
 def _stored(directory: Path) -> dict[str, Any]:
@@ -210,13 +194,12 @@ def _stored(directory: Path) -> dict[str, Any]:
         return {}
     try:
         settings: dict[str, Any] = json.loads((directory / CONFIG).read_bytes())
-        number = settings.get(MARKER, 1 if settings.keys() >= OLD else None)
+        number = settings.get(MARKER, f"1 or a {CONFIG} of another program")
         if number == FORMAT:
             _configs(settings)
             itemgetter(*SETTINGS)(settings)  # a KeyError if one is missing
             return settings
-        other = f"format {number}, whose weights the engine's load_weights can still take"
-        got = f"a {CONFIG} of another program" if number is None else other
+        got = f"format {number} (weights of a run can be read by the engine's load_weights)"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         got = f"no valid {CONFIG} ({type(error).__name__}: {error})"
     what = f"{directory}, which has {files[0].name}, must hold a run of format {FORMAT}, got {got}"
@@ -227,17 +210,15 @@ def _configs(settings: dict[str, Any]) -> tuple[SPATConfig, TrainConfig]:
     return SPATConfig.from_dict(settings["config"]), TrainConfig(**settings["training"])
 
 
-def _differences(asked: Any, saved: Any, name: str = "") -> list[str]:
+def _differences(asked: Any, saved: Any, above: str = "") -> Iterator[str]:
     """Each setting that is not the same, with both values; but for those in FREE."""
-    if isinstance(asked, dict) and isinstance(saved, dict):
-        keys = {key: f"{name}.{key}".removeprefix(".") for key in saved | asked}
-        parts = (_differences(asked.get(k), saved.get(k), path) for k, path in keys.items())
-        return [text for part in parts for text in part]
-    if asked == saved or name.removeprefix("training.") in FREE:
-        return []
-    own = name in ("data", "architecture")  # stored as None if they were the user's own
-    now, before = ("your own" if own and v is None else shown(v) for v in (asked, saved))
-    return [f"{name} = {now} instead of {before}"]
+    for key in saved | asked:
+        now, before, name = asked.get(key), saved.get(key), above + key
+        if isinstance(now, dict) and isinstance(before, dict):
+            yield from _differences(now, before, f"{name}.")
+        elif now != before and name not in FREE:  # None on top: it is the user's own
+            new, old = (shown(v) if v is not None or above else "your own" for v in (now, before))
+            yield f"{name} = {new} instead of {old}"
 
 
 def _facts() -> dict[str, Any]:

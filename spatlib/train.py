@@ -4,12 +4,13 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from . import plots
 from .config import SPATConfig, TrainConfig
 from .data import Dataset, as_dataset, is_pair, load_data
-from .engines import as_array, load_engine
+from .engines import Engine, as_array, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
 from .evaluate import Evaluation, Report, attacked_examples, measure, table, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
@@ -76,8 +77,7 @@ def train(
             map-style data set of (x, y); or a pair of these, to train and to test. Images are
             (N, C, H, W) for torch, (N, H, W, C) for tf. Default: the recipe's, or the digits.
         recipe: A :class:`spatlib.Recipe` or its name, for the arguments left out and the
-            normalisation of a model that is built; ``RECIPES["mnist"].change(steps=20)`` has
-            other settings. Default: the one of the data's name.
+            normalisation of a model that is built. Default: the one of the data's name.
         backend: ``"torch"`` (the default), ``"tf"``, or one that another package registered.
         config: Threat model and method; default: the recipe's. Data of your own need one.
         training: Schedule; default: the recipe's, else ``TrainConfig()``.
@@ -87,11 +87,10 @@ def train(
         run_dir: Directory for settings, metrics, weights and checkpoints, written by one process
             from the moment training begins (:class:`spatlib.runs.Run`).
         resume: Go on with the run in ``run_dir``, bit for bit as if it had never stopped (Keras:
-            from its last whole epoch), or begin one. Omitted data are read from the run, and what
-            else ``recipe`` does not settle; a model, data or an optimizer of your own has to be
-            passed again. Only ``epochs``, ``device`` (of the same kind), ``progress`` and
-            ``checkpoint_minutes`` may change; with more epochs a schedule other than
-            ``"constant"`` goes on where a run of that length would be.
+            from its last whole epoch), or begin one. What is left out is as in the run, but a
+            model, data or optimizer of your own has to be passed again. Only ``epochs``,
+            ``device`` (of the same kind), ``progress`` and ``checkpoint_minutes`` may change; with
+            more epochs the schedule goes on where a run of that length would be.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 
@@ -107,89 +106,62 @@ def train(
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
-
-    # Settings: those passed, else those of the run that goes on, else the recipe's.
     chosen, saved = find_recipe(recipe, data), None
     if run is not None and run.resumed:
         saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
         backend = backend or run.settings["backend"]
         data = load_data(**run.settings["data"]) if data is None else data
         chosen = saved if recipe is None else chosen
-    passed = [k for k, v in {"config": config, "training": training}.items() if v is not None]
-    lost = len(passed) == 1 or (passed and recipe is not None)
-    if chosen is not None and chosen is not saved and lost:
-        way = ", or pass both config and training" * (recipe is None)
-        raise ConfigError(
-            f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}: change "
-            f"those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5){way}"
-        )
+    if chosen is not None and chosen is not saved:
+        _check_whole(chosen, recipe is not None, config=config, training=training)
+    if training is not None and optimizer is not None:
+        require_type("training", training, TrainConfig)
+        for name in ("lr", "momentum", "weight_decay"):
+            value, what = getattr(training, name), "be left out of training beside optimizer"
+            require(value == getattr(TrainConfig, name), name, f"{what} (set it there)", value)
     config = threat_of(config, chosen, "config", SPATConfig)
     if training is None:
         training = chosen.training if chosen else TrainConfig()
     require_type("training", training, TrainConfig)
-    for name in ("lr", "momentum", "weight_decay"):
-        value = getattr(training, name)
-        kept = optimizer is None or "training" not in passed or value == getattr(TrainConfig, name)
-        require(kept, name, "be left out of training beside optimizer (set it there)", value)
     data = chosen.data if data is None and chosen else data
     model = chosen.model if model is None and chosen else model
     require(model is not None, "model", "be a network that returns logits, or a name", model)
-    by_name = isinstance(model, str)
-    if training.baseline and not by_name:
+    if training.baseline and not isinstance(model, str):
         what = "be False for a network of your own (or pass the name of a network)"
         require(chosen is not None and training is chosen.training, "baseline", what, True)
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
-    # Engine, data, model; nothing is written before all of them are checked.
-    backend = backend or "torch"
-    engine, held = load_engine(backend), {"validation": training.validation, "seed": training.seed}
-    dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
-    what = "be a network for data in batches, whose classes are not counted (see MODELS)"
-    require(is_pair(dataset.train) or not by_name, "model", what, model)
-    for part in (dataset.train if by_name else None, dataset.validation, dataset.test):
+    # Nothing is written before engine, data and model are checked.
+    engine, held = load_engine(backend or "torch"), training.validation
+    first, seed, built = engine.CHANNELS_FIRST, training.seed, None
+    dataset = as_dataset(data, channels_first=first, validation=held, seed=seed)
+    if isinstance(model, str):
+        what = "be a network for data in batches, whose classes are not counted (see MODELS)"
+        require(is_pair(dataset.train), "model", what, model)
+        engine.check(dataset.train, config)
+        built = _architecture(model, dataset, chosen)
+    for part in (dataset.validation, dataset.test):
         if part is not None:
             engine.check(part, config)
-    built: Any = _architecture(model, dataset, chosen) if by_name else None
     if run is not None:
-        facts = {"backend": backend, "data": dataset.source, "architecture": built}
+        facts = {"backend": backend or "torch", "data": dataset.source, "architecture": built}
         facts |= {"config": asdict(config), "training": asdict(training)}
         run.describe(facts | {"optimizer": optimizer is not None})
 
-    def validate(net: Any) -> dict[str, float]:
-        held = dataset.validation
-        # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
-        pgd, fgsm = (measure(engine, net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
-        found = pgd.metrics | fgsm.metrics
-        return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
-
-    # Fit and measure, the baseline first. Its best epoch is chosen by clean accuracy, as its robust
-    # accuracy is best before training; there is no attack that could grow.
+    # The baseline comes first, and is gone before the network that is returned is made.
     on = "training" if dataset.test is None else "test"
     result = Result(model=model, history=[], config=config, training=training, measured_on=on)
-    for label in (STANDARD, "SPAT") if training.baseline else ("SPAT",):
-        ordinary = label == STANDARD
-        goal, plan = (CLEAN, replace(training, eps_warmup=0)) if ordinary else (ROBUST, training)
-        place = run.part(STANDARD) if run is not None and ordinary else run
-        judge = None if dataset.validation is None else validate
-        tell = on_epoch and (lambda row: on_epoch({"network": label, **row}))  # noqa: B023
-        monitor = Monitor(plan, judge, place, tell, goal)
-        model = engine.build_model(seed=training.seed, **built) if by_name else model
-        result = replace(result, model=model, baseline=result.report, report=None)
-        own = {"ordinary": ordinary, "optimizer": optimizer}
-        try:
-            with monitor.signals():
-                history = engine.fit(model, dataset.train, config, plan, label, monitor, **own)
-        except NonFiniteError as error:
-            error.result = replace(result, history=error.history)
-            raise
-        if monitor.best_weights is not None:
-            engine.load_weights(model, monitor.best_weights)
-        how = Evaluation(config)
-        report = measure(engine, model, dataset.measured, how, device=training.device)
-        result = replace(result, history=history, report=report)
-
-    # Plots, where Matplotlib is installed.
+    fit = partial(_fit, engine, dataset, on_epoch, optimizer)
+    if built is not None:
+        if training.baseline:
+            model = engine.build_model(seed=seed, **built)
+            part = None if run is None else run.part(STANDARD)
+            result = replace(
+                result, baseline=fit(replace(result, model=model), part, STANDARD).report
+            )
+        model = engine.build_model(seed=seed, **built)
+    result = fit(replace(result, model=model), run, "SPAT")
     if run is not None:
         try:
             run.write("curves.png", plots.curves(result.history))
@@ -201,6 +173,49 @@ def train(
     if training.progress:
         print(result)
     return result
+
+
+def _fit(
+    engine: Engine, data: Dataset, tell: Any, optimizer: Any, result: Result, run: Any, label: str
+) -> Result:
+    """The result after ``result.model`` was trained and measured."""
+    model, config, plan, held = result.model, result.config, result.training, data.validation
+    goal, ordinary = ROBUST, label == STANDARD
+    if ordinary:
+        # Its best epoch is chosen by clean accuracy, as its robust accuracy is best before
+        # training; there is no attack that could grow.
+        goal, plan = CLEAN, replace(plan, eps_warmup=0)
+
+    def validate(net: Any) -> dict[str, float]:
+        # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
+        pgd, fgsm = (measure(engine, net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
+        found = pgd.metrics | fgsm.metrics
+        return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
+
+    on_epoch = tell and (lambda row: tell({"network": label, **row}))
+    monitor = Monitor(plan, validate if held is not None else None, run, on_epoch, goal)
+    how = {"ordinary": ordinary, "optimizer": optimizer}
+    try:
+        with monitor.signals():
+            history = engine.fit(model, data.train, config, plan, label, monitor, **how)
+    except NonFiniteError as error:
+        error.result = replace(result, history=error.history)
+        raise
+    if monitor.best_weights is not None:
+        engine.load_weights(model, monitor.best_weights)
+    report = measure(engine, model, data.measured, Evaluation(config), device=plan.device)
+    return replace(result, history=history, report=report)
+
+
+def _check_whole(recipe: Recipe, named: bool, **given: Any) -> None:
+    """ConfigError if what is given would drop other settings of the recipe."""
+    passed = [name for name, value in given.items() if value is not None]
+    if len(passed) == 1 or (passed and named):
+        raise ConfigError(
+            f"{' and '.join(passed)} would drop settings of the recipe for {recipe.data!r}: change "
+            "those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
+            + ("" if named else ", or pass both config and training")
+        )
 
 
 def _recipe_of(run: Run, **passed: Any) -> Recipe:

@@ -1,6 +1,6 @@
 """Batches, from arrays or from anything that yields them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,15 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 from spatlib.config import PADDING, Threat, TrainConfig, fold
-from spatlib.data import is_pair, length
-from spatlib.errors import DataError
+from spatlib.data import is_pair, length, pairs
 
 from .inputs import prepare
 
 
-def batches(data: Any, batch_size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:
+def batches(data: Any, size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:
     """One pass over ``(x, y)`` of arrays, cut here, or over the user's batches: scaled, checked."""
-    for x, y in _batches(data, batch_size):
+    if is_pair(data):
+        inputs, labels = data
+        parts = (slice(k, k + size) for k in range(0, len(inputs), size))
+        data = ((inputs[part], labels[part]) for part in parts)
+    elif isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
+        data = map(data.__getitem__, range(len(data)))
+    for x, y in pairs(data):
         yield prepare(scaled(x, threat.bounds, dtype), y, threat, validate=True)
 
 
@@ -31,41 +36,20 @@ def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
     return tf.gather(levels, tf.cast(x, tf.int32))
 
 
-def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    found: Iterable[Any] = data
-    if is_pair(data):
-        parts = (slice(k, k + batch_size) for k in range(0, len(data[0]), batch_size))
-        found = ((data[0][part], data[1][part]) for part in parts)
-    elif isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
-        found = (data[k] for k in range(len(data)))
-    batch = None
-    for batch in found:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise DataError(f"data must yield batches (x, y), got {type(batch).__name__}")
-        yield batch[0], batch[1]
-    if batch is None:
-        raise DataError("data must yield at least one batch in every pass through it, got none")
-
-
 def as_dataset(data: Any, training: TrainConfig) -> Any:
     """What keras.Model.fit can go through; a tf.data.Dataset or a PyDataset is that already."""
     if is_pair(data):
         return Shuffled(data, training.batch_size, training.seed)
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
         return data
-    make, steps = partial(_batches, data, training.batch_size), length(data)
-    first = map(tf.convert_to_tensor, next(make()))
+    first, steps = map(tf.convert_to_tensor, next(pairs(data))), length(data)
     signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
-    found = tf.data.Dataset.from_generator(make, output_signature=signature)
+    found = tf.data.Dataset.from_generator(partial(pairs, data), output_signature=signature)
     return found if steps is None else found.apply(tf.data.experimental.assert_cardinality(steps))
 
 
 class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
-    """Arrays in batches, each of which reads its own rows only, in another order in each epoch.
-
-    The arrays (x, y) are NumPy's, memory maps, tensors of a CPU, or what else has a length and is
-    indexed by an increasing array of rows (as h5py's data sets are).
-    """
+    """Arrays (x, y) in batches, in another order in each epoch; each reads its own rows only."""
 
     def __init__(self, data: tuple[Any, Any], batch_size: int, seed: int) -> None:
         super().__init__()
@@ -83,7 +67,7 @@ class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no t
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        rows = np.sort(self.rows[index])
+        rows = np.sort(self.rows[index])  # as h5py's data sets need them
         return tuple(np.asarray(part[rows]) for part in self.data)
 
 

@@ -11,13 +11,11 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import is_correct
-from spatlib.errors import ConfigError, check_images, checked, require
+from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
-from . import ops
-from .attack import attacked, survivors_of
-from .attack import vjp as attack_vjp
+from . import attack, ops
 from .batches import as_dataset, batches
 from .inputs import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
@@ -49,10 +47,7 @@ def fit(
     ordinary: bool = False,
     optimizer: Any = None,
 ) -> list[dict[str, float]]:
-    """Train in place, return the history; see :func:`spatlib.train`.
-
-    An optimizer of the user's gets schedule, ema and clip_grad_norm of ``training``, no more.
-    """
+    """See :class:`spatlib.engines.Engine`."""
     check_device(training.device)
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
@@ -62,8 +57,8 @@ def fit(
         if training.augment != "none":
             check_images(x.shape)
         check_label_values(y, logits_of(model, x[:1]).shape[1])
-    if not model.trainable_weights:
-        raise ConfigError("model has no weights to train: set trainable on some of its layers")
+    what = "have weights to train (set trainable on some of its layers)"
+    require(bool(model.trainable_weights), "model", what, model.name)
     # Ordinary training passes once through the network, whatever the loss.
     method = replace(config, loss="pgd") if ordinary else config
     trainer = Trainer(training, ordinary, model, method)
@@ -98,9 +93,8 @@ def _optimizer(given: Any, training: TrainConfig) -> keras.optimizers.Optimizer:
         what = "not clip gradients beside clip_grad_norm in TrainConfig (leave one out)"
         require(not any(clips), "optimizer", what, clips)
         inner.global_clipnorm = training.clip_grad_norm
-    own = not isinstance(inner.get_config()["learning_rate"], float)
-    what = "be 'constant' for an optimizer with a schedule of its own"
-    require(training.schedule == "constant" or not own, "schedule", what, training.schedule)
+    free = isinstance(inner.get_config()["learning_rate"], float) or training.schedule == "constant"
+    require(free, "schedule", "be 'constant' for an optimizer with its own", training.schedule)
     return found
 
 
@@ -118,18 +112,18 @@ def survivors(
         for x, y in batches(data, batch_size, evaluation.threat, model.variable_dtype):
             classes = logits_of(model, x[:1]).shape[1]
             check_label_values(y, classes)
-            labels = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
+            y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             batch = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
             seeds = tf.stack([next_seed(source) for source in sources])
             verdicts = graph(*attacks, *batch)(x, y, seeds)
-            for key, attack in evaluation.callables.items():
-                found = tf.cast(as_tensor(f"x_adv of {key}", attack(model, x, labels)), x.dtype)
-                pair = tf.cast(x, tf.float64).numpy(), tf.cast(found, tf.float64).numpy()
-                evaluation.check_inside(key, *pair, ops.mantissa_bits(x))
+            for key, call in evaluation.callables.items():
+                found = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
+                before, after = (tf.cast(part, tf.float64).numpy() for part in (x, found))
+                evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                 moved = logits_of(model, found)
                 verdicts[key] = verdicts["clean"] & is_correct(ops, moved, one_hot(y, moved))
-            rows = [tf.cast(verdicts[key], labels.dtype) for key in evaluation.keys]
-            table.append(tf.stack([labels, *rows]).numpy())  # one read for all verdicts
+            rows = [tf.cast(verdicts[key], y.dtype) for key in evaluation.keys]
+            table.append(tf.stack([y, *rows]).numpy())  # one read for all verdicts
     return table, classes
 
 
@@ -139,7 +133,7 @@ def _graph(
     """The named attacks as a graph (x, y, one seed per restart) -> verdicts (N,), for any N."""
 
     def judge(x: Tensor, y: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        return survivors_of(model, x, y, threat, dict(named), tf.unstack(seeds))
+        return attack.survivors_of(model, x, y, threat, dict(named), tf.unstack(seeds))
 
     signature = [*batch, tf.TensorSpec((count, 2), tf.int32)]
     # Without autograph, which would hide our errors behind its own.
@@ -157,7 +151,8 @@ def perturb(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """See :class:`spatlib.engines.Engine`."""
     x, y = next(batches((x, y), len(x), config, model.variable_dtype))
-    found = attacked(model, x, y, config, source=keras.random.SeedGenerator(seed), check=True)
+    source = keras.random.SeedGenerator(seed)
+    found = attack.attacked(model, x, y, config, source=source, check=True)
     return found.x.numpy(), None if found.mask is None else found.mask.numpy()
 
 
@@ -170,5 +165,5 @@ def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
 
 def vjp(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """See :class:`spatlib.engines.Engine`."""
-    z, pull = attack_vjp(model, False, tf.cast(x, model.variable_dtype))
+    z, pull = attack.vjp(model, False, tf.cast(x, model.variable_dtype))
     return tf.cast(z, tf.float64).numpy(), lambda c: pull(tf.cast(c, z.dtype)).numpy()

@@ -9,20 +9,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 from safetensors.numpy import load, save
-from tqdm import tqdm
 
-from spatlib.config import TrainConfig, check_length, lr_factor, warmed_up
+from spatlib.config import TrainConfig, lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
-from spatlib.errors import DataError, NonFiniteError
-from spatlib.monitor import SHOWN, Monitor
+from spatlib.errors import NonFiniteError, expect
+from spatlib.monitor import MEANS, READ_EVERY, Monitor, progress, show
 from spatlib.runs import CHECKPOINT, pack, unpack
 
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel
 from .random import next_seed
-
-READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
 
 class Trainer(SPATModel):
@@ -48,24 +45,20 @@ class Trainer(SPATModel):
 
 
 class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
-    """Sets the learning rate, moves the bar, keeps the rows, saves, stops where it has to.
-
-    Checkpoints are made at the end of an epoch: Keras cannot resume in the middle of one. There is
-    no ``on_train_batch_end``: Keras would read the logs, and so wait for the device, at every step.
-    """
+    """Sets the learning rate, moves the bar, keeps the rows, saves, stops where it has to."""
 
     def __init__(
         self, trainer: Trainer, data: Any, training: TrainConfig, label: str, monitor: Monitor
     ) -> None:
         super().__init__()
         self.trainer, self.base, self.config = trainer, trainer.base, trainer.config
-        self.data, self.training, self.label, self.monitor = data, training, label, monitor
+        self.data, self.training, self.monitor = data, training, monitor
         self.optimizer: Any = trainer.optimizer
         self.optimizer.build(trainer.trainable_variables)
         self.rate = float(self.optimizer.learning_rate)
         self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
         self.total = training.epochs * (length(data) or 0)
-        check_length(training.schedule, self.total)
+        self.bar = progress(training, label, self.total)
         self.step = 0  # steps begun; with data of unknown length perhaps one more
         self.history: list[dict[str, float]] = []
         self.good = self.base.get_weights()  # of the last whole epoch, averaged with ema
@@ -78,12 +71,10 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
             self.monitor.resume(self.history)
-        done, count = len(self.history), self.total or None
+        done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
-        off = None if self.training.progress else True  # None: shown in a terminal only
-        with tqdm(total=count, desc=self.label, unit="step", leave=False, disable=off) as self.bar:
-            # SPATModel's own would check the first batch once more.
+        with self.bar:  # SPATModel's own fit would check the first batch once more
             keras.Model.fit(self.trainer, self.data, callbacks=[self], **how)
         return self.history
 
@@ -96,6 +87,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             self.trainer.config = attack
             self.trainer.make_train_function(force=True)  # the graph holds eps as a constant
 
+    # Not on_train_batch_end: for it Keras reads the logs, and so waits for the device, each time.
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.bar.update(self.step - self.bar.n)
         self.monitor.save(None)  # obeys a signal
@@ -109,19 +101,16 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         # A gradient may have been infinite although the loss was not.
         self._require_finite(logs["loss"], *self.base.get_weights())
-        means = {name: logs[name] for name in ("loss", "adv_accuracy", "stall_rate")}
+        row = {"epoch": epoch + 1, **{name: logs[name] for name in MEANS}}
         rate, seconds = float(self.optimizer.learning_rate), time.perf_counter() - self.began
-        row = {"epoch": epoch + 1, **means, "lr": rate, "seconds": seconds}
-        self.history.append(row)
+        self.history.append(row | {"lr": rate, "seconds": seconds})
         raw = self._average()
         averaged = partial(_packed, self.good) if self.training.ema else None
         self.monitor.epoch(self.history, self.base, partial(_packed, raw), averaged)
         self.base.set_weights(raw)
-        self.bar.update(self.step - self.bar.n)
-        shown = [name for name in ("loss", "adv_accuracy", *SHOWN) if name in row]
-        self.bar.set_postfix({name: f"{row[name]:.3f}" for name in shown})
+        show(self.bar, self.step, self.history[-1])
         self.trainer.stop_training = self.monitor.stopped(self.history)
-        if self.monitor.run is not None:
+        if self.monitor.run is not None:  # here only: Keras cannot resume inside an epoch
             meta = {"history": self.history, "step": self.step}
             self.monitor.save(_packed(self.state, meta))
 
@@ -157,12 +146,13 @@ def _packed(values: Sequence[Any], meta: Any = None) -> bytes:
 def _put(variables: Sequence[Any], content: bytes, source: str) -> Any:
     """Assign what :func:`_packed` gave, return its meta; DataError if the shapes are others."""
     values, meta = unpack(load, content, source)
-    shapes = {str(i): tuple(variable.shape) for i, variable in enumerate(variables)}
-    if shapes != {name: value.shape for name, value in values.items()}:
-        raise DataError(
-            f"{source} must hold the {len(shapes)} arrays of this network (a checkpoint: and of "
-            f"its optimizer), got {len(values)} others: build the model as it was trained"
-        )
-    for i, variable in enumerate(variables):
-        variable.assign(values[str(i)])
+    named = {str(i): variable for i, variable in enumerate(variables)}
+    fits = {k: tuple(v.shape) for k, v in named.items()} == {k: v.shape for k, v in values.items()}
+    expect(
+        fits,
+        f"{source} must hold the {len(named)} arrays of this network (a checkpoint: and of its "
+        f"optimizer), got {len(values)} others: build the model as it was trained",
+    )
+    for name, variable in named.items():
+        variable.assign(values[name])
     return meta

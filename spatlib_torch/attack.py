@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,20 +147,3 @@ def shared_mask(
     """
     mask: Tensor = _calls.shared_mask((model, x, y, config), generator, validate)
     return mask
-
-
-class BatchLoss(NamedTuple):
-    """The scalar loss, the logits at x' and the share of stalled example-steps."""
-
-    loss: Tensor
-    logits: Tensor
-    stall_rate: Tensor
-
-
-def batch_loss(
-    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, source: torch.Generator
-) -> BatchLoss:
-    """What :func:`spat_loss` returns for a prepared batch, and what a trainer logs."""
-    attack = attacked(model, x, y, config, source=source)
-    losses, logits = outer(model, x, attack.x, y, config)
-    return BatchLoss(losses.mean(), logits.detach(), attack.stalls.mean())

@@ -1,24 +1,23 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from spatlib.config import SPATConfig, Threat, TrainConfig, check_length
+from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
-from spatlib.monitor import Monitor
+from spatlib.monitor import Monitor, progress
 
 from . import attack, ops, state
-from .attack import BatchLoss, Draws, attacked, batch_loss
-from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
-from .loaders import CPU, Batches, device_of, keeping_globals
+from .inputs import as_tensor, check_label_values, logits_of, one_hot, prepare
+from .loaders import CPU, Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
 from .state import attack_state, compiled, unwrap
@@ -51,25 +50,21 @@ def fit(
     optimizer: Any = None,
 ) -> list[dict[str, float]]:
     """Train in place; after a DataError the model is as it was after its last whole epoch."""
-    device = device_of(model, training.device)
-    model.to(device)
+    device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
-    total = training.epochs * len(batches)
-    check_length(training.schedule, total)
+    bar = progress(training, label, training.epochs * len(batches))
+    method = replace(config, loss="pgd") if ordinary else config  # cross-entropy, whatever the loss
     modes = [(module, module.training) for module in model.modules()]
-    hidden = None if training.progress else True  # None: shown in a terminal only
-    bar = tqdm(total=total or None, desc=label, unit="step", leave=False, disable=hidden)
-    monitor, loss = monitor or Monitor(training), standard_loss if ordinary else batch_loss
     with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
         classes = 0
         for x, y in batches if batches.in_arrays else ():  # all before anything changes
             classes = check_batch(model, x, y, config, classes)
             if training.augment != "none":
                 check_images(x.shape)
-        made = _optimizer(model, training, optimizer)
+        own = training, _optimizer(model, training, optimizer), monitor or Monitor(training)
         try:
             model.train()
-            return Loop(model, batches, config, training, loss, made, monitor, bar).run()
+            return Loop(model, batches, method, *own, bar, ordinary).run()
         finally:
             for module, flag in modes:
                 module.training = flag
@@ -93,52 +88,35 @@ def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.opti
     return made
 
 
-def standard_loss(
-    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, source: torch.Generator
-) -> BatchLoss:
-    """Ordinary cross-entropy: the baseline."""
-    logits = logits_of(model, x)
-    loss = -(one_hot(y, logits) * ops.log_softmax(logits)).sum(dim=1).mean()
-    return BatchLoss(loss, logits.detach(), loss.new_zeros(()))
-
-
 def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> tuple[list[np.ndarray], int]:
     """The labels and, under every attack, the verdicts of each batch; and the number of classes."""
-    where = device_of(model, device)
-    model.to(where)
-    draws = [Draws(torch.Generator(where).manual_seed(seed)) for seed in evaluation.seeds]
-    table, classes = [], 0
+    where, threat, table, classes = placed(model, device), evaluation.threat, [], 0
+    draws = [attack.Draws(torch.Generator(where).manual_seed(seed)) for seed in evaluation.seeds]
     with keeping_globals(where):  # a loader draws from them
-        for x, y in Batches(data, batch_size, model, where, evaluation.threat.bounds):
-            x, y = prepare(x, y, evaluation.threat, validate=True)
+        for x, y in Batches(data, batch_size, model, where, threat.bounds):
+            x, y = prepare(x, y, threat, validate=True)
             with attack_state(unwrap(model), fork=where) as module:
-                rows, classes = _judge(module, x, y, evaluation, draws)
+                predict = torch.no_grad()(partial(logits_of, module))
+                clean = predict(x)
+                classes = clean.shape[1]
+                check_label_values(y, classes)
+                own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
+                batch = x, clean, label
+                verdicts = core.survivors(ops, *own, evaluation.named, threat, batch, draws)
+                for key, call in evaluation.callables.items():
+                    with attack_state(module, fork=where, foreign=True):
+                        found = call(module, x.clone(), y.clone())
+                    found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
+                    found = as_tensor(f"x_adv of {key}", found).to(x)
+                    before, after = (part.cpu().double().numpy() for part in (x, found))
+                    evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
+                    right = core.is_correct(ops, predict(found), label)
+                    verdicts[key] = verdicts["clean"] & right
+            rows = [verdicts[key] for key in evaluation.keys]
             table.append(torch.stack([y, *rows]).numpy(force=True))  # one read for all
     return table, classes
-
-
-def _judge(
-    model: nn.Module, x: Tensor, y: Tensor, evaluation: Evaluation, draws: list[Draws]
-) -> tuple[list[Tensor], int]:
-    """Boolean verdicts (N,) under every attack, and the number of classes; inside attack_state."""
-    threat, predict = evaluation.threat, torch.no_grad()(partial(logits_of, model))
-    clean = predict(x)
-    check_label_values(y, clean.shape[1])
-    batch = x, clean, one_hot(y, clean)
-    own = partial(attack.vjp, model), predict
-    verdicts = core.survivors(ops, *own, evaluation.named, threat, batch, draws)
-    for key, call in evaluation.callables.items():
-        with attack_state(model, fork=x.device, foreign=True):
-            found = call(model, x.clone(), y.clone())
-        found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
-        check_tensor(f"x_adv of {key}", found)
-        found = found.detach().to(x)
-        before, after = (part.cpu().double().numpy() for part in (x, found))
-        evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-        verdicts[key] = verdicts["clean"] & core.is_correct(ops, predict(found), batch[2])
-    return [verdicts[key] for key in evaluation.keys], clean.shape[1]
 
 
 def check(data: Any, threat: Threat) -> None:
@@ -152,18 +130,18 @@ def perturb(
     model: nn.Module, x: Any, y: Any, config: SPATConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """x' of a batch and the mask (None: all ones)."""
-    device = device_of(model, None)
+    device = placed(model, None)
     x, y = next(iter(Batches((x, y), len(x), model, device, config.bounds)))
     x, y = prepare(x, y, config, validate=True)
     source = torch.Generator(device).manual_seed(seed)
-    found = attacked(model, x, y, config, source=source, check=True)
+    found = attack.attacked(model, x, y, config, source=source, check=True)
     mask = None if found.mask is None else found.mask.float().numpy(force=True)
     return found.x.float().numpy(force=True), mask
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:
     """Logits (N, K) in inference mode."""
-    device = device_of(model, None)
+    device = placed(model, None)
     batches = Batches((x, torch.zeros(len(x))), batch_size, model, device, (0, 1))
     with attack_state(unwrap(model), fork=device) as module, torch.no_grad():
         return torch.cat([logits_of(module, z) for z, _ in batches]).numpy(force=True)
@@ -174,8 +152,4 @@ def vjp(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarr
     like = next(model.parameters(), torch.zeros(()))
     with attack_state(unwrap(model)) as module:
         z, pull = attack.vjp(module, torch.as_tensor(x).to(like))
-
-    def gradient(cotangent: np.ndarray) -> np.ndarray:
-        return pull(torch.as_tensor(cotangent).to(z)).numpy(force=True)
-
-    return z.double().numpy(force=True), gradient
+    return z.double().numpy(force=True), lambda c: pull(torch.as_tensor(c).to(z)).numpy(force=True)

@@ -65,6 +65,3 @@ def check_model(model: Any) -> None:
     require(
         isinstance(model, nn.Module), "model", "be a torch.nn.Module that returns logits", model
     )
-
-
-check_tensor = as_tensor

@@ -1,11 +1,7 @@
-"""Batches on the device, from arrays, map-style data sets or loaders; and what seeds their draws.
-
-Every draw of a training follows from ``spatlib.config.fold(seed, epoch, number, purpose)``, the
-number that of a step in its epoch or of an item, so no state of a generator is ever saved.
-"""
+"""Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +12,14 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from spatlib.config import PADDING, fold
-from spatlib.data import is_pair, length
-from spatlib.errors import ConfigError, DataError, check_images, expect
+from spatlib.data import is_pair, length, pairs
+from spatlib.errors import ConfigError, DataError, check_images
 
 from .inputs import check_model
 
-ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)  # the purposes of a seed
+# The purposes of a seed, fold(seed, epoch, number of the step or item, purpose): as every draw
+# follows from one, no state of a generator is saved.
+ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
 BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
@@ -32,46 +30,42 @@ def seed_globals(seed: int, device: torch.device) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  # transforms may draw from it
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 200 us
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    if device.type != "cpu":
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).manual_seed(seed)
 
 
 @contextmanager
 def keeping_globals(device: torch.device) -> Iterator[None]:
     """Put all that :func:`seed_globals` seeds back as it was, also after an exception."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            if mps is not None:
-                torch.mps.set_rng_state(mps)
-
-
-def device_of(model: nn.Module, device: str | None) -> torch.device:
-    """The device asked for, else the one the model's parameters are on, else the CPU."""
-    check_model(model)
-    if device is None:
-        return next((p.device for p in model.parameters()), CPU)
+    others = [device] if device.type != "cpu" else []
     try:
-        return torch.empty(0, device=device).device
+        with torch.random.fork_rng(others, device_type=device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def placed(model: nn.Module, device: str | None) -> torch.device:
+    """Move the model to this device; by default to that of its first parameter, or the CPU."""
+    check_model(model)
+    own = next((p.device for p in model.parameters()), CPU)
+    try:
+        found = own if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device must be one PyTorch finds, got {device!r} ({error})") from error
+    model.to(found)
+    return found
 
 
 class Batches:
     """What training and evaluation go through, a batch (x, y) on the device at a time.
 
-    The data are (x, y) of arrays, memory maps or tensors, of which each batch is gathered where
-    they are; a map-style data set of items (x, y); or an iterable of batches, which ``batch_size``
-    does not change. Floating inputs get the model's dtype, those of uint8 become floats on the
-    device: 0..255 is ``bounds``.
+    From (x, y) of arrays, gathered batch by batch; from a map-style data set of items (x, y); or
+    from an iterable, of batches of its own size. Inputs are floats of the model's dtype; those of
+    uint8 become such on the device, 0..255 as ``bounds``.
     """
 
     def __init__(
@@ -96,14 +90,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""
-        rows = torch.split(torch.arange(self.count or 0), self.batch_size)
-        return map(self._moved, self._read(rows, 0, 0))
+        return map(self._moved, self._cut(torch.arange(self.count or 0)))
 
     def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The shuffled batches of an epoch from ``first`` on, as if those before had come.
-
-        Of those none is read, but for a loader's, which has an order of its own.
-        """
+        """The shuffled batches of an epoch from ``first`` on; only a loader reads those before."""
         names = ("sampler", "batch_sampler", "dataset")
         parts = (self.data, *(getattr(self.data, name, None) for name in names))
         for i, part in enumerate(parts, 1):  # tell each which epoch begins
@@ -113,37 +103,27 @@ class Batches:
                 part.set_epoch(epoch)
         seed_globals(fold(seed, epoch, 0, ORDER), self.device)
         order = torch.randperm(self.count or 0)[: len(self) * self.batch_size]
-        start = 0 if self.count is None else first
-        batches = self._read(torch.split(order, self.batch_size)[start:], seed, epoch)
-        seed_globals(fold(seed, epoch, start, FETCH), self.device)
-        for step, batch in enumerate(batches, start):
+        seed_globals(fold(seed, epoch, 0, FETCH), self.device)
+        for step, part in enumerate(self._cut(order)):
             if step >= first:
-                yield self._moved(batch)
+                yield self._moved(part, seed, epoch)
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
 
-    def _read(self, rows: Sequence[Tensor], seed: int, epoch: int) -> Iterator[Any]:
-        """Batches on the host: those of these rows, or all that a loader has."""
-        if self.in_arrays:
-            yield from ([_numbers(_gather, part, some) for part in self.data] for some in rows)
-        elif self.count is not None:
-            for some in rows:
-                items = []
-                for index in some.tolist():
-                    seed_globals(fold(seed, epoch, index, ITEM), CPU)
-                    items.append(self.data[index])
-                yield _numbers(default_collate, items)
-        else:
-            batch = None
-            for batch in self.data:
-                yield batch
-            expect(
-                batch is not None, "data must yield batches in every epoch, got none: use a loader"
-            )
+    def _cut(self, order: Tensor) -> Iterable[Any]:
+        """The rows of each batch, or all that a loader yields."""
+        return pairs(self.data) if self.count is None else torch.split(order, self.batch_size)
 
-    def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
-        pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
-        expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
-        x, y = map(self._to_device, batch)
+    def _moved(self, part: Any, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """The batch of these rows, or this one of a loader, on the device."""
+        if self.in_arrays:
+            part = [_numbers(_gather, array, part) for array in self.data]
+        elif self.count is not None:
+            items = []
+            for index in part.tolist():
+                seed_globals(fold(seed, epoch, index, ITEM), CPU)
+                items.append(self.data[index])
+            part = _numbers(default_collate, items)
+        x, y = map(self._to_device, next(pairs([part])))
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
@@ -177,10 +157,9 @@ def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
     try:
         return convert(part, *arguments)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-        raise DataError(
-            f"data must hold arrays or tensors of numbers, got {type(part).__name__} ({error}): "
-            "convert it in a transform or by numpy.asarray"
-        ) from error
+        kind, advice = type(part).__name__, "convert it in a transform or by numpy.asarray"
+        what = f"data must hold arrays or tensors of numbers, got {kind} ({error}): {advice}"
+        raise DataError(what) from error
 
 
 def augment(x: Tensor, kind: str, lower: float, generator: torch.Generator) -> Tensor:

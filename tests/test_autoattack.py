@@ -77,7 +77,7 @@ def test_cross_entropy_orders_as_its_values_and_has_the_direction_of_its_gradien
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "multiprocess", None)
-    with pytest.raises(BackendError, match=r"multiprocess.*spatlib\[autoattack\]"):
+    with pytest.raises(BackendError, match="run pip install multiprocess"):
         art.attack(Threat(eps=EPS), model("torch", waves), np.zeros((1, 1, 8, 8)), np.zeros(1, int))
 
 

@@ -224,7 +224,7 @@ def test_an_existing_run_is_kept(
         assert main(("train", "--run-dir", str(tmp_path), *option)) == 2
         printed = capsys.readouterr().err
         assert f"{tmp_path}, which has config.json, must hold a run" in printed
-        assert "got a config.json of another program" in printed
+        assert "or a config.json of another program" in printed
         assert "choose another run_dir" in printed
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "{}"
     run = tmp_path / "run"

@@ -170,7 +170,7 @@ def test_the_network_whose_loss_is_not_finite_is_in_the_error(
 ) -> None:
     def fit(*args: Any, **own: Any) -> list[Any]:
         if args[4] == label:
-            raise NonFiniteError.at(3, [{"epoch": 1}])
+            raise NonFiniteError(3, [{"epoch": 1}])
         return []
 
     monkeypatch.setattr(recorder, "fit", fit)

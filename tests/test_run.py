@@ -96,7 +96,7 @@ def test_nothing_but_the_file_is_left_after_a_failed_write(
     ],
 )
 def test_a_damaged_file_is_named(damage: bytes) -> None:
-    with pytest.raises(DataError, match=r"best\.safetensors must be .* by spatlib.*: choose"):
+    with pytest.raises(DataError, match=r"best\.safetensors cannot .*: choose .* by spatlib"):
         tensors.unpack(safetensors.numpy.load, damage, BEST)
 
 

@@ -186,13 +186,13 @@ def test_ordinary_training_keeps_the_bounds() -> None:
 
 
 def test_keras_traces_the_validation_of_a_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced, original = [0], spatlib_tf.engine.survivors_of
+    traced, original = [0], spatlib_tf.attack.survivors_of
 
     def counted(*arguments: Any) -> Any:
         traced[0] += 1
         return original(*arguments)
 
-    monkeypatch.setattr(spatlib_tf.engine, "survivors_of", counted)
+    monkeypatch.setattr(spatlib_tf.attack, "survivors_of", counted)
     counts = []
     for epochs in (1, 3):
         traced[0] = 0

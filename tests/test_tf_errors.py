@@ -171,7 +171,7 @@ OWN_CALLS: dict[str, tuple[Any, Callable[[], Any], str]] = {
     "nothing to train": (
         ConfigError,
         lambda: train(network(SHAPE[1:], trainable=False)),
-        "model has no weights to train: set trainable",
+        "model must have weights to train (set trainable",
     ),
     "one logit": (DataError, lambda: train(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one logit to evaluate": (DataError, lambda: evaluate(network(SHAPE[1:], classes=1)), "K >= 2"),

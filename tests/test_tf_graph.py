@@ -17,7 +17,8 @@ import tensorflow as tf
 
 import spatlib_tf
 from spatlib import Mask, SPATConfig
-from spatlib_tf import SPATModel
+from spatlib.core import feasible
+from spatlib_tf import SPATModel, ops
 from spatlib_tf import random as tf_random
 
 from .entry import initial_weights, to_last
@@ -119,13 +120,12 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
     x, state = tf.zeros((7, 5, 3), dtype), tf.Variable([3, 0])
 
     def draw() -> list[Any]:
-        seed = tf_random.split(state, 1)  # a constant seed would be drawn from before compiling
-        starts = [
-            tf_random.draw_start(x, SPATConfig(eps=eps, norm=n, random_start=random_start), seed)
-            for n, eps in EPS.items()
-        ]
-        label, source = tf.one_hot(tf.range(7), 9, dtype=dtype), tf_random.Draws(seed)
-        return [*starts, source.classes(label, 4), source.signs(label, 4), source.noise(x)]
+        source = tf_random.Draws(state + 0)  # a constant would be drawn from before compiling
+        settings = (SPATConfig(eps=e, norm=n, random_start=random_start) for n, e in EPS.items())
+        starts = [feasible.random_start(ops, x, config, source) for config in settings]
+        label = tf.one_hot(tf.range(7), 9, dtype=dtype)
+        masks = source.classes(label, 4), source.signs(label, 4), source.uniform(x, "mask")
+        return [*starts, *masks]
 
     eager, graph, xla = in_every_way(draw)
     tolerance = {"float64": 1e-13, "float32": 1e-5}.get(dtype, 0.02)
@@ -186,6 +186,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import spatlib_tf
 from spatlib import Mask, SPATConfig
+from spatlib.core import feasible
 from tests.test_tf_model import arrays, network, spat
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

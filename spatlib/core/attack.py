@@ -16,21 +16,13 @@ PARTS = {"apgd": AUTO}  # attacks that one name stands for
 
 
 class Adversarial(NamedTuple):
-    """What an attack made and found.
+    """What an attack made and found."""
 
-    Attributes:
-        x: The perturbed inputs (N, ...).
-        mask: Budget per pixel, or None for all ones.
-        clean: The logits (N, K) at the clean inputs, where they were needed, else None.
-        stalls: (N,) share of the steps at which unguarded ascent would have pulled back.
-        holes: (N,) share of the steps at which the gradient was not finite.
-    """
-
-    x: Array
-    mask: Array | None
-    clean: Array | None
-    stalls: Array
-    holes: Array
+    x: Array  # the perturbed inputs (N, ...)
+    mask: Array | None  # budget per pixel, None for all ones
+    clean: Array | None  # the logits (N, K) at the clean inputs, where they were needed
+    stalls: Array  # (N,) share of the steps at which unguarded ascent would have pulled back
+    holes: Array  # (N,) share of the steps at which the gradient was not finite
 
 
 def adversarial(
@@ -45,12 +37,9 @@ def adversarial(
 ) -> Adversarial:
     """Projected gradient ascent inside B(x, m); see docs/method.md.
 
-    Args:
-        vjp: x -> (logits (N, K), pull), finite logits.
-        one_hot: Logits -> the label (N, K).
-        x: Inputs (N, ...) in ``config.bounds``.
-        start: The first perturbation (N, ...), before it is projected; None: it is drawn.
-        mask: Budget per pixel; None is that of ``config.mask``.
+    ``one_hot`` takes logits to the label (N, K); x (N, ...) is in ``config.bounds``. ``start`` is
+    the first perturbation, before it is projected (None: drawn), ``mask`` the budget per pixel
+    (None: that of ``config.mask``).
     """
     start = random_start(ops, x, config, draws) if start is None else start
     clean, trades = None, config.loss == "trades"
@@ -88,8 +77,8 @@ def survivors(
     """By metric, boolean (N,): True where an example is correct in all runs of the attack.
 
     Args:
-        vjp, predict: x -> (logits, pull), and x -> logits.
-        named: The attacks by metric: names of :func:`spatlib.core.target.objective`, or "apgd".
+        predict: x -> logits (N, K).
+        named: By metric the name of :func:`spatlib.core.target.objective`, or "apgd" for both.
         threat: Of :func:`spatlib.config.plain_pgd`: full eps, hard labels, no mask.
         batch: x (N, ...), its logits and its one-hot labels (N, K).
         sources: Of the start of each restart.

@@ -30,13 +30,8 @@ class Draws(Protocol):
 class FeasibleSet:
     """B(x, m) = {d : ||d||_norm <= eps, |d_i| <= m_i eps, lo <= x + d <= hi}, per example.
 
-    Args:
-        x: Inputs (N, ...) inside ``threat.bounds``.
-        threat: eps (in the units of x), norm and bounds.
-        mask: Budget m per pixel in [0, 1], broadcastable to x; None is all ones.
-
-    Attributes:
-        lower, upper: The box, shaped like x; it encloses 0.
+    The inputs x (N, ...) are inside ``threat.bounds``, the mask m in [0, 1] is broadcastable to x
+    (None: all ones). ``lower`` and ``upper`` are the box, shaped like x; it encloses 0.
     """
 
     def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
@@ -47,8 +42,7 @@ class FeasibleSet:
 
     def project(self, d: Array) -> Array:
         """The nearest perturbation of the set, in the Euclidean sense."""
-        threat = self.threat
-        return project(self.ops, d, self.lower, self.upper, threat.eps, threat.norm)
+        return project(self.ops, d, self.lower, self.upper, self.threat.eps, self.threat.norm)
 
     def begin(self, start: Array) -> Array:
         """The first perturbation: ``start`` (N, ...), 0 where the mask is 0, then projected."""
@@ -72,11 +66,9 @@ class FeasibleSet:
 def direction(ops: Ops, grad: Array, norm: str) -> Array:
     """The step of unit length towards a larger <grad, d>; a zero gradient gives zero.
 
-    Linf: the sign. L2: grad / ||grad||. L1: the sign on the n = max(1, floor(D/20 + 1/2))
-    largest of D entries and all that tie with the n-th, scaled to unit L1 norm.
-
-    Args:
-        grad: (N, ...), each example by itself.
+    Of each example of (N, ...) by itself. Linf: the sign. L2: grad / ||grad||. L1: the sign on the
+    n = max(1, floor(D/20 + 1/2)) largest of D entries and all that tie with the n-th, scaled to
+    unit L1 norm.
     """
     if norm == "Linf":
         return ops.sign(grad)
@@ -108,12 +100,9 @@ def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str
     """A point drawn uniformly from the ball ||d||_norm <= eps.
 
     Linf: eps (2u - 1). L2: a Gaussian direction times eps U^(1/D). L1: D exponentials with
-    random signs over the sum of D + 1 (Devroye 1986, ch. 5), so that the rest is the distance
-    to the sphere.
-
-    Args:
-        draws: Shaped like the inputs (N, ...): uniform in [0, 1), for L2 standard normal.
-        radius: (N, 1, ..., 1), uniform in [0, 1); not used for Linf.
+    random signs over the sum of D + 1 (Devroye 1986, ch. 5), so that the rest is the distance to
+    the sphere. ``draws`` (N, ...) are uniform in [0, 1), for L2 standard normal; U is ``radius``
+    (N, 1, ..., 1), uniform in [0, 1), not used for Linf.
     """
     if norm == "Linf":
         return eps * (2 * draws - 1)

@@ -49,33 +49,24 @@ def shared_mask(
     label = one_hot(logits)
     classes, zeros = int(label.shape[1]), ops.cast(label > 2, like=label)
     count = config.classes or classes
-    expect(
-        count <= classes, f"classes of the mask must be at most {classes}, got {count}: lower it"
-    )
-
-    def folded(cotangent: Array, score: Score) -> tuple[Array, Score]:
-        grad, _ = finite(ops, pull(cotangent, last=False))
-        return grad, fold(ops, score, grad, config.score, axis)
-
-    if config.score == "rms" or count < classes:
+    expect(count <= classes, f"classes of the mask must be at most {classes}, got {count}")
+    every = config.score != "rms" and count == classes
+    if not every:
         probes = config.score == "rms"
         rows = draws.signs(label, config.probes) if probes else draws.classes(label, count)
 
-        def one(k: int, *score: Array) -> tuple[Array, ...]:
-            return k + 1, *folded(centred(ops, rows[k]), Score(*score))[1]
+    def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
+        """Fold in row k, or of all classes one whose entry in ``rest`` (N, K) is not yet -inf."""
+        row = ops.argmax_one_hot(rest) if every else rows[k]
+        grad, _ = finite(ops, pull(centred(ops, row), last=False))
+        new = fold(ops, Score(*score), grad, config.score, axis)
+        return k + 1, ops.where(row > 0, -math.inf, rest), total + grad, *new
 
-        _, *last = ops.repeat(one, int(rows.shape[0]), (0, *state))
-        return finish(ops, Score(*last), config.keep, config.floor), logits
-
-    def each(rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
-        """Take one class of those whose entry in ``rest`` (1, K) is not yet -inf."""
-        chosen = ops.argmax_one_hot(rest)
-        grad, new = folded(centred(ops, chosen + zeros), Score(*score))
-        return ops.where(chosen > 0, -math.inf, rest), total + grad, *new
-
-    # The centred gradients of all classes add up to zero: one backward pass less.
-    _, total, *last = ops.repeat(each, classes - 1, (zeros[:1], 0 * x, *state))
-    state = fold(ops, Score(*last), -total, config.score, axis)
+    passes = classes - 1 if every else int(rows.shape[0])
+    *_, total, score, scale, reach = ops.repeat(one, passes, (0, zeros, 0 * x, *state))
+    state = Score(score, scale, reach)
+    if every:  # the centred gradients of all classes add up to zero: one backward pass less
+        state = fold(ops, state, -total, config.score, axis)
     return finish(ops, state, config.keep, config.floor), logits
 
 

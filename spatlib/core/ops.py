@@ -34,21 +34,12 @@ class Ops(Protocol):
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array: ...
     def sum(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
     def max(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
-    def cast(self, x: Array, like: Array) -> Array:
-        """``x`` in the dtype of ``like``."""
-
-    def log_softmax(self, x: Array) -> Array:
-        """Over the classes of (N, K); finite for finite logits of any size."""
-
-    def logsumexp(self, x: Array) -> Array:
-        """Over the classes of (N, K), removed; entries of -inf count as absent."""
-
-    def argmax_one_hot(self, x: Array) -> Array:
-        """1 at one largest entry of each row of (N, K), 0 elsewhere; in the dtype of x."""
-
-    def kth_largest(self, x: Array, k: int) -> Array:
-        """The k-th largest entry of each example, as (N, 1, ..., 1)."""
-
+    def cast(self, x: Array, like: Array) -> Array: ...  # x in the dtype of like
+    def log_softmax(self, x: Array) -> Array: ...  # of (N, K), finite for finite x of any size
+    def logsumexp(self, x: Array) -> Array: ...  # of (N, K) to (N,), entries of -inf are absent
+    def argmax_one_hot(self, x: Array) -> Array: ...  # 1 at one largest entry of each row, else 0
+    def kth_largest(self, x: Array, k: int) -> Array: ...  # of each example, (N, 1, ..., 1)
+    def mantissa_bits(self, x: Array) -> int: ...  # of its dtype: 24 for float32, 53 for float64
     def repeat(
         self, body: Callable[..., Any], times: int, state: Any, done: Any = None
     ) -> tuple[Array, ...]:
@@ -57,9 +48,6 @@ class Ops(Protocol):
         It may end earlier where all of ``done(*state)`` holds, if asking is free (eagerly on a
         CPU); more rounds must do no harm.
         """
-
-    def mantissa_bits(self, x: Array) -> int:
-        """Bits of precision of x's dtype (24 for float32, 53 for float64)."""
 
 
 def example_axes(x: Array) -> tuple[int, ...]:

@@ -11,16 +11,9 @@ BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at ma
 def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: str) -> Array:
     """Euclidean projection: argmin over v of ||v - d||_2, lower <= v <= upper, ||v||_norm <= eps.
 
-    Args:
-        d: Perturbations (N, ...), each example projected by itself.
-        lower, upper: The box, shaped like d, with lower <= 0 <= upper; for Linf inside the ball,
-            as :class:`spatlib.core.feasible.FeasibleSet` makes it.
-        eps: Radius of the ball, in the units of d.
-        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
-
-    Returns:
-        Shaped like d; inside the box exactly and inside the ball up to a few ulp of eps. Where
-        clipping d to the box already lands in the ball, that is the answer, to the bit.
+    Of each example of d (N, ...) by itself, with lower <= 0 <= upper shaped like d (for Linf inside
+    the ball). The result is inside the box exactly, inside the ball up to a few ulp of eps; where
+    clipping d to the box already lands in the ball, that is the answer, to the bit.
     """
     if norm == "Linf":
         return ops.clip(d, lower, upper)
@@ -35,10 +28,9 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     piecewise linear. A chord through a point on either side of the root ends at or above it, and
     the line through two points above it, prolonged, at or below it: cheap rounds that as a rule
     end within rounding. Where walls follow each other closely they do not, and Newton's method
-    takes over: its step from anywhere lands at or below the root, and a step from the root's own
-    linear piece is exact. If a step from below does not pass the middle of the bracket (in the
-    logarithm), the next one leaves from there: each wall might free room just enough to meet the
-    next.
+    takes over: its step from anywhere lands at or below the root, and is exact from the root's own
+    linear piece. If a step from below does not pass the middle of the bracket (in the logarithm),
+    the next one leaves from there: each wall might free just enough room to meet the next.
     """
     axes = example_axes(d)
 
@@ -72,9 +64,7 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     def newton(low: Array, high: Array, q: Array) -> tuple[Array, ...]:
         clipped = ops.sign(ops.maximum(q * ray - wall, 0.0))
         slope = total((1 - clipped) * ray)
-        root = (1 - total(clipped * wall)) / divisor(
-            ops, slope
-        )  # below 0 where walls fill the ball
+        root = (1 - total(clipped * wall)) / divisor(ops, slope)  # < 0 where walls fill the ball
         middle = ops.sqrt(low) * ops.sqrt(high)
         high = ops.where(root <= q, ops.minimum(high, q), high)
         landed = ops.minimum(ops.maximum(low, root), high)
@@ -104,10 +94,8 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 def _onto_l1_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) -> Array:
     """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection.
 
-    Both sets are boxes of one sign per coordinate, so only the side that d points to matters.
-
-    The infeasible end of the bracket is kept and scaled onto the ball: where t = 0 is feasible
-    it stays at 0, and the scale at 1.
+    Of the box only the side that d points to matters. The infeasible end of the bracket is kept
+    and scaled onto the ball: where t = 0 is feasible it stays at 0, and the scale at 1.
     """
     axes, size, sign = example_axes(d), ops.abs(d), ops.sign(d)
     side = ops.maximum(sign * lower, sign * upper)
