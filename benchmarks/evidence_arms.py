@@ -12,7 +12,7 @@ from unittest import mock
 from spatlib import Mask, SPATConfig
 from spatlib.core import mask as core
 from spatlib.monitor import CLEAN, Monitor
-from spatlib_torch import attack, engine
+from spatlib_torch import attack, engine, inputs
 
 SMOOTHING = 0.1  # of the labels in the outer loss, for the control that has it there
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "mask": None}
@@ -101,7 +101,7 @@ def control(kind: str) -> Iterator[None]:
 
 
 def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
-    finish, one_hot, outer = core.finish, attack.one_hot, attack.outer
+    finish, one_hot, outer = core.finish, inputs.one_hot, attack.outer
 
     def inverted(ops: Any, state: Any, *rest: Any) -> Any:
         return finish(ops, state._replace(score=-state.score), *rest)
@@ -110,7 +110,7 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
         return (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]
 
     def smoothed_outer(*arguments: Any) -> Any:
-        with mock.patch.object(attack, "one_hot", smoothed):
+        with mock.patch.object(inputs, "one_hot", smoothed):
             return outer(*arguments)
 
     if kind == "ordinary":

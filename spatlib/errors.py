@@ -10,11 +10,6 @@ RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
-GIVEN = {  # the range of what may be passed beside the inputs, and what to do if it is not in it
-    "start": ((-math.inf, math.inf), "look at where it comes from"),
-    "mask": ((0.0, 1.0), "give each pixel its share of eps"),
-}
-
 
 class SpatlibError(Exception):
     """Base of every error below; each is one sentence: what was expected, what came, what to do."""
@@ -35,19 +30,15 @@ class BackendError(SpatlibError, ImportError):
 class NonFiniteError(DataError):
     """The training loss or a gradient stopped being finite.
 
-    Attributes:
-        result: The :class:`spatlib.Result` so far, not evaluated; ``result.model`` holds the
-            weights of the last whole epoch.
-        history: Its epochs.
+    ``result`` is the :class:`spatlib.Result` so far, not evaluated; ``result.model`` holds the
+    weights of the last whole epoch, ``history`` its epochs.
     """
 
     result: Any = None
 
     def __init__(self, step: int, history: list[dict[str, float]]) -> None:
-        super().__init__(
-            f"the loss or a weight is not finite at step {step}: the model holds the weights "
-            "of the last whole epoch; lower lr, or look at the data of that step"
-        )
+        what = f"the loss or a weight is not finite at step {step}: lower lr, or look at its data"
+        super().__init__(f"{what} (the model has the weights of the last whole epoch)")
         self.history = history
 
 
@@ -68,27 +59,28 @@ def checked(name: str, value: Any, rule: Any) -> Any:
 
     A rule is bool, a tuple of choices, the least integer, or an interval such as ``"[0, 1)"``.
     """
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        number = float(value) if real else math.nan
+    except OverflowError:  # an integer beyond the floats
+        number = math.nan
+    kind: Any
     if rule is bool:
-        require(isinstance(value, bool), name, "be True or False", value)
+        kind, valid, what = bool, isinstance(value, bool), "be True or False"
     elif isinstance(rule, tuple):
-        known = isinstance(value, str) and value in rule
-        require(known, name, f"be one of {', '.join(map(repr, rule))}", value)
+        kind, valid = str, isinstance(value, str) and value in rule
+        what = f"be one of {', '.join(map(repr, rule))}"
     elif isinstance(rule, int):
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        require(whole and value >= rule, name, f"be an integer of at least {rule}", value)
-        value = int(value)
+        whole = real and isinstance(value, Integral)
+        kind, valid = int, whole and value >= rule
+        what = f"be an integer of at least {rule}"
     else:
         low, high = map(float, rule[1:-1].split(","))
-        try:
-            real = isinstance(value, Real) and not isinstance(value, bool)
-            number = float(value) if real else math.nan
-        except OverflowError:  # an integer beyond the floats
-            number = math.nan
-        ends = {low: rule[0] == "[", high: rule[-1] == "]"}
-        inside = low <= number <= high and ends.get(number, True) and math.isfinite(number)
-        require(inside, name, f"be a number in {rule}", value)
-        value = number
-    return value
+        ends = {low: rule[0] == "[", high: rule[-1] == "]"}  # never of infinity
+        kind, valid = float, low <= number <= high and ends.get(number, True)
+        what = f"be a number in {rule}"
+    require(valid, name, what, value)
+    return kind(value)
 
 
 def settle(settings: Any, optional: Collection[str] = (), **rules: Any) -> None:
@@ -113,18 +105,14 @@ def expect(condition: bool, message: str) -> None:
 
 def check_batch(x: Any, y: Any, name: str = "x") -> None:
     """DataError unless x is a batch of floats (N, ...) and y integer labels (N,), as tensors."""
-    (shape, x_dtype), (labels, y_dtype) = ((tuple(t.shape), dtype_name(t)) for t in (x, y))
+    x_dtype, y_dtype = (str(getattr(t.dtype, "name", t.dtype)) for t in (x, y))
+    shape, labels = tuple(x.shape), tuple(y.shape)
     floats, one_each = "float" in x_dtype, same(labels, shape[:1])
     expect(floats, f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
     expect(one_each, f"y must hold one class index per example, {shape[:1]}, got shape {labels}")
-
-
-def dtype_name(x: Any) -> str:
-    """The name of a tensor's dtype, the same in every framework, such as ``"float32"``."""
-    return str(getattr(x.dtype, "name", x.dtype)).removeprefix("torch.")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
@@ -146,24 +134,22 @@ def check_range(
     (low, high), (lower, upper) = extremes, bounds
     slack = ROUNDING * (upper - lower)
     inside = lower - slack <= low and high <= upper + slack  # never with NaN
-    expect(
-        inside and math.isfinite(low) and math.isfinite(high),
-        f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}: {fix}",
-    )
+    what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
+    expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
 def check_labels(extremes: Sequence[float], classes: int) -> None:
     """DataError unless the lowest and highest label are in 0..classes - 1."""
-    first, last = map(int, extremes)
-    expect(
-        first >= 0 and last < classes,
-        f"y must hold labels from 0 to {classes - 1}, as the model has {classes} outputs, got "
-        f"{first} to {last}: number the classes from 0",
-    )
+    (first, last), most = map(int, extremes), f"{classes - 1} ({classes} outputs of the model)"
+    known = first >= 0 and last < classes
+    expect(known, f"y must hold labels from 0 to {most}, got {first} to {last}: count from 0")
 
 
-def check_logits(shape: Sequence[int | None], batch: int | None) -> None:
-    """DataError unless the model's output is (N, K) with K >= 2."""
+def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
+    """DataError unless the model's output is a tensor (N, K) with K >= 2."""
+    kind = type(logits).__name__
+    expect(is_tensor, f"model must return a tensor of logits, got {kind}: wrap it")
+    shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         raise DataError(
@@ -176,8 +162,5 @@ def check_same_shape(name: str, value: Any, x: Any) -> None:
     """DataError unless the tensor broadcasts to the shape of x without growing it."""
     shape, expected = tuple(value.shape), tuple(x.shape)
     known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
-    expect(
-        len(shape) == len(expected) and same(known, expected),
-        f"{name} must broadcast to the shape of x, {expected}, got {shape}: give it that shape "
-        "(a mask may have one channel)",
-    )
+    fits = len(shape) == len(expected) and same(known, expected)
+    expect(fits, f"{name} must have the shape of x, {expected}, or 1 for a length, got {shape}")

@@ -10,11 +10,11 @@ from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, is_correct
 from spatlib.errors import require, require_type
 
-from . import ops
-from .attack import attacked, outer, robust_on
-from .inputs import check_label_values, check_model, logits_of, one_hot, prepare
+from . import inputs, ops
+from .attack import attacked, outer, survivors_of
+from .ops import Tensor
+from .random import next_seed
 
-Tensor = Any
 SQUASHING = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.log_softmax)
 
 
@@ -23,10 +23,10 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     """``base``, trained by semantics-preserving adversarial training.
 
     Calling, predicting and saving are those of ``base``. ``fit`` perturbs every batch and descends
-    the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and the
-    compiled metrics on clean inputs, and ``adv_accuracy``: the share of examples classified
-    correctly clean, at the start and at the end of PGD (cross-entropy, full eps, one start). A loss
-    that is not finite is in the logs, where keras.callbacks.TerminateOnNaN looks for it.
+    the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and compiled
+    metrics on clean inputs, and ``adv_accuracy``: the share of examples correct clean, at the start
+    and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is in the
+    logs, where keras.callbacks.TerminateOnNaN looks for it.
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
@@ -49,7 +49,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     ) -> None:
         super().__init__(**kwargs)
         require_type("config", config, SPATConfig)
-        check_model(base)
+        inputs.check_model(base)
         last: Any = base
         while getattr(last, "layers", None):  # a model may end in a model
             last = last.layers[-1]
@@ -94,21 +94,20 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def _checked(self, x: Any, y: Any) -> tuple[Any, Any]:
         """The data, after a look at one batch: the graph of a step cannot check values."""
+        batch = None if y is None else (x[:32], y[:32])  # None: a generator, used up by a look
         if isinstance(x, keras.utils.PyDataset):
             batch = x[0]
         elif isinstance(x, tf.data.Dataset):
             batch = next(iter(x.take(1)), None)
-        else:  # not at a generator, which a look would use up
-            batch = None if y is None else (x[:32], y[:32])
         if batch is not None:
-            inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            inputs, labels = prepare(inputs, labels, self.config, validate=True)
-            check_label_values(labels, logits_of(self.base, inputs[:1]).shape[1])
+            some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            some, labels = inputs.prepare(some, labels, self.config, validate=True)
+            inputs.check_label_values(labels, inputs.logits_of(self.base, some[:1]).shape[1])
         return x, y
 
     def train_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = prepare(x, y, self.config, validate=False)
+        x, labels = inputs.prepare(x, y, self.config, validate=False)
         if not self.built:
             self(x)  # the attack calls the base only
         attack = self._attack(x, labels)
@@ -116,26 +115,26 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             losses, logits = outer(self.base, x, attack.x, labels, self.config)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
-            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(share)
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
-        self._record(loss, x, is_correct(ops, logits, one_hot(labels, logits)))
+        self._record(loss, x, is_correct(ops, logits, inputs.one_hot(labels, logits)))
         self.stall_rate.update_state(attack.stalls)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
-            clean = logits_of(self.base, x) if attack.clean is None else attack.clean
+            clean = inputs.logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = prepare(x, y, self.config, validate=False)
-        logits = logits_of(self.base, x)
-        losses = -ops.sum(one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
+        x, labels = inputs.prepare(x, y, self.config, validate=False)
+        logits = inputs.logits_of(self.base, x)
+        losses = -ops.sum(inputs.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
-        robust = robust_on(self.base, x, labels, self.evaluation, self.evaluation_seeds)
-        self._record(loss, x, robust)
+        own = self.evaluation, {"pgd": "pgd"}, [next_seed(self.evaluation_seeds, x)]
+        self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"])
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
 
@@ -143,8 +142,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
     def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
-        tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(loss, sample_weight=tf.shape(x)[0])
+        self.metrics[0].update_state(loss, sample_weight=tf.shape(x)[0])  # Keras' own of the loss
         self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state

@@ -46,20 +46,16 @@ def build(
             case "stem", width:
                 x = _convolution(x, width, seeds)
             case "block", width, stride:
-                x = _block(x, width, stride, seeds)
+                activated = _activation(x)
+                inner = _convolution(activated, width, seeds, stride=stride)
+                inner = _convolution(_activation(inner), width, seeds)
+                if stride > 1 or x.shape[-1] != width:
+                    x = _convolution(activated, width, seeds, size=1, stride=stride)
+                x = layers.Add()([inner, x])
             case ("mean",):
                 x = layers.GlobalAveragePooling2D()(_activation(x))
     logits = layers.Dense(classes, kernel_initializer=_start(seeds), dtype=full)
     return keras.Model(inputs, logits(x))
-
-
-def _block(x: Any, width: int, stride: int, seeds: Iterator[int]) -> Any:
-    activated = _activation(x)
-    inner = _convolution(activated, width, seeds, stride=stride)
-    inner = _convolution(_activation(inner), width, seeds)
-    if stride > 1 or x.shape[-1] != width:
-        x = _convolution(activated, width, seeds, size=1, stride=stride)
-    return layers.Add()([inner, x])
 
 
 def _activation(x: Any) -> Any:

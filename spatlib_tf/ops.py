@@ -1,10 +1,9 @@
 """The core's primitives in TensorFlow; see :mod:`spatlib.core.ops`."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import ml_dtypes
 import tensorflow as tf
 
 from spatlib.core.ops import example_size
@@ -15,25 +14,22 @@ CHANNEL_AXIS = -1
 
 abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
 minimum, maximum, sum, max = tf.minimum, tf.maximum, tf.reduce_sum, tf.reduce_max
-log_softmax = tf.nn.log_softmax
+log_softmax, logsumexp = tf.nn.log_softmax, partial(tf.reduce_logsumexp, axis=-1)
+detach = tf.stop_gradient
 
 
 def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
     return tf.minimum(tf.maximum(x, lower), upper)
 
 
-def where(condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    tensor: Tensor = y if isinstance(x, float) else x
-    dtype = tensor.dtype  # in a graph, a number that comes first would set float32
+def where(condition: Tensor, x: Any, y: Any) -> Tensor:
+    # In a graph, a number that comes first would set float32.
+    dtype = (y if isinstance(x, float) else x).dtype
     return tf.where(condition, tf.convert_to_tensor(x, dtype), tf.convert_to_tensor(y, dtype))
 
 
 def cast(x: Tensor, like: Tensor) -> Tensor:
     return tf.cast(x, like.dtype)
-
-
-def logsumexp(x: Tensor) -> Tensor:
-    return tf.reduce_logsumexp(x, axis=-1)
 
 
 def argmax_one_hot(x: Tensor) -> Tensor:
@@ -57,8 +53,7 @@ def repeat(
 
 
 def mantissa_bits(x: Tensor) -> int:
-    eps = ml_dtypes.finfo(x.dtype.as_numpy_dtype).eps  # type: ignore[no-untyped-call]
-    return 1 - round(math.log2(eps))
+    return {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[x.dtype.name]
 
 
 def extremes(x: Tensor) -> tuple[float, float]:

@@ -3,27 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spatlib.config import SPATConfig
-from spatlib.core import mask as core
-from spatlib.core.attack import Adversarial, adversarial
-from spatlib.core.target import outer_loss
-from spatlib.errors import check_same_shape, expect, require_type
+from spatlib.core.calls import Calls
+from spatlib.errors import expect
 
-from . import ops
-from .inputs import (
-    check_label_values,
-    check_model,
-    check_tensor,
-    given,
-    logits_of,
-    one_hot,
-    prepare,
-)
+from . import inputs
 from .state import attack_state, unwrap
 
 
@@ -35,12 +24,9 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     leaf = x.detach().requires_grad_()
     # A compiled forward pass can be gone back through once only.
     with torch.compiler.set_stance("force_eager") if many else nullcontext():
-        logits = logits_of(model, leaf)
-    expect(
-        logits.requires_grad,
-        "model must return logits that depend on its input through autograd: remove no_grad, "
-        "detach or item from its forward",
-    )
+        logits = inputs.logits_of(model, leaf)
+    what = "model must return logits that autograd can follow to its input"
+    expect(logits.requires_grad, f"{what}: remove no_grad, detach or item from its forward")
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
         return torch.autograd.grad(logits, leaf, cotangent, retain_graph=not last)[0]
@@ -55,10 +41,10 @@ class Draws:
         self.generator = generator
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
-        return torch.rand(like.shape, **self._kind(like))
+        return like.new_empty(like.shape).uniform_(generator=self.generator)
 
     def normal(self, like: Tensor, purpose: str) -> Tensor:
-        return torch.randn(like.shape, **self._kind(like))
+        return like.new_empty(like.shape).normal_(generator=self.generator)
 
     def signs(self, label: Tensor, count: int) -> Tensor:
         shape = (count, *label.shape)
@@ -72,8 +58,21 @@ class Draws:
         columns = (torch.arange(classes, device=device) - offsets[:, None]) % classes
         return label[:, columns].movedim(1, 0)
 
-    def _kind(self, like: Tensor) -> dict[str, Any]:
-        return {"generator": self.generator, "dtype": like.dtype, "device": like.device}
+
+@contextmanager
+def _attacking(
+    model: nn.Module, x: Tensor, config: SPATConfig, source: torch.Generator | None, start: Any
+) -> Iterator[tuple[Callable[..., Any], Draws]]:
+    # With a generator or a start the global generators stay as they are, dropout or not.
+    fork = None if source is None and start is None else x.device
+    if source is None and start is not None:
+        source = torch.Generator(x.device).manual_seed(0)
+    with attack_state(unwrap(model), config.attack_mode, fork) as module:
+        yield partial(vjp, module), Draws(source)
+
+
+_calls = Calls(inputs, _attacking, inputs.logits_of)
+attacked, outer = _calls.attacked, _calls.outer
 
 
 def perturb(
@@ -87,7 +86,9 @@ def perturb(
     generator: torch.Generator | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """The training-time adversarial examples x' of a batch.
+    """The training-time adversarial examples x' of a batch, detached, in the form of x.
+
+    x' - x is in the feasible set, and exactly 0 where the mask is 0. Raises ConfigError, DataError.
 
     Args:
         model: Gives logits (N, K) for inputs (N, ...). It may be frozen, in any mode, compiled,
@@ -95,23 +96,14 @@ def perturb(
         x: Floats in ``config.bounds``, (N, D), (N, C, L) or (N, C, H, W) in any memory format.
         y: Integer labels (N,).
         config: Threat model and method.
-        start: First perturbation, shaped like x, in its units; it is set to 0 where the mask is 0
-            and projected. Default: drawn as ``config.random_start`` says.
+        start: First perturbation, shaped like x, in its units, set to 0 where the mask is 0 and
+            projected; default: drawn as ``config.random_start`` says.
         mask: Budget per pixel in [0, 1], broadcastable to x; default :func:`shared_mask`.
         generator: Source of start and mask, on x's device; default the global one, which stays
             untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
-
-    Returns:
-        x', detached, with the shape, dtype and memory format of x; x' - x is in the feasible
-        set and exactly 0 where the mask is 0.
-
-    Raises:
-        ConfigError, DataError: What was expected, what came, what to do.
     """
-    x, y = _prepared(model, x, y, config, validate)
-    own = {name: given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))}
-    found: Tensor = attacked(model, x, y, config, **own, source=generator, check=validate).x
+    found: Tensor = _calls.perturb((model, x, y, config), start, mask, generator, validate)
     return found
 
 
@@ -128,20 +120,11 @@ def spat_loss(
     """The loss to call ``backward()`` on in a loop of your own: the mean of the batch, a scalar.
 
     Perturbs the batch as :func:`perturb` does, whose arguments and errors it shares, or takes the
-    ``x_adv`` that it made; then evaluates the outer loss ``config.loss``
-    (:func:`spatlib.core.target.outer_loss`) with the model as it stands: one forward pass for
-    ``pgd``, two for ``trades`` and ``mart``, clean first (the order in which BatchNorm sees them).
+    ``x_adv`` that it made; then evaluates the outer loss (:func:`spatlib.core.target.outer_loss`)
+    with the model as it stands: one forward pass for ``pgd``, two for ``trades`` and ``mart``,
+    clean first (the order in which BatchNorm sees them).
     """
-    x, y = _prepared(model, x, y, config, validate)
-    if x_adv is None:
-        x_adv = attacked(model, x, y, config, source=generator, check=validate).x
-    else:
-        check_tensor("x_adv", x_adv)
-        check_same_shape("x_adv", x_adv, x)
-        x_adv, _ = prepare(x_adv, y, config, validate, "x_adv")
-    losses, logits = outer(model, x, x_adv, y, config)
-    if validate:
-        check_label_values(y, logits.shape[1])
+    losses: Tensor = _calls.spat_loss((model, x, y, config), x_adv, generator, validate)
     return losses.mean()
 
 
@@ -156,90 +139,11 @@ def shared_mask(
 ) -> Tensor:
     """The budget of every pixel: 1 where it is shared among the classes, ``floor`` elsewhere.
 
-    Our reading of arXiv:2009.10978; the formulas are in :mod:`spatlib.core.mask`. Arguments and
-    errors are those of :func:`perturb`; labels matter with ``classes`` only. Costs K - 1 backward
-    passes to the input, ``classes`` of them, ``probes`` with the score ``rms``, none with
-    ``random``. All ones, without a pass, unless ``config.masked``.
-
-    Returns:
-        One channel of values in {floor, 1}: (N, D), (N, 1, L) or (N, 1, H, W).
+    It has one channel: (N, D), (N, 1, L) or (N, 1, H, W). Our reading of arXiv:2009.10978; the
+    formulas are in :mod:`spatlib.core.mask`. Arguments and errors are those of :func:`perturb`;
+    labels matter with ``classes`` only. Costs K - 1 backward passes to the input, ``classes`` of
+    them, ``probes`` with the score ``rms``, none with ``random``; all ones, without a pass, unless
+    ``config.masked``.
     """
-    x, y = _prepared(model, x, y, config, validate)
-    if config.mask is None or not config.masked:
-        return torch.ones_like(x[:, :1] if x.ndim > 2 else x)
-    fork = None if generator is None else x.device
-    with _attacking(model, y, config, validate, fork) as own:
-        mask: Tensor = core.shared_mask(ops, x, *own, config.mask, Draws(generator))[0]
+    mask: Tensor = _calls.shared_mask((model, x, y, config), generator, validate)
     return mask
-
-
-class BatchLoss(NamedTuple):
-    """The scalar loss, the logits at x' and the share of stalled example-steps."""
-
-    loss: Tensor
-    logits: Tensor
-    stall_rate: Tensor
-
-
-def batch_loss(
-    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, source: torch.Generator
-) -> BatchLoss:
-    """What :func:`spat_loss` returns for a prepared batch, and what a trainer logs."""
-    attack = attacked(model, x, y, config, source=source)
-    losses, logits = outer(model, x, attack.x, y, config)
-    return BatchLoss(losses.mean(), logits.detach(), attack.stalls.mean())
-
-
-def attacked(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    config: SPATConfig,
-    *,
-    start: Tensor | None = None,
-    mask: Tensor | None = None,
-    source: torch.Generator | None = None,
-    check: bool = False,
-) -> Adversarial:
-    """The attack on a prepared batch; ``check`` reads the labels on the host."""
-    # With a generator or a start the global generators stay as they are, dropout or not.
-    fork = x.device if source is not None or start is not None else None
-    if start is not None and source is None:
-        source = torch.Generator(x.device).manual_seed(0)
-    with _attacking(model, y, config, check, fork) as own:
-        return adversarial(ops, *own, x, config, start, mask, Draws(source))
-
-
-def outer(
-    model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, config: SPATConfig
-) -> tuple[Tensor, Tensor]:
-    """The outer loss of each example (N,) and the logits (N, K) at x'."""
-    clean = None if config.loss == "pgd" else logits_of(model, x)
-    logits = logits_of(model, x_adv)
-    label = one_hot(y, logits)
-    return outer_loss(ops, config.loss, config.beta, label, clean, logits), logits
-
-
-@contextmanager
-def _attacking(
-    model: nn.Module, y: Tensor, config: SPATConfig, check: bool, fork: torch.device | None
-) -> Iterator[tuple[Callable[..., Any], Callable[[Tensor], Tensor]]]:
-    """The primitive and the labels that the core asks for, while the model is set up for them."""
-
-    def label(logits: Tensor) -> Tensor:
-        nonlocal check
-        if check:  # once: the labels stay the same from step to step
-            check_label_values(y, logits.shape[1])
-            check = False
-        return one_hot(y, logits)
-
-    with attack_state(unwrap(model), config.attack_mode, fork) as module:
-        yield partial(vjp, module), label
-
-
-def _prepared(
-    model: nn.Module, x: Tensor, y: Tensor, config: SPATConfig, validate: bool
-) -> tuple[Tensor, Tensor]:
-    check_model(model)
-    require_type("config", config, SPATConfig)
-    return prepare(x, y, config, validate)

@@ -16,7 +16,7 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor, progress
 
 from . import attack, ops, state
-from .inputs import check_label_values, check_tensor, logits_of, one_hot, prepare
+from .inputs import as_tensor, check_label_values, logits_of, one_hot, prepare
 from .loaders import CPU, Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
@@ -109,8 +109,7 @@ def survivors(
                     with attack_state(module, fork=where, foreign=True):
                         found = call(module, x.clone(), y.clone())
                     found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
-                    check_tensor(f"x_adv of {key}", found)
-                    found = found.detach().to(x)
+                    found = as_tensor(f"x_adv of {key}", found).to(x)
                     before, after = (part.cpu().double().numpy() for part in (x, found))
                     evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                     right = core.is_correct(ops, predict(found), label)

@@ -1,6 +1,5 @@
 """One batch on its way in: checked, detached, clipped; and logits checked on their way out."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from spatlib import errors
 from spatlib.config import Threat
-from spatlib.errors import ConfigError, expect
+from spatlib.errors import DataError, require
 
 from . import ops
 
@@ -21,49 +20,39 @@ def prepare(
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
     Errors call x by the name.
     """
-    check_tensor(name, x)
-    check_tensor("y", y)
+    x, y = as_tensor(name, x), as_tensor("y", y)
     errors.check_batch(x, y, name)
     if validate:
         errors.check_range(ops.extremes(x), threat.bounds, name)
-    # Tensors made in inference mode cannot be saved for a backward pass; copies can.
     with torch.inference_mode(False), torch.no_grad():
-        x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
         return ops.clip(x, *threat.bounds), y.long()
 
 
-def given(name: str, value: Tensor | None, x: Tensor, validate: bool) -> Tensor | None:
-    """A "start" or "mask" in the dtype of x, checked likewise; None stays None."""
-    if value is None:
-        return None
-    check_tensor(name, value)
-    errors.check_same_shape(name, value, x)
-    bounds, advice = errors.GIVEN[name]
-    if validate:
-        errors.check_range(ops.extremes(value), bounds, name, advice)
-    return ops.clip(value.detach().to(x.dtype), *bounds)
+def as_tensor(name: str, value: Any) -> Tensor:
+    """The tensor, detached, and usable in autograd; DataError if it is none."""
+    if not isinstance(value, Tensor):
+        kind, advice = type(value).__name__, "convert it by torch.as_tensor"
+        raise DataError(f"{name} must be a torch.Tensor, got {kind}: {advice}")
+    # Tensors made in inference mode cannot be saved for a backward pass; copies can.
+    with torch.inference_mode(False), torch.no_grad():
+        return value.clone() if value.is_inference() else value.detach()
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits = model(x)
-    kind = type(logits).__name__
-    expect(isinstance(logits, Tensor), f"model must return a tensor of logits, got {kind}: wrap it")
-    errors.check_logits(logits.shape, len(x))
+    logits: Tensor = model(x)
+    errors.check_logits(logits, isinstance(logits, Tensor), len(x))
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    found: Tensor = logits.clamp(min=errors.RULED_OUT)
-    return found
+    return logits.clamp(min=errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
-    """(N, K) in the dtype of the logits, NaN for a label that names no class.
+    """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class.
 
-    Comparisons, so that no value is read on the host. NaN makes the loss NaN.
+    A comparison, so that no value is read on the host.
     """
-    classes = torch.arange(logits.shape[1], device=y.device)
-    known = (y >= 0) & (y < logits.shape[1])
-    rows = (y[:, None] == classes).to(logits.dtype)
-    return torch.where(known[:, None], rows, math.nan)
+    rows = (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
+    return rows / rows.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
 
 
 def check_label_values(y: Tensor, classes: int) -> None:
@@ -73,12 +62,6 @@ def check_label_values(y: Tensor, classes: int) -> None:
 
 def check_model(model: Any) -> None:
     """ConfigError unless it is a module."""
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise ConfigError(f"model must be a torch.nn.Module that returns logits, got {kind}")
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """DataError unless it is a tensor."""
-    kind, advice = type(value).__name__, "convert it by torch.as_tensor"
-    expect(isinstance(value, Tensor), f"{name} must be a torch.Tensor, got {kind}: {advice}")
+    require(
+        isinstance(model, nn.Module), "model", "be a torch.nn.Module that returns logits", model
+    )

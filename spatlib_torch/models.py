@@ -1,6 +1,6 @@
 """The networks of ``spatlib.networks`` as PyTorch modules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -56,44 +56,36 @@ class Block(nn.Module):
 
 
 def build(
-    of: Callable[..., Layout],
-    shape: Shape,
-    classes: int,
-    mean: Numbers = None,
-    std: Numbers = None,
-    **settings: Any,
+    of: Any, shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, **settings: Any
 ) -> nn.Module:
     """The network of the layout ``of(**settings)``, from (N, C, H, W) to logits (N, K).
 
     ``shape`` is (C, H, W), ``classes`` K; ``mean`` and ``std`` are per channel in the units of the
     inputs, or None. The global generator decides the weights. Raises ConfigError.
     """
-    layout = of(**settings)
+    layout: Layout = of(**settings)
     layout.check(shape, classes, mean, std, channels_first=True)
     layers: list[nn.Module] = [] if mean is None or std is None else [Normalize(mean, std)]
-    width, *sides = shape  # of what the next layer takes
+    width = shape[0]
     for layer in layout.layers:
+        out = layer[1] if len(layer) > 1 else width
         match layer:
-            case "conv", out, padding:
+            case "conv", _, padding:
                 layers += [nn.Conv2d(width, out, 3, padding=padding), nn.ReLU()]
-                width, sides = out, [side - 2 + 2 * padding for side in sides]
             case ("pool",):
                 layers.append(nn.MaxPool2d(2))
-                sides = [side // 2 for side in sides]
             case ("flatten",):
                 layers.append(nn.Flatten())
-                width *= sides[0] * sides[1]
-            case "dense", out:
+                out = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+            case "dense", _:
                 layers += [nn.Linear(width, out), nn.ReLU()]
-                width = out
-            case "stem", out:
+            case "stem", _:
                 layers.append(nn.Conv2d(width, out, 3, padding=1, bias=False))
-                width = out
-            case "block", out, stride:
+            case "block", _, stride:
                 layers.append(Block(width, out, stride))
-                width = out
             case ("mean",):
                 layers += [BatchNorm(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        width = out
     model = nn.Sequential(*layers, nn.Linear(width, classes))
     for module in model.modules() if layout.he else ():
         if isinstance(module, nn.Conv2d):

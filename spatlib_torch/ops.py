@@ -12,6 +12,7 @@ CHANNEL_AXIS = 1
 
 abs, sign, sqrt, exp, log = torch.abs, torch.sign, torch.sqrt, torch.exp, torch.log
 where, clip, sum, max = torch.where, torch.clamp, torch.sum, torch.amax
+detach = torch.Tensor.detach
 log_softmax, logsumexp = partial(torch.log_softmax, dim=-1), partial(torch.logsumexp, dim=-1)
 
 

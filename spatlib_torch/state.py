@@ -1,7 +1,7 @@
 """What an attack changes on a model and puts back; models and optimizers as named tensors."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import safetensors.torch
@@ -39,33 +39,30 @@ def attack_state(
     BatchNorm in inference mode, which only ``foreign`` code can move. Lazy modules take their
     shapes, those with buffers in inference mode.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     forked = torch.random.fork_rng([fork] if fork and fork.type == "cuda" else [], fork is not None)
-    with forked, torch.inference_mode(False), torch.enable_grad():
-        try:
-            for module, flag in modes:  # module.eval() would also run overridden train() methods
-                own = dict(module.named_buffers(recurse=False))
-                known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
-                module.training = flag and mode == "train" and len(known) == len(own)
-                if foreign or module.training or type(module) not in NORMS:
-                    buffers += [(module, n, b, b.detach().clone()) for n, b in known.items()]
-            for p in trainable:
-                p.requires_grad = False  # requires_grad_() refuses lazy parameters
-            yield model
-        finally:
-            for module, flag in modes:
-                module.training = flag
-            for p in trainable:
-                p.requires_grad = True
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    if buffer.grad_fn is not None:  # what moved it in place depends on the inputs
-                        buffer.detach_()
-                    if buffer.shape != value.shape:
-                        buffer.data = torch.empty_like(value)
-                    setattr(module, name, buffer.copy_(value))
+    with forked, torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
+        for module in model.modules():  # module.eval() would also run overridden train() methods
+            undo.callback(setattr, module, "training", module.training)
+            own = dict(module.named_buffers(recurse=False))
+            known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
+            module.training &= mode == "train" and len(known) == len(own)
+            if foreign or module.training or type(module) not in NORMS:
+                for name, buffer in known.items():
+                    undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
+        for p in model.parameters():
+            undo.callback(setattr, p, "requires_grad", p.requires_grad)
+            p.requires_grad = False  # requires_grad_() refuses lazy parameters
+        yield model
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> None:
+    """Make it the module's buffer again, with this value."""
+    if buffer.grad_fn is not None:  # what moved it in place depends on the inputs
+        buffer.detach_()
+    if buffer.shape != value.shape:
+        buffer.data = torch.empty_like(value)
+    setattr(module, name, buffer.copy_(value))
 
 
 @contextmanager
@@ -75,14 +72,11 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     The module keeps its class and names. Flags in which attack and update differ are constants of
     compiled code: each has a version of its own, and a second one for other batch sizes.
     """
-    ours = wanted and "forward" not in vars(model)
-    if ours:
-        vars(model)["forward"] = torch.compile(model.forward)
-    try:
+    with ExitStack() as undo:
+        if wanted and "forward" not in vars(model):
+            vars(model)["forward"] = torch.compile(model.forward)
+            undo.callback(vars(model).pop, "forward")
         yield
-    finally:
-        if ours:
-            del vars(model)["forward"]
 
 
 def packed(named: Named, meta: Any = None) -> bytes:
@@ -122,11 +116,9 @@ def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[s
                 what = "keep tensors and numbers to be saved in run_dir (or leave it out)"
                 require(isinstance(value, PLAIN), "optimizer", what, {key: value})
                 numbers[f"{key}.{name}"] = value
-    kind: list[Any] = [type(optimizer).__name__]
-    groups = []
-    for group in optimizer.param_groups:
-        kind.append([names.get(p) for p in group["params"]])
-        groups.append({k: v for k, v in group.items() if isinstance(v, (*PLAIN, tuple))})
+    all_groups = optimizer.param_groups
+    kind = [type(optimizer).__name__, *([names.get(p) for p in g["params"]] for g in all_groups)]
+    groups = [{k: v for k, v in g.items() if isinstance(v, (*PLAIN, tuple))} for g in all_groups]
     return found, {"kind": kind, "groups": groups, "numbers": numbers}
 
 

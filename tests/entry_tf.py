@@ -113,7 +113,8 @@ class TFEngine(Entry):
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
     ) -> float:
         batch = tf.constant(to_last(x)), tf.constant(y)
-        found = attacked(self.model, *batch, config, start=tf.constant(to_last(start)))
+        own = tf.constant(to_last(start)), None
+        found = attacked(self.model, *batch, config, own=own)
         return float(tf.reduce_mean(found.stalls))
 
     def evaluate(
@@ -136,10 +137,9 @@ class TFEngine(Entry):
 
         data = to_last(x), y
         settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
-        users = [patch(f"spatlib_tf.{name}.logits_of", look) for name in ("attack", "engine")]
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
-            with users[0], users[1]:
+            with patch("spatlib_tf.inputs.logits_of", look):
                 return spatlib.evaluate(self.model, data, config, **settings).metrics
         finally:
             tf.config.run_functions_eagerly(False)

@@ -111,7 +111,7 @@ class TorchEngine(Entry):
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
     ) -> float:
         batch = torch.as_tensor(x), torch.as_tensor(y)
-        found = attacked(self.model, *batch, config, start=torch.as_tensor(start))
+        found = attacked(self.model, *batch, config, own=(torch.as_tensor(start), None))
         return float(found.stalls.mean())
 
     def evaluate(

@@ -63,6 +63,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
         )
         for name, tests in CORE.items()
     },
+    "spatlib/core/calls.py": (*TORCH, f"{STALL}[torch-0.3]", "tests/test_draws.py", *STATE),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",

@@ -121,45 +121,46 @@ CORE: dict[str, Faults] = {
 }
 
 ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
-    ("spatlib_torch/attack.py", TORCH): {
+    ("spatlib/core/calls.py", TORCH): {
         "clean pass after the perturbed one": (
             "label, clean, logits), logits",
             "label, logits, logits), logits",
         ),
+        "start ignored": ("config, start, mask, draws)", "config, None, mask, draws)"),
+    },
+    ("spatlib/core/calls.py", TF_MASKED): {
+        "mask of its own kept": ("config, start, mask, draws)", "config, start, None, draws)"),
+    },
+    ("spatlib/core/calls.py", TF): {
+        "clean logits doubled": (
+            "else self.forward(model, x)",
+            "else 2 * self.forward(model, x)",
+        ),
     },
     ("spatlib_torch/state.py", STATE): {
-        "parameters stay frozen": ("p.requires_grad = True", "pass"),
+        "parameters stay frozen": (
+            'undo.callback(setattr, p, "requires_grad", p.requires_grad)',
+            "pass",
+        ),
         "buffers not put back": ("name, buffer.copy_(value))", "name, buffer)"),
         "training flags not put back": (
-            "        finally:\n            for module, flag in modes:",
-            "        finally:\n            for module, flag in modes[:0]:",
+            'undo.callback(setattr, module, "training", module.training)',
+            "pass",
         ),
     },
     ("spatlib_torch/attack.py", CONTEXTS): {
         "global generators move": (
-            "fork = x.device if source is not None or start is not None else None",
+            "fork = None if source is None and start is None else x.device",
             "fork = None",
-        ),
-    },
-    ("spatlib_tf/attack.py", TF_MASKED): {
-        "mask of its own kept": (
-            "start=start, mask=mask, source",
-            "start=start, mask=None, source",
-        ),
-    },
-    ("spatlib_tf/attack.py", TF): {
-        "clean logits doubled": (
-            "else logits_of(model, x, training=True)",
-            "else 2 * logits_of(model, x, training=True)",
         ),
     },
     ("spatlib_tf/random.py", TF_DRAWS): {
         "same offsets from every seed": (
-            'uniform((classes - 1,), self._of("mask"),',
-            'uniform((classes - 1,), 0 * self._of("mask"),',
+            "self._uniform((classes - 1,),",
+            "self._replace(seed=0 * self.seed)._uniform((classes - 1,),",
         ),
     },
-    ("spatlib_tf/state.py", TF_STATE): {
+    ("spatlib_tf/attack.py", TF_STATE): {
         "variables not put back": ("            variable.assign(value)", "            pass"),
     },
     ("spatlib_tf/engine.py", TF_VERDICTS): {

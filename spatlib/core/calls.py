@@ -1,0 +1,111 @@
+"""What both engines offer for a batch: its perturbed examples, its loss and its mask."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from ..config import SPATConfig
+from ..errors import check_range, check_same_shape, require_type
+from .attack import Adversarial, adversarial
+from .feasible import Draws
+from .mask import Vjp, shared_mask
+from .ops import Array
+from .target import outer_loss
+
+Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
+GIVEN = {  # the range of what a user may pass beside x, and what to do if it is outside
+    "start": ((-math.inf, math.inf), "look at where it comes from"),
+    "mask": ((0.0, 1.0), "give each pixel its share of eps"),
+}
+
+
+class Calls(NamedTuple):
+    """The public functions of an engine, over what its framework does in its own way.
+
+    With ``validate`` (or ``check``) values are looked at, which reads them on the host.
+
+    Attributes:
+        inputs: A module: ops, check_model, as_tensor, prepare, one_hot, check_label_values.
+        attacking: A context, of model, x, config, random source and start, in which the model is
+            set up for an attack; it gives the core's vjp and draws.
+        forward: (model, x) -> logits (N, K) for the outer loss.
+    """
+
+    inputs: Any
+    attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
+    forward: Callable[[Any, Array], Array]
+
+    def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
+        """See ``perturb`` of the engine."""
+        _, x, _, _ = batch = self._prepared(*batch, validate)
+        own = [self._given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))]
+        return self.attacked(*batch, own=own, source=source, check=validate).x
+
+    def spat_loss(self, batch: Batch, x_adv: Any, source: Any, validate: bool) -> Array:
+        """``spat_loss`` of the engine for each example (N,)."""
+        model, x, y, config = batch = self._prepared(*batch, validate)
+        if x_adv is None:
+            x_adv = self.attacked(*batch, source=source, check=validate).x
+        else:
+            x_adv = self.inputs.as_tensor("x_adv", x_adv)
+            check_same_shape("x_adv", x_adv, x)
+            x_adv, _ = self.inputs.prepare(x_adv, y, config, validate, "x_adv")
+        return self.outer(model, x, x_adv, y, config, validate)[0]
+
+    def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
+        """See ``shared_mask`` of the engine."""
+        model, x, y, config = self._prepared(*batch, validate)
+        ops = self.inputs.ops
+        if config.mask is None or not config.masked:
+            flat = len(x.shape) == 2
+            return 1 + (0 * x if flat else ops.sum(0 * x, axis=ops.CHANNEL_AXIS, keepdims=True))
+        with self.attacking(model, x, config, source, None) as (vjp, draws):
+            label = self._label(y, validate)
+            return ops.detach(shared_mask(ops, x, vjp, label, config.mask, draws)[0])
+
+    def attacked(
+        self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False
+    ) -> Adversarial:
+        """The attack on a prepared :data:`Batch`; ``own`` are the user's start and mask."""
+        (model, x, y, config), (start, mask), ops = batch, own, self.inputs.ops
+        with self.attacking(model, x, config, source, start) as (vjp, draws):
+            found = adversarial(ops, vjp, self._label(y, check), x, config, start, mask, draws)
+        return found._replace(x=ops.detach(found.x))
+
+    def outer(
+        self, model: Any, x: Array, x_adv: Array, y: Array, config: SPATConfig, check: bool = False
+    ) -> tuple[Array, Array]:
+        """The outer loss of each example (N,) and the logits (N, K) at x'."""
+        clean = None if config.loss == "pgd" else self.forward(model, x)
+        logits = self.forward(model, x_adv)
+        label = self._label(y, check)(logits)
+        return outer_loss(self.inputs.ops, config.loss, config.beta, label, clean, logits), logits
+
+    def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
+        self.inputs.check_model(model)
+        require_type("config", config, SPATConfig)
+        return model, *self.inputs.prepare(x, y, config, validate), config
+
+    def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
+        """The user's start or mask in the dtype of x, clipped to its range."""
+        if value is None:
+            return None
+        ops, (bounds, advice) = self.inputs.ops, GIVEN[name]
+        value = ops.cast(self.inputs.as_tensor(name, value), like=x)
+        check_same_shape(name, value, x)
+        if validate:
+            check_range(ops.extremes(value), bounds, name, advice)
+        return ops.clip(value, *bounds)
+
+    def _label(self, y: Array, check: bool) -> Callable[[Array], Array]:
+        """Logits to the one-hot labels, looked at once: they stay the same from step to step."""
+
+        def label(logits: Array) -> Array:
+            nonlocal check
+            if check:
+                self.inputs.check_label_values(y, logits.shape[1])
+                check = False
+            return self.inputs.one_hot(y, logits)
+
+        return label
