@@ -147,15 +147,14 @@ def check_labels(extremes: Sequence[float], classes: int) -> None:
 
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     """DataError unless the model's output is a tensor (N, K) with K >= 2."""
-    kind = type(logits).__name__
-    expect(is_tensor, f"model must return a tensor of logits, got {kind}: wrap it")
+    expect(is_tensor, f"model must return a tensor of logits, got {type(logits).__name__}: wrap it")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
-        raise DataError(
-            f"model must return logits of shape ({batch or 'N'}, K) with K >= 2, got "
-            f"{tuple(shape)}: return one logit per class and example, two for two classes"
+        what = (
+            f"model must return logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
         )
+        raise DataError(f"{what}: return one per class and example, two for two classes")
 
 
 def check_same_shape(name: str, value: Any, x: Any) -> None:
@@ -163,4 +162,4 @@ def check_same_shape(name: str, value: Any, x: Any) -> None:
     shape, expected = tuple(value.shape), tuple(x.shape)
     known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
     fits = len(shape) == len(expected) and same(known, expected)
-    expect(fits, f"{name} must have the shape of x, {expected}, or 1 for a length, got {shape}")
+    expect(fits, f"{name} must have the shape of x, {expected}, or broadcast to it, got {shape}")

@@ -20,7 +20,6 @@ from .batches import as_dataset, batches
 from .inputs import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
-from .random import next_seed
 
 Tensor = Any
 CHANNELS_FIRST = False
@@ -114,7 +113,7 @@ def survivors(
             check_label_values(y, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             batch = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
-            seeds = tf.stack([next_seed(source) for source in sources])
+            seeds = tf.stack([attack.next_seed(source) for source in sources])
             verdicts = graph(*attacks, *batch)(x, y, seeds)
             for key, call in evaluation.callables.items():
                 found = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)

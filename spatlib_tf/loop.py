@@ -17,9 +17,9 @@ from spatlib.errors import NonFiniteError, expect
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, progress, show
 from spatlib.runs import CHECKPOINT, pack, unpack
 
+from .attack import next_seed
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel
-from .random import next_seed
 
 
 class Trainer(SPATModel):

@@ -11,9 +11,8 @@ from spatlib.core.attack import Adversarial, is_correct
 from spatlib.errors import require, require_type
 
 from . import inputs, ops
-from .attack import attacked, outer, survivors_of
+from .attack import attacked, next_seed, outer, survivors_of
 from .ops import Tensor
-from .random import next_seed
 
 SQUASHING = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.log_softmax)
 

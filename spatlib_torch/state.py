@@ -100,9 +100,8 @@ def put(model: nn.Module, named: Named, source: str) -> None:
     try:
         unwrap(model).load_state_dict(named)
     except RuntimeError as error:
-        raise DataError(
-            f"{source} must hold weights of this architecture: build the model as it was trained"
-        ) from error
+        what = f"{source} must hold weights of this architecture: build the model as it was trained"
+        raise DataError(what) from error
 
 
 def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[str, Any]]:

@@ -14,10 +14,10 @@ import tensorflow as tf
 import spatlib
 import spatlib_tf
 from spatlib import SPATConfig
+from spatlib_tf import attack as tf_attack
 from spatlib_tf import engine as tf_engine
 from spatlib_tf import inputs as tf_inputs
 from spatlib_tf import ops as tf_ops
-from spatlib_tf import random as tf_random
 from spatlib_tf.attack import attacked
 
 from .entry import CHANNELS, CLASSES, HEIGHT, HIDDEN, WIDTH, Entry, mask_draws, to_last
@@ -157,8 +157,8 @@ class TFEngine(Entry):
 
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
-        source = tf_random.next_seed(keras.random.SeedGenerator(seed))
-        draws = tf_random.Draws(source)
+        source = tf_attack.next_seed(keras.random.SeedGenerator(seed))
+        draws = tf_attack.Draws(source)
         label = tf.one_hot([0] * count, CLASSES, dtype=tf.float64)
         pixels = tf.zeros((count, HEIGHT, WIDTH, 1), tf.float64)
         return mask_draws(draws, config.mask, label, pixels)

@@ -19,7 +19,7 @@ import spatlib_tf
 from spatlib import Mask, SPATConfig
 from spatlib.core import feasible
 from spatlib_tf import SPATModel, ops
-from spatlib_tf import random as tf_random
+from spatlib_tf import attack as tf_attack
 
 from .entry import initial_weights, to_last
 from .entry_tf import TFEngine
@@ -120,7 +120,7 @@ def test_draws_are_the_same_eagerly_in_a_graph_and_under_xla(random_start: str, 
     x, state = tf.zeros((7, 5, 3), dtype), tf.Variable([3, 0])
 
     def draw() -> list[Any]:
-        source = tf_random.Draws(state + 0)  # a constant would be drawn from before compiling
+        source = tf_attack.Draws(state + 0)  # a constant would be drawn from before compiling
         settings = (SPATConfig(eps=e, norm=n, random_start=random_start) for n, e in EPS.items())
         starts = [feasible.random_start(ops, x, config, source) for config in settings]
         label = tf.one_hot(tf.range(7), 9, dtype=dtype)

@@ -17,9 +17,8 @@ from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import SCORES, plain_pgd
 from spatlib.core.attack import survivors
 from spatlib_tf import ops
-from spatlib_tf.attack import vjp
+from spatlib_tf.attack import Draws, next_seed, vjp
 from spatlib_tf.inputs import logits_of, one_hot
-from spatlib_tf.random import Draws, next_seed
 
 from .entry import to_last
 from .test_tf_fit import normed, state

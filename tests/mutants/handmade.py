@@ -154,7 +154,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "fork = None",
         ),
     },
-    ("spatlib_tf/random.py", TF_DRAWS): {
+    ("spatlib_tf/attack.py", TF_DRAWS): {
         "same offsets from every seed": (
             "self._uniform((classes - 1,),",
             "self._replace(seed=0 * self.seed)._uniform((classes - 1,),",
