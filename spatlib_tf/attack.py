@@ -14,7 +14,7 @@ from spatlib.core.attack import survivors
 from spatlib.core.calls import Calls
 from spatlib.errors import expect, require
 
-from . import inputs, ops
+from . import ops
 from .ops import Tensor
 
 PURPOSES = ("start", "radius", "mask")  # of a draw: each has a seed of its own
@@ -29,7 +29,7 @@ def vjp(
     """
     with tf.GradientTape(persistent=many, watch_accessed_variables=False) as tape:
         tape.watch(x)
-        logits = inputs.logits_of(model, x, training=training)
+        logits = ops.logits_of(model, x, training=training)
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
         gradient = tape.gradient(logits, x, output_gradients=cotangent)
@@ -113,7 +113,7 @@ def _attacking(
             variable.assign(value)
 
 
-_calls = Calls(inputs, _attacking, partial(inputs.logits_of, training=True))
+_calls = Calls(ops, _attacking, partial(ops.logits_of, training=True))
 attacked, outer = _calls.attacked, _calls.outer
 
 
@@ -191,7 +191,7 @@ def survivors_of(
     model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], seeds: Any
 ) -> dict[str, Tensor]:
     """The verdicts (N,) under every named attack, one seed (2,) per restart."""
-    clean = inputs.logits_of(model, x)
-    own = partial(vjp, model, False), partial(inputs.logits_of, model)
-    batch = x, clean, inputs.one_hot(y, clean)
+    clean = ops.logits_of(model, x)
+    own = partial(vjp, model, False), partial(ops.logits_of, model)
+    batch = x, clean, ops.one_hot(y, clean)
     return survivors(ops, *own, named, threat, batch, map(Draws, seeds))

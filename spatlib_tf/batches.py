@@ -11,7 +11,7 @@ import tensorflow as tf
 from spatlib.config import PADDING, Threat, TrainConfig, fold
 from spatlib.data import is_pair, length, pairs
 
-from .inputs import prepare
+from .ops import prepare
 
 
 def batches(data: Any, size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:

@@ -17,9 +17,9 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .batches import as_dataset, batches
-from .inputs import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
+from .ops import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
 
 Tensor = Any
 CHANNELS_FIRST = False

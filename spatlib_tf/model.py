@@ -10,7 +10,7 @@ from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, is_correct
 from spatlib.errors import require, require_type
 
-from . import inputs, ops
+from . import ops
 from .attack import attacked, next_seed, outer, survivors_of
 from .ops import Tensor
 
@@ -48,7 +48,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     ) -> None:
         super().__init__(**kwargs)
         require_type("config", config, SPATConfig)
-        inputs.check_model(base)
+        ops.check_model(base)
         last: Any = base
         while getattr(last, "layers", None):  # a model may end in a model
             last = last.layers[-1]
@@ -100,13 +100,13 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             batch = next(iter(x.take(1)), None)
         if batch is not None:
             some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            some, labels = inputs.prepare(some, labels, self.config, validate=True)
-            inputs.check_label_values(labels, inputs.logits_of(self.base, some[:1]).shape[1])
+            some, labels = ops.prepare(some, labels, self.config, validate=True)
+            ops.check_label_values(labels, ops.logits_of(self.base, some[:1]).shape[1])
         return x, y
 
     def train_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = inputs.prepare(x, y, self.config, validate=False)
+        x, labels = ops.prepare(x, y, self.config, validate=False)
         if not self.built:
             self(x)  # the attack calls the base only
         attack = self._attack(x, labels)
@@ -118,19 +118,19 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
-        self._record(loss, x, is_correct(ops, logits, inputs.one_hot(labels, logits)))
+        self._record(loss, x, is_correct(ops, logits, ops.one_hot(labels, logits)))
         self.stall_rate.update_state(attack.stalls)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
-            clean = inputs.logits_of(self.base, x) if attack.clean is None else attack.clean
+            clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = inputs.prepare(x, y, self.config, validate=False)
-        logits = inputs.logits_of(self.base, x)
-        losses = -ops.sum(inputs.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
+        x, labels = ops.prepare(x, y, self.config, validate=False)
+        logits = ops.logits_of(self.base, x)
+        losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         own = self.evaluation, {"pgd": "pgd"}, [next_seed(self.evaluation_seeds, x)]
         self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"])

@@ -12,7 +12,7 @@ from spatlib.config import SPATConfig
 from spatlib.core.calls import Calls
 from spatlib.errors import expect
 
-from . import inputs
+from . import ops
 from .state import attack_state, unwrap
 
 
@@ -24,7 +24,7 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     leaf = x.detach().requires_grad_()
     # A compiled forward pass can be gone back through once only.
     with torch.compiler.set_stance("force_eager") if many else nullcontext():
-        logits = inputs.logits_of(model, leaf)
+        logits = ops.logits_of(model, leaf)
     what = "model must return logits that autograd can follow to its input"
     expect(logits.requires_grad, f"{what}: remove no_grad, detach or item from its forward")
 
@@ -71,7 +71,7 @@ def _attacking(
         yield partial(vjp, module), Draws(source)
 
 
-_calls = Calls(inputs, _attacking, inputs.logits_of)
+_calls = Calls(ops, _attacking, ops.logits_of)
 attacked, outer = _calls.attacked, _calls.outer
 
 

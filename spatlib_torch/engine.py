@@ -16,10 +16,10 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor, progress
 
 from . import attack, ops, state
-from .inputs import as_tensor, check_label_values, logits_of, one_hot, prepare
 from .loaders import CPU, Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
+from .ops import as_tensor, check_label_values, logits_of, one_hot, prepare
 from .state import attack_state, compiled, unwrap
 
 CHANNELS_FIRST = True

@@ -15,7 +15,7 @@ from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
 from spatlib.errors import ConfigError, DataError, check_images
 
-from .inputs import check_model
+from .ops import check_model
 
 # The purposes of a seed, fold(seed, epoch, number of the step or item, purpose): as every draw
 # follows from one, no state of a generator is saved.

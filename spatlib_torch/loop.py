@@ -21,8 +21,8 @@ from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
 
 from . import attack
-from .inputs import check_label_values, logits_of, prepare
 from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
+from .ops import check_label_values, logits_of, prepare
 from .state import attack_state, load_optimizer, optimizer_state, packed, put, unwrap, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint

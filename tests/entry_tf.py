@@ -16,7 +16,6 @@ import spatlib_tf
 from spatlib import SPATConfig
 from spatlib_tf import attack as tf_attack
 from spatlib_tf import engine as tf_engine
-from spatlib_tf import inputs as tf_inputs
 from spatlib_tf import ops as tf_ops
 from spatlib_tf.attack import attacked
 
@@ -128,7 +127,7 @@ class TFEngine(Entry):
         steps: int = 2,
         seen: list[np.ndarray] | None = None,
     ) -> dict[str, float]:
-        original = tf_inputs.logits_of  # Keras has no hooks
+        original = tf_ops.logits_of  # Keras has no hooks
 
         def look(model: Any, z: Any, *, training: bool = False) -> Any:
             if seen is not None and len(z) == len(x):
@@ -139,7 +138,7 @@ class TFEngine(Entry):
         settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
         tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
         try:
-            with patch("spatlib_tf.inputs.logits_of", look):
+            with patch("spatlib_tf.ops.logits_of", look):
                 return spatlib.evaluate(self.model, data, config, **settings).metrics
         finally:
             tf.config.run_functions_eagerly(False)

@@ -21,7 +21,7 @@ from spatlib.core.feasible import FeasibleSet, uniform_in_ball
 from spatlib.core.ops import rivals
 from spatlib_torch import perturb
 from spatlib_torch.attack import Draws, vjp
-from spatlib_torch.inputs import one_hot
+from spatlib_torch.ops import one_hot
 
 from .record import agree, saw_dtypes
 

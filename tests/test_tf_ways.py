@@ -18,7 +18,7 @@ from spatlib.config import SCORES, plain_pgd
 from spatlib.core.attack import survivors
 from spatlib_tf import ops
 from spatlib_tf.attack import Draws, next_seed, vjp
-from spatlib_tf.inputs import logits_of, one_hot
+from spatlib_tf.ops import logits_of, one_hot
 
 from .entry import to_last
 from .test_tf_fit import normed, state

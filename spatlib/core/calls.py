@@ -26,13 +26,14 @@ class Calls(NamedTuple):
     With ``validate`` (or ``check``) values are looked at, which reads them on the host.
 
     Attributes:
-        inputs: A module: ops, check_model, as_tensor, prepare, one_hot, check_label_values.
+        ops: The module of :class:`spatlib.core.ops.Ops`, which has more for batches: check_model,
+            as_tensor, prepare, one_hot, check_label_values, extremes and detach.
         attacking: A context, of model, x, config, random source and start, in which the model is
             set up for an attack; it gives the core's vjp and draws.
         forward: (model, x) -> logits (N, K) for the outer loss.
     """
 
-    inputs: Any
+    ops: Any
     attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
     forward: Callable[[Any, Array], Array]
 
@@ -48,15 +49,15 @@ class Calls(NamedTuple):
         if x_adv is None:
             x_adv = self.attacked(*batch, source=source, check=validate).x
         else:
-            x_adv = self.inputs.as_tensor("x_adv", x_adv)
+            x_adv = self.ops.as_tensor("x_adv", x_adv)
             check_same_shape("x_adv", x_adv, x)
-            x_adv, _ = self.inputs.prepare(x_adv, y, config, validate, "x_adv")
+            x_adv, _ = self.ops.prepare(x_adv, y, config, validate, "x_adv")
         return self.outer(model, x, x_adv, y, config, validate)[0]
 
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         """See ``shared_mask`` of the engine."""
         model, x, y, config = self._prepared(*batch, validate)
-        ops = self.inputs.ops
+        ops = self.ops
         if config.mask is None or not config.masked:
             flat = len(x.shape) == 2
             return 1 + (0 * x if flat else ops.sum(0 * x, axis=ops.CHANNEL_AXIS, keepdims=True))
@@ -68,7 +69,7 @@ class Calls(NamedTuple):
         self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False
     ) -> Adversarial:
         """The attack on a prepared :data:`Batch`; ``own`` are the user's start and mask."""
-        (model, x, y, config), (start, mask), ops = batch, own, self.inputs.ops
+        (model, x, y, config), (start, mask), ops = batch, own, self.ops
         with self.attacking(model, x, config, source, start) as (vjp, draws):
             found = adversarial(ops, vjp, self._label(y, check), x, config, start, mask, draws)
         return found._replace(x=ops.detach(found.x))
@@ -80,19 +81,19 @@ class Calls(NamedTuple):
         clean = None if config.loss == "pgd" else self.forward(model, x)
         logits = self.forward(model, x_adv)
         label = self._label(y, check)(logits)
-        return outer_loss(self.inputs.ops, config.loss, config.beta, label, clean, logits), logits
+        return outer_loss(self.ops, config.loss, config.beta, label, clean, logits), logits
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
-        self.inputs.check_model(model)
+        self.ops.check_model(model)
         require_type("config", config, SPATConfig)
-        return model, *self.inputs.prepare(x, y, config, validate), config
+        return model, *self.ops.prepare(x, y, config, validate), config
 
     def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
         """The user's start or mask in the dtype of x, clipped to its range."""
         if value is None:
             return None
-        ops, (bounds, advice) = self.inputs.ops, GIVEN[name]
-        value = ops.cast(self.inputs.as_tensor(name, value), like=x)
+        ops, (bounds, advice) = self.ops, GIVEN[name]
+        value = ops.cast(self.ops.as_tensor(name, value), like=x)
         check_same_shape(name, value, x)
         if validate:
             check_range(ops.extremes(value), bounds, name, advice)
@@ -104,8 +105,8 @@ class Calls(NamedTuple):
         def label(logits: Array) -> Array:
             nonlocal check
             if check:
-                self.inputs.check_label_values(y, logits.shape[1])
+                self.ops.check_label_values(y, logits.shape[1])
                 check = False
-            return self.inputs.one_hot(y, logits)
+            return self.ops.one_hot(y, logits)
 
         return label
