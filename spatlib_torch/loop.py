@@ -129,7 +129,8 @@ class Loop:
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
-        # A gradient that was not finite shows in the parameters.
+        # A gradient that was not finite shows in the parameters; one read for all: a row per step,
+        # and one of their size.
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
         *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(7)]).tolist()
         self.seconds = time.perf_counter() - self.began
@@ -146,7 +147,7 @@ class Loop:
             raise NonFiniteError(self.step, self.history)
         self.seen = []
         means = {name: n / self.count for name, n in zip(MEANS, self.sums, strict=True)}
-        show(self.bar, self.step, {**dict(*self.history[-1:]), **means})
+        show(self.bar, self.step, (self.history[-1] if self.history else {}) | means)
         return means
 
     def _model(self) -> dict[str, Tensor]:
