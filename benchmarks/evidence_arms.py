@@ -12,7 +12,7 @@ from unittest import mock
 from spatlib import Mask, SPATConfig
 from spatlib.core import mask as core
 from spatlib.monitor import CLEAN, Monitor
-from spatlib_torch import attack, engine, inputs
+from spatlib_torch import attack, engine, ops
 
 SMOOTHING = 0.1  # of the labels in the outer loss, for the control that has it there
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "mask": None}
@@ -101,7 +101,7 @@ def control(kind: str) -> Iterator[None]:
 
 
 def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
-    finish, one_hot, outer = core.finish, inputs.one_hot, attack.outer
+    finish, one_hot, outer = core.finish, ops.one_hot, attack.outer
 
     def inverted(ops: Any, state: Any, *rest: Any) -> Any:
         return finish(ops, state._replace(score=-state.score), *rest)
