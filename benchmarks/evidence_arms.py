@@ -110,7 +110,7 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
         return (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]
 
     def smoothed_outer(*arguments: Any) -> Any:
-        with mock.patch.object(inputs, "one_hot", smoothed):
+        with mock.patch.object(ops, "one_hot", smoothed):
             return outer(*arguments)
 
     if kind == "ordinary":

@@ -67,7 +67,7 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "an iterator": (lambda: iter([(X, Y)]), "not its iterator), got list_iterator"),
     "a generator": (lambda: ((X, Y) for _ in range(3)), "not its iterator), got generator"),
     "no examples": (lambda: (x[:0], y[:0]), "at least one"),
-    "no batches": (lambda: [], "data must yield at least one batch"),
+    "no batches": (lambda: [], "at least one batch"),
     "no arrays": (lambda: (), "data"),
     "test data out of bounds": (lambda: (ARRAYS, (2 * x, y)), "bounds"),
     "three arrays": (lambda: (x, y, y), "data"),
