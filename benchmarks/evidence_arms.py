@@ -11,8 +11,8 @@ from unittest import mock
 
 from spatlib import Mask, SPATConfig
 from spatlib.core import mask as core
-from spatlib.monitor import CLEAN, Monitor
-from spatlib_torch import attack, engine, inputs
+from spatlib.monitor import Monitor
+from spatlib_torch import attack, ops
 
 SMOOTHING = 0.1  # of the labels in the outer loss, for the control that has it there
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "mask": None}
@@ -101,7 +101,7 @@ def control(kind: str) -> Iterator[None]:
 
 
 def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
-    finish, one_hot, outer = core.finish, inputs.one_hot, attack.outer
+    finish, one_hot, outer = core.finish, ops.one_hot, attack.outer
 
     def inverted(ops: Any, state: Any, *rest: Any) -> Any:
         return finish(ops, state._replace(score=-state.score), *rest)
@@ -110,21 +110,15 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
         return (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]
 
     def smoothed_outer(*arguments: Any) -> Any:
-        with mock.patch.object(inputs, "one_hot", smoothed):
+        with mock.patch.object(ops, "one_hot", smoothed):
             return outer(*arguments)
 
     if kind == "ordinary":
-        # The best epoch is that of the best clean accuracy: robust accuracy is best before
-        # training.
-        train, fit = sys.modules["spatlib.train"], engine.fit
 
-        def by_clean_accuracy(*arguments: Any) -> Monitor:
-            return Monitor(*arguments[:-1], CLEAN)
+        def ordinary(*arguments: Any) -> Monitor:
+            return Monitor(*arguments[:-1], ordinary=True)
 
-        def ordinarily(*arguments: Any, **settings: Any) -> Any:
-            return fit(*arguments, **settings | {"ordinary": True})
-
-        return [(engine, "fit", ordinarily), (train, "Monitor", by_clean_accuracy)]
+        return [(sys.modules["spatlib.train"], "Monitor", ordinary)]
     if kind == "labels":
         return [(attack, "outer", smoothed_outer)]
     return [(core, "finish", inverted)] if kind == "inverted" else []
