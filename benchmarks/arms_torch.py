@@ -68,8 +68,7 @@ def ours(setting: Setting, mask: str) -> Arm:
     training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
-    around = Monitor(training), tqdm(disable=True)
-    loop = Loop(model, batches, config, training, optimizer, *around)
+    loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
     block = compiled(model, setting.compiled)
     block.__enter__()
 

@@ -11,8 +11,8 @@ from unittest import mock
 
 from spatlib import Mask, SPATConfig
 from spatlib.core import mask as core
-from spatlib.monitor import CLEAN, Monitor
-from spatlib_torch import attack, engine, ops
+from spatlib.monitor import Monitor
+from spatlib_torch import attack, ops
 
 SMOOTHING = 0.1  # of the labels in the outer loss, for the control that has it there
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "mask": None}
@@ -114,17 +114,11 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
             return outer(*arguments)
 
     if kind == "ordinary":
-        # The best epoch is that of the best clean accuracy: robust accuracy is best before
-        # training.
-        train, fit = sys.modules["spatlib.train"], engine.fit
 
-        def by_clean_accuracy(*arguments: Any) -> Monitor:
-            return Monitor(*arguments[:-1], CLEAN)
+        def ordinary(*arguments: Any) -> Monitor:
+            return Monitor(*arguments[:-1], ordinary=True)
 
-        def ordinarily(*arguments: Any, **settings: Any) -> Any:
-            return fit(*arguments, **settings | {"ordinary": True})
-
-        return [(engine, "fit", ordinarily), (train, "Monitor", by_clean_accuracy)]
+        return [(sys.modules["spatlib.train"], "Monitor", ordinary)]
     if kind == "labels":
         return [(attack, "outer", smoothed_outer)]
     return [(core, "finish", inverted)] if kind == "inverted" else []

@@ -1,13 +1,13 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from .config import SPATConfig, Threat, TrainConfig
+from .config import SPATConfig, Threat
 from .errors import BackendError, ConfigError
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
@@ -21,29 +21,19 @@ class Engine(Protocol):
 
     CHANNELS_FIRST: bool
 
-    def build_model(
-        self, name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
-    ) -> Any:
-        """The model of this name for inputs of ``shape``; mean and std per channel or None."""
+    def build_model(self, name: str, seed: int, **network: Any) -> Any:
+        """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
 
     def check(self, data: Any, threat: Threat) -> None:
         """Raise DataError unless all inputs and labels have the right shapes and values."""
 
     def fit(
-        self,
-        model: Any,
-        data: Any,
-        config: SPATConfig,
-        training: TrainConfig,
-        label: str,
-        monitor: Any = None,
-        *,
-        ordinary: bool = False,
-        optimizer: Any = None,
+        self, model: Any, data: Any, config: SPATConfig, monitor: Any, optimizer: Any = None
     ) -> Rows:
-        """Train in place (``ordinary``: without attack, by the bounds only), return the history.
+        """Train in place as the :class:`spatlib.monitor.Monitor` says, return the history.
 
-        A :class:`spatlib.monitor.Monitor` is told of steps and epochs and says when to stop.
+        It has the settings ``training``, is told of steps and epochs and says when to stop;
+        ``ordinary``: without attack, of ``config`` the bounds only.
         """
 
     def weights(self, model: Any) -> bytes:

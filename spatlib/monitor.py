@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .config import TrainConfig, check_length
 from .errors import expect
-from .runs import BEST, CHECKPOINT, EMA, LAST, Rows, Run
+from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Rows, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 MEANS = ("loss", "adv_accuracy", "stall_rate")  # over the training examples of an epoch
@@ -25,17 +25,29 @@ Content = Callable[[], bytes]
 
 @dataclass(eq=False)
 class Monitor:
-    """Between an engine's loop and the run: the engine tells it of steps and epochs."""
+    """How to train, for an engine's loop, which tells it of steps and epochs; it writes the run."""
 
     training: TrainConfig
     validate: Callable[[Any], dict[str, float]] | None = None  # CLEAN, ROBUST, SINGLE of a model
     run: Run | None = None  # where to write, if anywhere
     on_epoch: Callable[[dict[str, Any]], None] | None = None  # called with each new row
-    measure: str = ROBUST  # column of the history that is highest in the best epoch
+    ordinary: bool = False  # the training is without attack
     best_weights: bytes | None = field(default=None, init=False)  # if there is validation
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
+
+    def __post_init__(self) -> None:
+        # The column of the history that is highest in the best epoch: without attack clean
+        # accuracy, as the robust one is best before training.
+        self.measure = CLEAN if self.ordinary else ROBUST
+        self.label = STANDARD if self.ordinary else "SPAT"
+
+    def progress(self, steps: int) -> Any:
+        """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""
+        check_length(self.training.schedule, steps)
+        hidden = None if self.training.progress else True  # None: shown in a terminal only
+        return tqdm(total=steps or None, desc=self.label, unit="step", leave=False, disable=hidden)
 
     def checkpoint(self) -> bytes | None:
         """The checkpoint to go on from, if there is one; a new run deletes old files now."""
@@ -87,7 +99,7 @@ class Monitor:
                 self.run.write(EMA, averaged())
             self._rows = list(history)
         if self.on_epoch is not None:
-            self.on_epoch(history[-1])
+            self.on_epoch({"network": self.label, **history[-1]})
 
     def stopped(self, history: Rows) -> bool:
         """Whether training is over: all epochs done, or no better one for ``patience`` epochs."""
@@ -118,13 +130,6 @@ def best_epoch(history: Rows, measure: str = ROBUST) -> int | None:
     """The first epoch of the highest validation accuracy, if there was validation."""
     validated = [row for row in history if measure in row]
     return int(max(validated, key=lambda row: row[measure])["epoch"]) if validated else None
-
-
-def progress(training: TrainConfig, label: str, steps: int) -> Any:
-    """A bar for all steps; ConfigError if the schedule needs their number and it is unknown, 0."""
-    check_length(training.schedule, steps)
-    hidden = None if training.progress else True  # None: shown in a terminal only
-    return tqdm(total=steps or None, desc=label, unit="step", leave=False, disable=hidden)
 
 
 def show(bar: Any, step: int, row: Mapping[str, float]) -> None:

@@ -180,11 +180,9 @@ def _fit(
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
-    goal, ordinary = ROBUST, label == STANDARD
-    if ordinary:
-        # Its best epoch is chosen by clean accuracy, as its robust accuracy is best before
-        # training; there is no attack that could grow.
-        goal, plan = CLEAN, replace(plan, eps_warmup=0)
+    ordinary = label == STANDARD
+    if ordinary:  # there is no attack that could grow
+        plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
         # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
@@ -192,12 +190,10 @@ def _fit(
         found = pgd.metrics | fgsm.metrics
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
-    on_epoch = tell and (lambda row: tell({"network": label, **row}))
-    monitor = Monitor(plan, validate if held is not None else None, run, on_epoch, goal)
-    how = {"ordinary": ordinary, "optimizer": optimizer}
+    monitor = Monitor(plan, validate if held is not None else None, run, tell, ordinary)
     try:
         with monitor.signals():
-            history = engine.fit(model, data.train, config, plan, label, monitor, **how)
+            history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)
     except NonFiniteError as error:
         error.result = replace(result, history=error.history)
         raise

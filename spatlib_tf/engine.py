@@ -1,6 +1,6 @@
 """The TensorFlow engine: ``spatlib.train(backend="tf")`` by way of ``keras.Model.fit``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -21,32 +21,22 @@ from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engin
 from .models import MODELS
 from .ops import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
 
-Tensor = Any
 CHANNELS_FIRST = False
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
 # evaluations trace anew: before them a model may have changed in ways that a graph does not see.
 _graphs: dict[keras.Model, Callable[..., Any]] = {}
 
 
-def build_model(
-    name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
-) -> keras.Model:
+def build_model(name: str, seed: int, **network: Any) -> keras.Model:
     """See :class:`spatlib.engines.Engine`."""
-    return MODELS[checked("model", name, tuple(MODELS))](shape, classes, mean, std, seed=seed)
+    return MODELS[checked("model", name, tuple(MODELS))](seed=seed, **network)
 
 
 def fit(
-    model: keras.Model,
-    data: Any,
-    config: SPATConfig,
-    training: TrainConfig,
-    label: str,
-    monitor: Monitor | None = None,
-    *,
-    ordinary: bool = False,
-    optimizer: Any = None,
+    model: keras.Model, data: Any, config: SPATConfig, monitor: Monitor, optimizer: Any = None
 ) -> list[dict[str, float]]:
     """See :class:`spatlib.engines.Engine`."""
+    training = monitor.training
     check_device(training.device)
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
@@ -58,16 +48,16 @@ def fit(
         check_label_values(y, logits_of(model, x[:1]).shape[1])
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
-    # Ordinary training passes once through the network, whatever the loss.
-    method = replace(config, loss="pgd") if ordinary else config
-    trainer = Trainer(training, ordinary, model, method)
+    if monitor.ordinary:  # cross-entropy, whatever the loss
+        config = replace(config, loss="pgd")
+    trainer = Trainer(monitor, model, config)
     # "auto": Keras compiles where there is a GPU.
     trainer.compile(_optimizer(optimizer, training), jit_compile=training.compile or "auto")
-    dataset, monitor = as_dataset(data, training), monitor or Monitor(training)
+    dataset = as_dataset(data, training)
     _graphs[model] = cache(partial(_graph, model))
     try:
         with tf.device(training.device):
-            return Loop(trainer, dataset, training, label, monitor).run()
+            return Loop(trainer, dataset, monitor).run()
     finally:
         del _graphs[model]
 
@@ -131,7 +121,7 @@ def _graph(
 ) -> Any:
     """The named attacks as a graph (x, y, one seed per restart) -> verdicts (N,), for any N."""
 
-    def judge(x: Tensor, y: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+    def judge(x: Any, y: Any, seeds: Any) -> dict[str, Any]:
         return attack.survivors_of(model, x, y, threat, dict(named), tf.unstack(seeds))
 
     signature = [*batch, tf.TensorSpec((count, 2), tf.int32)]

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from safetensors.numpy import load, save
 
-from spatlib.config import TrainConfig, lr_factor, warmed_up
+from spatlib.config import lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
 from spatlib.errors import NonFiniteError, expect
-from spatlib.monitor import MEANS, READ_EVERY, Monitor, progress, show
+from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, pack, unpack
 
 from .attack import next_seed
@@ -25,9 +25,9 @@ from .model import SPATModel
 class Trainer(SPATModel):
     """A SPATModel that scales and augments batches of the user's data; ordinary: without attack."""
 
-    def __init__(self, training: TrainConfig, ordinary: bool, *own: Any) -> None:
-        super().__init__(*own, seed=training.seed)
-        self.kind, self.ordinary = training.augment, ordinary
+    def __init__(self, monitor: Monitor, *own: Any) -> None:
+        super().__init__(*own, seed=monitor.training.seed)
+        self.kind, self.ordinary = monitor.training.augment, monitor.ordinary
 
     def train_step(self, data: Any) -> Any:
         x, y = data
@@ -47,18 +47,16 @@ class Trainer(SPATModel):
 class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
     """Sets the learning rate, moves the bar, keeps the rows, saves, stops where it has to."""
 
-    def __init__(
-        self, trainer: Trainer, data: Any, training: TrainConfig, label: str, monitor: Monitor
-    ) -> None:
+    def __init__(self, trainer: Trainer, data: Any, monitor: Monitor) -> None:
         super().__init__()
         self.trainer, self.base, self.config = trainer, trainer.base, trainer.config
-        self.data, self.training, self.monitor = data, training, monitor
+        self.data, self.training, self.monitor = data, monitor.training, monitor
         self.optimizer: Any = trainer.optimizer
         self.optimizer.build(trainer.trainable_variables)
         self.rate = float(self.optimizer.learning_rate)
         self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
-        self.total = training.epochs * (length(data) or 0)
-        self.bar = progress(training, label, self.total)
+        self.total = self.training.epochs * (length(data) or 0)
+        self.bar = monitor.progress(self.total)
         self.step = 0  # steps begun; with data of unknown length perhaps one more
         self.history: list[dict[str, float]] = []
         self.good = self.base.get_weights()  # of the last whole epoch, averaged with ema

@@ -1,6 +1,6 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,47 +13,38 @@ from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
-from spatlib.monitor import Monitor, progress
+from spatlib.monitor import Monitor
 
-from . import attack, ops, state
+from . import attack, ops
 from .loaders import CPU, Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
 from .ops import as_tensor, check_label_values, logits_of, one_hot, prepare
-from .state import attack_state, compiled, unwrap
+from .state import attack_state, compiled, load_weights, unwrap, weights  # noqa: F401
 
 CHANNELS_FIRST = True
-weights, load_weights = state.weights, state.load_weights
 
 
-def build_model(
-    name: str, seed: int, *, shape: Sequence[int], classes: int, mean: Any, std: Any
-) -> nn.Module:
+def build_model(name: str, seed: int, **network: Any) -> nn.Module:
     """A network by name; the global generator stays as it was."""
     build = MODELS[checked("model", name, tuple(MODELS))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(shape, classes, mean, std)
+        model = build(**network)
     # The first convolution gives its output this format, and so do the layers after it.
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def fit(
-    model: nn.Module,
-    data: Any,
-    config: SPATConfig,
-    training: TrainConfig,
-    label: str,
-    monitor: Monitor | None = None,
-    *,
-    ordinary: bool = False,
-    optimizer: Any = None,
+    model: nn.Module, data: Any, config: SPATConfig, monitor: Monitor, optimizer: Any = None
 ) -> list[dict[str, float]]:
     """Train in place; after a DataError the model is as it was after its last whole epoch."""
+    training = monitor.training
     device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
-    bar = progress(training, label, training.epochs * len(batches))
-    method = replace(config, loss="pgd") if ordinary else config  # cross-entropy, whatever the loss
+    bar = monitor.progress(training.epochs * len(batches))
+    if monitor.ordinary:  # cross-entropy, whatever the loss
+        config = replace(config, loss="pgd")
     modes = [(module, module.training) for module in model.modules()]
     with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
         classes = 0
@@ -61,10 +52,10 @@ def fit(
             classes = check_batch(model, x, y, config, classes)
             if training.augment != "none":
                 check_images(x.shape)
-        own = training, _optimizer(model, training, optimizer), monitor or Monitor(training)
+        made = _optimizer(model, training, optimizer)
         try:
             model.train()
-            return Loop(model, batches, method, *own, bar, ordinary).run()
+            return Loop(model, batches, config, made, monitor, bar).run()
         finally:
             for module, flag in modes:
                 module.training = flag

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib.config import SPATConfig, Threat, TrainConfig, fold, lr_factor, warmed_up
+from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
 from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
@@ -35,14 +35,13 @@ class Loop:
     model: nn.Module
     batches: Batches
     config: SPATConfig
-    training: TrainConfig
     optimizer: torch.optim.Optimizer
     monitor: Monitor
     bar: Any
-    ordinary: bool = False  # without attack
 
     def __post_init__(self) -> None:
-        training, named = self.training, unwrap(self.model).named_parameters()
+        named = unwrap(self.model).named_parameters()
+        self.training = training = self.monitor.training
         self.trained = {name: p for name, p in named if p.requires_grad}
         self.average = clones(self.trained if training.ema else {})
         self.attacking = self.config  # the epoch's settings: eps is smaller during the warm-up
@@ -107,7 +106,7 @@ class Loop:
         with torch.autocast(device.type, torch.bfloat16, low):
             moved, y = prepare(moved, y, config, validate=False)
             x_adv, stalls = moved, moved.new_zeros(())
-            if not self.ordinary:
+            if not self.monitor.ordinary:
                 found = attack.attacked(model, moved, y, config, source=draws(seed(ATTACK)))
                 x_adv, stalls = found.x, found.stalls.mean()
             losses, logits = attack.outer(model, moved, x_adv, y, config)

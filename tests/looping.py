@@ -98,7 +98,9 @@ def fit(data: Any, model: nn.Module | None = None, monitor: Any = None, **settin
     model = network() if model is None else model
     optimizer, config = settings.pop("optimizer", None), settings.pop("config", CONFIG)
     plan = training(**settings)
-    history = engine.fit(model, data, config, plan, "", monitor, optimizer=optimizer)
+    monitor = monitor or Monitor(plan)
+    monitor.training = plan
+    history = engine.fit(model, data, config, monitor, optimizer=optimizer)
     return state(model), [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 

@@ -52,8 +52,9 @@ class Recorder(ModuleType):
     def check(self, data: Any, threat: Threat) -> None:
         pass
 
-    def fit(self, *args: Any, ordinary: bool, optimizer: Any = None) -> list[Any]:
-        self.calls["fit"].append(args[:5])
+    def fit(self, *args: Any, optimizer: Any = None) -> list[Any]:
+        *rest, monitor = args
+        self.calls["fit"].append((*rest, monitor.training, monitor.label))
         return []
 
     def survivors(

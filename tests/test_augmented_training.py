@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spatlib_torch.loop
 from spatlib import ConfigError, SPATConfig, TrainConfig, evaluate, train
 from spatlib.engines import load_engine
+from spatlib.monitor import Monitor
 
 from .test_augment import CHANNELS, HEIGHT, LOWER, WIDTH, batch, versions
 from .test_errors import check
@@ -114,7 +115,7 @@ def fitted(form: str, x: np.ndarray, ordinary: bool = False, **settings: Any) ->
     backend, data = FORMS[form]
     model = TorchSpy() if backend == "torch" else TFSpy()
     training = replace(QUICK, **settings)
-    load_engine(backend).fit(model, data(x), METHOD, training, "", ordinary=ordinary)
+    load_engine(backend).fit(model, data(x), METHOD, Monitor(training, ordinary=ordinary))
     seen = np.concatenate(model.seen[True])
     return seen.reshape(EPOCHS, COUNT, HEIGHT, WIDTH, CHANNELS)
 
@@ -204,7 +205,7 @@ def test_starts_do_not_depend_on_augmentation(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_pydataset_still_learns_of_its_epochs() -> None:
     data = Batches(IMAGES)
-    load_engine("tf").fit(TFSpy(), data, METHOD, QUICK, "")
+    load_engine("tf").fit(TFSpy(), data, METHOD, Monitor(QUICK))
     assert data.begun == EPOCHS
     assert data.ended >= EPOCHS  # Keras calls it once more, before the first
 

@@ -17,6 +17,7 @@ import spatlib_torch
 import spatlib_torch.engine
 from spatlib import Mask, SPATConfig, TrainConfig
 from spatlib.config import lr_factor
+from spatlib.monitor import Monitor
 
 from . import test_tf_model, test_training
 
@@ -90,7 +91,7 @@ def test_training_is_the_loop_by_hand(framework: str, schedule: str) -> None:
     training = TrainConfig(
         epochs=2, schedule=schedule, eps_warmup=warmup, progress=False, **SETTINGS
     )
-    rows = fit(model, data, CONFIG, training, "")
+    rows = fit(model, data, CONFIG, Monitor(training))
     expected, losses = by_hand(data * 2, rates, attacks)
     for ours, theirs in zip(values(model), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

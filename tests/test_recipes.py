@@ -169,7 +169,7 @@ def test_the_network_whose_loss_is_not_finite_is_in_the_error(
     label: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(*args: Any, **own: Any) -> list[Any]:
-        if args[4] == label:
+        if args[3].label == label:
             raise NonFiniteError(3, [{"epoch": 1}])
         return []
 

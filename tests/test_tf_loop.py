@@ -75,7 +75,7 @@ def fit(
         run.describe(settings | {"config": asdict(CONFIG), "training": asdict(training)})
     monitor = Monitor(training, run=run, on_epoch=on_epoch)
     data = arrays() if data is None else data
-    rows = engine.fit(model, data, CONFIG, training, "", monitor, optimizer=optimizer)
+    rows = engine.fit(model, data, CONFIG, monitor, optimizer=optimizer)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
@@ -329,7 +329,7 @@ def test_ordinary_training_is_that_of_keras(one_hot: bool) -> None:
     training = TrainConfig(**QUICK | rate | {"epochs": 2})
     given = [(x, np.eye(CLASSES)[y]) for x, y in data] if one_hot else data
     trades = SPATConfig(eps=0.1, loss="trades")
-    rows = engine.fit(ours, given, trades, training, "", ordinary=True)
+    rows = engine.fit(ours, given, trades, Monitor(training, ordinary=True))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     theirs.compile(optimizers.SGD(0.125, 0.5), loss, metrics=["accuracy"])
     history = theirs.fit(Batches(), epochs=2, shuffle=False, verbose=0).history

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from spatlib import Mask, SPATConfig
+from spatlib.monitor import Monitor
 from spatlib_tf import engine
 
 from .test_tf_model import BATCH, arrays, network, spat
@@ -64,8 +65,7 @@ def test_train_compiles_with_xla_where_asked(
         raise AskedError(settings["jit_compile"])
 
     monkeypatch.setattr(keras.Model, "compile", stop)
+    monitor = Monitor(training(compile=asked), ordinary=ordinary)
     with pytest.raises(AskedError) as stopped:
-        engine.fit(
-            network(), arrays(), SPATConfig(eps=0.1), training(compile=asked), "", ordinary=ordinary
-        )
+        engine.fit(network(), arrays(), SPATConfig(eps=0.1), monitor)
     assert stopped.value.args == (chosen,)

@@ -139,7 +139,7 @@ def test_any_optimizer_is_the_loop_by_hand() -> None:
         optimizer.zero_grad()
         spat_loss(expected, inputs, labels, config).backward()
         optimizer.step()
-    rows = engine.fit(model, batches, config, plan, "", optimizer=in_groups)
+    rows = engine.fit(model, batches, config, Monitor(plan), optimizer=in_groups)
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
     last = [lr_factor(plan.schedule, step, 4) for step in (1, 3)]

@@ -56,7 +56,7 @@ def training(**settings: Any) -> TrainConfig:
 
 
 def fit(model: nn.Module, count: int = SIZE, **settings: Any) -> list[dict[str, float]]:
-    return engine.fit(model, data(count), CONFIG, training(**settings), "")
+    return engine.fit(model, data(count), CONFIG, Monitor(training(**settings)))
 
 
 def is_last(value: Tensor) -> bool:
@@ -99,7 +99,7 @@ def test_channels_last_gives_the_contiguous_results_to_rounding(config: SPATConf
         mask = shared_mask(model, x.double(), y, config, generator=seeded())
         x_adv = perturb(model, x.double(), y, config, generator=seeded())
         assert x_adv.is_contiguous()
-        history = engine.fit(model, (x.double(), y), config, training(), "")
+        history = engine.fit(model, (x.double(), y), config, Monitor(training()))
         results.append((mask, x_adv, history[0]["loss"], *model.parameters()))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-7)
@@ -147,9 +147,9 @@ def test_compiled_training_is_training(counted: Counting) -> None:
 
 
 def test_weights_have_their_own_names_while_it_runs(counted: Counting) -> None:
-    model, watch, names = tiny(), Monitor(training()), []
+    model, watch, names = tiny(), Monitor(training(compile=True)), []
     watch.epoch = lambda history, model, weights, average: names.append(set(load(weights())))  # type: ignore[method-assign]
-    engine.fit(model, data(), CONFIG, training(compile=True), "", watch)
+    engine.fit(model, data(), CONFIG, watch)
     assert counted.graphs > 0
     assert names == [set(model.state_dict())]
 
@@ -159,7 +159,7 @@ def test_no_more_graphs_after_the_first_epoch(counted: Counting) -> None:
     watch = Monitor(plan)
     watch.epoch = lambda *_: graphs.append(counted.graphs)  # type: ignore[method-assign]
     count = 2 * SIZE + 3  # the last batch is smaller
-    engine.fit(model, data(count), CONFIG, plan, "", watch)
+    engine.fit(model, data(count), CONFIG, watch)
     assert len(graphs) == 4
     assert graphs[0] > 0
     assert graphs[0] == graphs[-1]
@@ -269,7 +269,7 @@ def test_a_step_reads_no_value_on_the_host(
 
             patched.setattr(Tensor, "tolist", counted)
             plan = training(epochs=epochs, **settings)
-            engine.fit(tiny(), [data()] * batches, config, plan, "")
+            engine.fit(tiny(), [data()] * batches, config, Monitor(plan))
         return seen.count
 
     # The first batch is checked, and every epoch reads its sums at its end.

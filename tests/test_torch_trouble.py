@@ -117,7 +117,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "above": ({"x": 1.001}, r"x must .* to 1.001: scale it"),
     "NaN": ({"x": math.nan}, "x must hold finite values"),
     "infinite": ({"x": math.inf}, "x must hold finite values .* to inf"),
-    "label": ({"y": CLASSES}, rf"y must hold labels from 0 to {CLASSES - 1} .* got \d to 3"),
+    "label": (
+        {"y": CLASSES},
+        r"y must hold labels from 0 to 2 \(3 outputs of the model\), got \d to 3",
+    ),
     "negative label": ({"y": -1}, "y must hold labels .* got -1 to"),
 }
 

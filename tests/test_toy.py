@@ -15,6 +15,7 @@ from spatlib import RECIPES, BackendError, ConfigError, DataError, Mask, SPATCon
 from spatlib.data import as_dataset
 from spatlib.engines import BACKENDS, ENTRY_POINTS, Engine, engine_of, load_engine
 from spatlib.evaluate import Evaluation, attacked_examples, measure
+from spatlib.monitor import Monitor
 from spatlib.runs import load_model
 
 CONFIG = SPATConfig(eps=0.1, steps=5, mask=Mask())
@@ -53,7 +54,7 @@ def test_the_toy_trains_evaluates_and_gains_robustness() -> None:
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     engine, ordinary = load_engine("toy"), linear()
     digits = as_dataset("digits", channels_first=True)
-    engine.fit(ordinary, digits.train, CONFIG, RECIPE.training, "standard", ordinary=True)
+    engine.fit(ordinary, digits.train, CONFIG, Monitor(RECIPE.training, ordinary=True))
     standard = measure(engine, ordinary, digits.test, Evaluation(CONFIG)).metrics
     assert min(standard["clean"], result.metrics["clean"]) > 0.9
     assert result.metrics["pgd20"] > standard["pgd20"] + 0.02

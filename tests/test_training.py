@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spatlib
 from spatlib import ConfigError, Mask, NonFiniteError, Result, SPATConfig, TrainConfig
 from spatlib.config import lr_factor, warmed_up
+from spatlib.monitor import Monitor
 from spatlib_torch import engine
 
 COUNT, CLASSES, BATCH = 24, 3, 8
@@ -219,7 +220,7 @@ def test_training_stops_with_the_weights_of_the_last_whole_epoch(
     assert len(caught.value.history) == whole
     expected = Failing(10**6, how)
     if whole:
-        engine.fit(expected, data, CONFIG, training(**settings, epochs=whole), "")
+        engine.fit(expected, data, CONFIG, Monitor(training(**settings, epochs=whole)))
     assert weights(model) == weights(expected)
 
 

@@ -11,7 +11,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 from safetensors.numpy import load, save
 
-from spatlib import DataError, SPATConfig, Threat, TrainConfig
+from spatlib import DataError, SPATConfig, Threat
 from spatlib.core import target as losses
 from spatlib.core.attack import adversarial
 from spatlib.core.attack import survivors as core
@@ -34,9 +34,9 @@ class Linear:
         return xp.reshape(x, (len(x), -1)) @ self.weights
 
 
-def build_model(name: str, seed: int, *, shape: Any, classes: int, mean: Any, std: Any) -> Linear:
+def build_model(name: str, seed: int, **network: Any) -> Linear:
     """Zero weights, whatever the name."""
-    return Linear(xp.zeros((math.prod(shape), classes)))
+    return Linear(xp.zeros((math.prod(network["shape"]), network["classes"])))
 
 
 def check(data: Any, threat: Threat) -> None:
@@ -46,22 +46,14 @@ def check(data: Any, threat: Threat) -> None:
 
 
 def fit(
-    model: Linear,
-    data: Any,
-    config: SPATConfig,
-    training: TrainConfig,
-    label: str,
-    monitor: Monitor | None = None,
-    *,
-    ordinary: bool = False,
-    optimizer: Any = None,
+    model: Linear, data: Any, config: SPATConfig, monitor: Monitor, optimizer: Any = None
 ) -> list[dict[str, float]]:
     """Gradient descent on the outer loss of PGD-AT, by batches.
 
     It saves no checkpoints, so a resumed run begins anew.
     """
     require(optimizer is None, "optimizer", "be left out for toy", optimizer)
-    monitor = monitor or Monitor(training)
+    training = monitor.training
     monitor.checkpoint()
     rng, rows = np.random.default_rng(training.seed), list[dict[str, float]]()
     for epoch in range(1, training.epochs + 1):
@@ -69,7 +61,7 @@ def fit(
         for chosen in np.array_split(rng.permutation(len(data[0])), 20):
             x, y = data[0][chosen].astype(np.float64), data[1][chosen]
             one_hot = xp.eye(10)[y]
-            if not ordinary:
+            if not monitor.ordinary:
                 x = attacked(model, x, y, config, rng).x
             logits = model(x)
             slope = (xp.exp(ops.log_softmax(logits)) - one_hot) / len(x)
