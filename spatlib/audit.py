@@ -55,12 +55,10 @@ def audit(
         x, x_adv: Arrays or tensors (N, ...) in the judge's layout; floats in ``bounds``.
         y: Integer labels (N,).
         batch_size: Examples per pass.
-        bounds: The input range, for SSIM.
-        ssim: Whether to compute it, for images, in windows of at most 7 pixels (scikit-image).
+        bounds, ssim: The input range, and whether to compute SSIM of images with it, in windows of
+            at most 7 pixels (scikit-image; BackendError if it is missing).
 
-    Raises:
-        DataError: Shapes that do not fit each other, or labels that the judge does not know.
-        BackendError: scikit-image is missing.
+    DataError for shapes that do not fit each other, or labels that the judge does not know.
     """
     checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
@@ -85,7 +83,13 @@ def audit(
     found["rival_gain"] = odds(z_adv, rival) - odds(z, rival)
     found["l2"] = np.sqrt(np.sum((x_adv.astype(float) - x) ** 2, axis=example_axes(x)))
     if ssim:
-        found["ssim"] = _similarity(x, x_adv, bounds, engine.CHANNELS_FIRST)
+        metrics, first = load_extra("skimage.metrics", "scikit-image"), engine.CHANNELS_FIRST
+        expect(x.ndim == 4, f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
+        side = min(7, *(x.shape[2:] if first else x.shape[1:3]))
+        how = {"win_size": side - 1 + side % 2, "channel_axis": 0 if first else -1}  # odd sizes
+        how["data_range"] = bounds[1] - bounds[0]
+        pairs = zip(x.astype(float), x_adv.astype(float), strict=True)
+        found["ssim"] = np.array([metrics.structural_similarity(*pair, **how) for pair in pairs])
     means = {name: float(v.mean()) if len(known) else np.nan for name, v in found.items()}
     order = np.argsort(-log_q.max(axis=1), kind="stable")  # the most certain first
     read_as = tuple(map(tuple, (label.T @ eye[read]).astype(int).tolist()))
@@ -118,14 +122,3 @@ def compare_attacks(
         worst += report.drifted[:shown]
     chosen = list(dict.fromkeys(worst))[:shown]
     return facts, {name: values[chosen] for name, values in pictures.items()}
-
-
-def _similarity(x: Any, x_adv: Any, bounds: tuple[float, float], first: bool) -> np.ndarray:
-    """SSIM of each pair of images (N,), which have their channels first or last."""
-    metrics = load_extra("skimage.metrics", "scikit-image")
-    expect(x.ndim == 4, f"x must hold images for SSIM, got shape {x.shape}: leave ssim out")
-    side = min(7, *(x.shape[2:] if first else x.shape[1:3]))
-    windows = {"win_size": side - 1 + side % 2, "channel_axis": 0 if first else -1}  # odd ones
-    settings = windows | {"data_range": bounds[1] - bounds[0]}
-    pairs = zip(x.astype(float), x_adv.astype(float), strict=True)
-    return np.array([metrics.structural_similarity(a, b, **settings) for a, b in pairs])

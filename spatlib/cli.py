@@ -12,7 +12,7 @@ import tyro
 
 import spatlib
 
-from . import RECIPES, Mask, Recipe, SPATConfig, Threat, TrainConfig, plots
+from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
 from .data import Dataset, as_dataset, load_data, reading
 from .engines import engine_of
@@ -73,7 +73,7 @@ def _choices() -> Any:
             groups[group] = typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]
         given: Any = TypedDict(name, groups)  # type: ignore[misc]
         how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
-        about = tyro.conf.subcommand(name, description=_summary(recipe), **how)
+        about = tyro.conf.subcommand(name, description=recipe.summary, **how)
         choices.append(Annotated[given, about])
     return Union[tuple(choices)]  # noqa: UP007
 
@@ -103,8 +103,7 @@ class Train:
                 config, training = run.configs()
                 recipe = replace(recipe, config=config, training=training)
         elif "eps" not in given:
-            fits = {"data": recipe.data} | _of(recipe.config, "norm", "bounds")
-            for name, its in fits.items():
+            for name, its in ({"data": recipe.data} | _of(recipe.config, "norm", "bounds")).items():
                 asked = (given | _of(self, "data")).get(name, its)
                 what = f"be {its}, which the recipe's eps is for (pass --eps, or another recipe)"
                 require(asked == its, name, what, asked)
@@ -173,8 +172,8 @@ class Evaluate(Trained):
 class Audit(Trained):
     """Ask another run's network how far this run's training attack and plain PGD move the meaning.
 
-    Both have the same eps and steps. Their success is the share of the network's correct examples
-    that they fool: a weaker attack must not be mistaken for one that keeps the meaning.
+    Both have its eps and steps. Success is the share of its correct examples that an attack fools:
+    a weaker one must not be mistaken for one that keeps the meaning.
     """
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
@@ -206,9 +205,8 @@ class Show(Trained):
     count: int = 8  # Images on the sheet.
 
     def __call__(self) -> None:
-        model, run, config, data = self.open()
-        how = (config, self.count, self.seed)
-        shown = attacked_examples(engine_of(model), model, data.measured, *how)
+        net, run, config, data = self.open()
+        shown = attacked_examples(engine_of(net), net, data.measured, config, self.count, self.seed)
         run.write("curves.png", plots.curves(run.history()))
         run.write("sheet.png", plots.sheet(shown, config.bounds))
         print(run.directory / "curves.png", run.directory / "sheet.png", sep="\n")
@@ -227,9 +225,8 @@ class Compare:
             with reading(run / EVALUATION, f"run spatlib evaluate {run}"):
                 reports[str(run)] = Report.from_json(json.loads(content or b""))
         kinds = {(r.threat, r.count, r.restarts, *r.metrics) for r in reports.values()}
-        what = "name runs measured alike (evaluate each with the same options)"
-        require(len(kinds) == 1, "runs", what, [*reports])
-        text = table(reports, reports[str(self.runs[0])])
+        require(len(kinds) == 1, "runs", "be measured alike (by the same options)", [*reports])
+        text = table(reports, next(iter(reports.values())))
         _say({name: report.as_json() for name, report in reports.items()}, text)
 
 
@@ -238,8 +235,7 @@ class Recipes:
     """List the recipes."""
 
     def __call__(self) -> None:
-        for name, recipe in RECIPES.items():
-            print(f"{name:18} {_summary(recipe)}")
+        print(*(f"{name:18} {recipe.summary}" for name, recipe in RECIPES.items()), sep="\n")
 
 
 def _say(facts: dict[str, Any], text: str | None = None) -> None:
@@ -251,9 +247,3 @@ def _of(owner: Any, *names: str, **renamed: str) -> dict[str, Any]:
     """The attributes of these names, some under other names, that are not None."""
     values = {name: getattr(owner, of) for name, of in ({n: n for n in names} | renamed).items()}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _summary(recipe: Recipe) -> str:
-    c, t = recipe.config, recipe.training
-    attack = f"{c.norm} eps {c.eps:.4g}, {c.steps} steps"
-    return f"{recipe.model:16} {attack}; {t.epochs} epochs, {t.schedule}; {recipe.source}"

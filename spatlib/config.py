@@ -10,8 +10,6 @@ from .errors import checked, require, settle
 SCORES = ("min", "mean", "rms", "neutral", "random")
 AUGMENTS = ("none", "crop", "crop-flip")
 PADDING = 4  # pixels by which "crop" can shift
-WARM_UP = 0.3  # share of the steps over which onecycle rises
-DROPS = (0.75, 0.9)  # shares of the steps after which piecewise falls to a tenth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,8 @@ class Mask:
         floor: Budget of the others as a share of eps, in [0, 1]; 1 switches the mask off.
         classes: How many to compare (2..K, the label's included); None is all. Not for ``rms``.
         probes: Number of random-sign backward passes of ``rms``.
-        channel_axis: Axis of the inputs with the channels of a pixel, from 1; None is 1 in PyTorch
-            and the last in Keras. Inputs (N, D) have no channels.
+        channel_axis: Axis of a pixel's channels, from 1, of inputs with 3 axes or more; None is 1
+            in PyTorch and the last in Keras.
     """
 
     score: str = "min"
@@ -62,9 +60,8 @@ class Mask:
     channel_axis: int | None = None
 
     def __post_init__(self) -> None:
-        optional = ("classes", "channel_axis")
-        settle(self, optional, score=SCORES, keep="(0, 1]", floor="[0, 1]", probes=1)
-        settle(self, optional, classes=2, channel_axis=1)
+        settle(self, score=SCORES, keep="(0, 1]", floor="[0, 1]", probes=1)
+        settle(self, classes=2, channel_axis=1)
         what = "be None for score='rms', which covers all classes at once (set probes instead)"
         require(self.score != "rms" or self.classes is None, "classes", what, self.classes)
 
@@ -78,8 +75,7 @@ class SPATConfig(Threat):
         step_size: Length of one, in the units of the inputs; None is 2.5 eps / steps.
         random_start: ``"uniform"`` in the ball, ``"gaussian"`` (0.001 N(0, 1)) or ``"none"`` (with
             ``trades`` only if smoothed without guard: else its gradient is rounding noise).
-        attack_mode: While attacking, ``"eval"`` or ``"train"`` (dropout, batch statistics; the
-            running ones stay as they were).
+        attack_mode: ``"eval"``, or ``"train"``: dropout, batch statistics, no running update.
         loss: Outer loss and ascent target: ``"pgd"`` (arXiv:1706.06083), ``"trades"``
             (arXiv:1901.08573) or ``"mart"`` (Wang et al., ICLR 2020).
         beta: Weight of the KL term of ``trades`` and ``mart``.
@@ -101,7 +97,7 @@ class SPATConfig(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, ("step_size",), steps=1, step_size="(0, inf)", beta="[0, inf)")
+        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)")
         settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
         settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)
@@ -143,9 +139,9 @@ class TrainConfig:
         weight_decay: L2 penalty added to the gradient.
         schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to 0)
             or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
-        eps_warmup: Epochs before the first at full eps, for new weights that it would hold where
-            they are (the loss stays at log K): the n-th attacks with n / (eps_warmup + 1) of
-            ``eps`` and ``step_size`` (Keras traces the step anew). Validation has the full eps.
+        eps_warmup: Epochs before the first at full eps, which can hold new weights at a loss of
+            log K: the n-th attacks with n / (eps_warmup + 1) of ``eps`` and ``step_size`` (Keras
+            traces the step anew). Validation has the full eps.
         seed: Fixes initial weights, order of the data, starts, the mask's draws, augmentation and
             in torch dropout (Keras' layers have seeds of their own).
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
@@ -156,14 +152,12 @@ class TrainConfig:
             default: where the model's parameters are.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
-        ema: Decay of the moving average of the weights, e.g. 0.999, which is then what is
-            validated, returned and measured; 0 switches it off.
+        ema: Decay, e.g. 0.999, of the average of the weights that is then validated, returned and
+            measured; 0 switches it off.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
         patience: Stop after so many epochs at full eps without a better robust validation accuracy.
-        checkpoint_minutes: Save in a run directory at least so often, and after each epoch (Keras:
-            only then).
-        baseline: Also train an ordinary network of the same name, schedule and seed, and report
-            both; for a model given by name only.
+        checkpoint_minutes: Save a run at least so often (not in Keras), and after each epoch.
+        baseline: For a model given by name, train and report an ordinary one of that seed too.
         progress: Show a progress bar (in a terminal only) and print the final table.
     """
 
@@ -192,7 +186,7 @@ class TrainConfig:
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
         settle(self, schedule=("constant", "onecycle", "piecewise"), augment=AUGMENTS)
         settle(self, precision=("float32", "bfloat16"), checkpoint_minutes="[0, inf)")
-        settle(self, ("clip_grad_norm", "patience"), clip_grad_norm="(0, inf)", patience=1)
+        settle(self, clip_grad_norm="(0, inf)", patience=1)
         settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
         require(self.eps_warmup < self.epochs, "eps_warmup", what, self.eps_warmup)
@@ -204,9 +198,9 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     """The learning rate of ``step`` (from 0) of ``steps``, as a share of ``TrainConfig.lr``."""
     if schedule == "onecycle":
         progress = (step + 1) / (steps + 1)
-        return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+        return min(progress / 0.3, (1 - progress) / 0.7)
     if schedule == "piecewise":
-        return 0.1 ** sum(step >= drop * steps for drop in DROPS)
+        return 0.1 ** sum(step >= drop * steps for drop in (0.75, 0.9))
     return 1.0
 
 

@@ -1,13 +1,11 @@
 """The errors, and the checks of settings and batches that raise them."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-LONGEST = 80  # characters of a value that an error quotes
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
-ROUNDING = 1e-6  # share of the input range by which rounding may carry an input outside
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
 
@@ -30,8 +28,7 @@ class BackendError(SpatlibError, ImportError):
 class NonFiniteError(DataError):
     """The training loss or a gradient stopped being finite.
 
-    ``result`` is the :class:`spatlib.Result` so far, not evaluated; ``result.model`` holds the
-    weights of the last whole epoch, ``history`` its epochs.
+    ``result`` is the :class:`spatlib.Result` so far, of the last whole epoch and not evaluated.
     """
 
     result: Any = None
@@ -51,7 +48,7 @@ def require(condition: bool, name: str, what: str, value: Any) -> None:
 def shown(value: Any) -> str:
     """The value as code, on one line and short enough for a sentence."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def checked(name: str, value: Any, rule: Any) -> Any:
@@ -83,11 +80,11 @@ def checked(name: str, value: Any, rule: Any) -> Any:
     return kind(value)
 
 
-def settle(settings: Any, optional: Collection[str] = (), **rules: Any) -> None:
-    """Make fields of frozen settings what :func:`checked` returns; ``optional`` may be None."""
+def settle(settings: Any, **rules: Any) -> None:
+    """Make fields of frozen settings what :func:`checked` returns; None may stay where default."""
     for name, rule in rules.items():
         value = getattr(settings, name)
-        if value is not None or name not in optional:
+        if value is not None or getattr(type(settings), name, rule) is not None:
             object.__setattr__(settings, name, checked(name, value, rule))
 
 
@@ -132,7 +129,7 @@ def check_range(
 ) -> None:
     """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
     (low, high), (lower, upper) = extremes, bounds
-    slack = ROUNDING * (upper - lower)
+    slack = 1e-6 * (upper - lower)
     inside = lower - slack <= low and high <= upper + slack  # never with NaN
     what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
     expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
@@ -151,10 +148,9 @@ def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
-        what = (
-            f"model must return logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
-        )
-        raise DataError(f"{what}: return one per class and example, two for two classes")
+        what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
+        how = "return one per class and example, two for two classes"
+        raise DataError(f"model must return {what}: {how}")
 
 
 def check_same_shape(name: str, value: Any, x: Any) -> None:

@@ -13,7 +13,7 @@ from .config import SPATConfig, Threat, plain_pgd
 from .core.target import TARGETS
 from .data import as_dataset, is_pair
 from .engines import Engine, as_array, engine_of
-from .errors import DataError, checked, require, require_type
+from .errors import checked, expect, require, require_type
 from .recipes import Recipe, find_recipe
 
 TITLES = {
@@ -34,8 +34,7 @@ class Report:
     """Accuracies of one model.
 
     Attributes:
-        metrics: Accuracy in [0, 1] on clean inputs (``clean``) and under each attack (``pgd20``,
-            ``margin20``, ...), counted as :func:`spatlib.evaluate` says.
+        metrics: Accuracies in [0, 1] (:func:`spatlib.evaluate`): ``clean``, ``pgd20``, ...
         count: Number of examples.
         threat: eps, norm and bounds of the attacks.
         restarts: Random restarts of each named attack.
@@ -111,8 +110,8 @@ def evaluate(
         device: Where to evaluate; default: where the model is.
 
     Raises:
-        ConfigError, DataError, BackendError: What was expected, what came, how to fix it; so too
-            if a callable leaves bounds or ball by more than rounding.
+        ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
+            DataError too if a callable leaves bounds or ball by more than rounding.
     """
     checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
@@ -206,19 +205,18 @@ class Evaluation:
 
     def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
         """DataError if x_adv (float64) leaves bounds or ball by more than rounding to ``bits``."""
-        if x_adv.shape != x.shape:
-            raise DataError(f"x_adv of {key} must have the shape {x.shape}, got {x_adv.shape}")
+        name, shape = f"x_adv of {key}", x.shape
+        expect(x_adv.shape == shape, f"{name} must have the shape {shape}, got {x_adv.shape}")
         (low, high), eps, norm = self.threat.bounds, self.threat.eps, self.threat.norm
         d, order = (x_adv - x).reshape(len(x), -1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
         # Four ulps per entry; attacks on float64 may compute in float32.
         slack = 4 * 2.0 ** (1 - min(bits, 24)) * max(abs(low), abs(high))
         outside = max(low - x_adv.min(), x_adv.max() - high, 0)  # NaN stays NaN
         beyond = max(np.linalg.norm(d, order, axis=1).max() - eps, 0)
-        if not (outside <= slack and beyond <= slack * d.shape[1] ** (1 / order)):
-            raise DataError(
-                f"x_adv of {key} must be in [{low:g}, {high:g}] at {norm} distances up to {eps:g}, "
-                f"got values {outside:.3g} outside, distances {beyond:.3g} more: clip or project it"
-            )
+        inside = bool(outside <= slack and beyond <= slack * d.shape[1] ** (1 / order))
+        what = f"{name} must be in [{low:g}, {high:g}] at {norm} distances up to {eps:g}"
+        got = f"values {outside:.3g} outside, distances {beyond:.3g} more"
+        expect(inside, f"{what}, got {got}: clip or project it")
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

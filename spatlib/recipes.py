@@ -20,6 +20,13 @@ class Recipe:
     std: tuple[float, ...] | None = None
     source: str  # of the threat model and the schedule; the method is ours
 
+    @property
+    def summary(self) -> str:
+        """In one line."""
+        c, t = self.config, self.training
+        attack = f"{c.norm} eps {c.eps:.4g}, {c.steps} steps"
+        return f"{self.model:16} {attack}; {t.epochs} epochs, {t.schedule}; {self.source}"
+
     def change(self, **settings: Any) -> "Recipe":
         """The recipe with other settings: fields of its config, its training, or its own.
 
@@ -27,22 +34,18 @@ class Recipe:
         (which ends one epoch before the training at the latest). Raises ConfigError for a setting
         that none of them has, or a value out of its range.
         """
-        names = [field.name for kind in (SPATConfig, TrainConfig, Recipe) for field in fields(kind)]
-        for name in settings:
-            if name not in names:
-                near = "".join(f", perhaps {n}" for n in difflib.get_close_matches(name, names, 1))
-                known = "one of SPATConfig, TrainConfig or Recipe"
-                raise ConfigError(f"{name} is no setting of a recipe: name {known}{near}")
+        kinds = [[f.name for f in fields(kind)] for kind in (SPATConfig, TrainConfig, Recipe)]
+        names = [name for kind in kinds for name in kind]
+        for name in [n for n in settings if n not in names]:
+            near = "".join(f", perhaps {n}" for n in difflib.get_close_matches(name, names, 1))
+            known = "one of SPATConfig, TrainConfig or Recipe"
+            raise ConfigError(f"{name} is no setting of a recipe: name {known}{near}")
         epochs, warmup = settings.get("epochs"), self.training.eps_warmup
         if isinstance(epochs, int) and 0 < epochs <= warmup:
             settings = {"eps_warmup": epochs - 1} | settings
-        config = replace(self.config, **_of(SPATConfig, settings))
-        training = replace(self.training, **_of(TrainConfig, settings))
-        return replace(replace(self, config=config, training=training), **_of(Recipe, settings))
-
-
-def _of(kind: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    return {f.name: settings[f.name] for f in fields(kind) if f.name in settings}
+        attack, plan, own = ({n: settings[n] for n in kind if n in settings} for kind in kinds)
+        config, training = replace(self.config, **attack), replace(self.training, **plan)
+        return replace(replace(self, config=config, training=training), **own)
 
 
 def find_recipe(recipe: Any, data: Any) -> Recipe | None:
@@ -56,27 +59,26 @@ def find_recipe(recipe: Any, data: Any) -> Recipe | None:
     return RECIPES.get(name) if isinstance(name, str) else None
 
 
+PIECEWISE = TrainConfig(epochs=100, schedule="piecewise", validation=1000)
+
+
 def _cifar(data: str, **normalisation: Any) -> dict[str, Recipe]:
     """Attack (step size 2/255) and SGD of arXiv:2002.11569.
 
     Piecewise is a tenth at epochs 75 and 90, as in the code of TRADES (theirs: 100 and 150 of 200).
     Of onecycle, peak and form are those of arXiv:2001.03994, the number of epochs is ours.
     """
-    same: dict[str, Any] = {"augment": "crop-flip", "validation": 1000}
     recipe = Recipe(
         data=data,
         model="preact_resnet18",
         config=SPATConfig(eps=8 / 255, steps=10),
-        training=TrainConfig(epochs=100, schedule="piecewise", **same),
+        training=replace(PIECEWISE, augment="crop-flip"),
         source="arXiv:2002.11569, 1901.08573",
         **normalisation,
     )
-    onecycle, source = TrainConfig(epochs=30, lr=0.2, **same), "arXiv:2002.11569, 2001.03994"
-    return {
-        data: recipe,
-        f"{data}-onecycle": replace(recipe, training=onecycle, source=source),
-        f"{data}-wrn": replace(recipe, model="wrn34_10"),
-    }
+    source, wide = "arXiv:2002.11569, 2001.03994", replace(recipe, model="wrn34_10")
+    quick = recipe.change(epochs=30, lr=0.2, schedule="onecycle", source=source)
+    return {data: recipe, f"{data}-onecycle": quick, f"{data}-wrn": wide}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -93,9 +95,7 @@ RECIPES: dict[str, Recipe] = {
         data="mnist",
         model="mnist_cnn",
         config=SPATConfig(eps=0.3, step_size=0.01, steps=40, smoothing=0.0, mask=Mask()),
-        training=TrainConfig(
-            epochs=100, lr=0.01, weight_decay=0, schedule="piecewise", eps_warmup=5, validation=1000
-        ),
+        training=replace(PIECEWISE, lr=0.01, weight_decay=0, eps_warmup=5),
         source="arXiv:1706.06083, 1901.08573",
     ),
     **_cifar("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616)),

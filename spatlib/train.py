@@ -114,28 +114,26 @@ def train(
         chosen = saved if recipe is None else chosen
     if chosen is not None and chosen is not saved:
         _check_whole(chosen, recipe is not None, config=config, training=training)
-    if training is not None and optimizer is not None:
-        require_type("training", training, TrainConfig)
-        for name in ("lr", "momentum", "weight_decay"):
-            value, what = getattr(training, name), "be left out of training beside optimizer"
-            require(value == getattr(TrainConfig, name), name, f"{what} (set it there)", value)
-    config = threat_of(config, chosen, "config", SPATConfig)
+    config, own = threat_of(config, chosen, "config", SPATConfig), training is not None
     if training is None:
         training = chosen.training if chosen else TrainConfig()
     require_type("training", training, TrainConfig)
+    for name in ("lr", "momentum", "weight_decay") if own and optimizer is not None else ():
+        value, what = getattr(training, name), "be left out of training beside optimizer"
+        require(value == getattr(TrainConfig, name), name, f"{what} (set it there)", value)
     data = chosen.data if data is None and chosen else data
     model = chosen.model if model is None and chosen else model
     require(model is not None, "model", "be a network that returns logits, or a name", model)
     if training.baseline and not isinstance(model, str):
         what = "be False for a network of your own (or pass the name of a network)"
-        require(chosen is not None and training is chosen.training, "baseline", what, True)
+        require(not own, "baseline", what, True)
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
     # Nothing is written before engine, data and model are checked.
-    engine, held = load_engine(backend or "torch"), training.validation
-    first, seed, built = engine.CHANNELS_FIRST, training.seed, None
-    dataset = as_dataset(data, channels_first=first, validation=held, seed=seed)
+    name, seed, built = backend or "torch", training.seed, dict[str, Any]()
+    engine, held = load_engine(name), {"validation": training.validation, "seed": seed}
+    dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
     if isinstance(model, str):
         what = "be a network for data in batches, whose classes are not counted (see MODELS)"
         require(is_pair(dataset.train), "model", what, model)
@@ -145,28 +143,23 @@ def train(
         if part is not None:
             engine.check(part, config)
     if run is not None:
-        facts = {"backend": backend or "torch", "data": dataset.source, "architecture": built}
+        facts = {"backend": name, "data": dataset.source, "architecture": built or None}
         facts |= {"config": asdict(config), "training": asdict(training)}
         run.describe(facts | {"optimizer": optimizer is not None})
 
     # The baseline comes first, and is gone before the network that is returned is made.
     on = "training" if dataset.test is None else "test"
     result = Result(model=model, history=[], config=config, training=training, measured_on=on)
-    fit = partial(_fit, engine, dataset, on_epoch, optimizer)
-    if built is not None:
-        if training.baseline:
-            model = engine.build_model(seed=seed, **built)
-            part = None if run is None else run.part(STANDARD)
-            result = replace(
-                result, baseline=fit(replace(result, model=model), part, STANDARD).report
-            )
-        model = engine.build_model(seed=seed, **built)
-    result = fit(replace(result, model=model), run, "SPAT")
+    build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
+    fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer), None
+    if training.baseline:
+        baseline = fit(replace(result, model=build()), run and run.part(STANDARD), STANDARD).report
+    result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT")
     if run is not None:
         try:
             run.write("curves.png", plots.curves(result.history))
             if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                shown = attacked_examples(engine, model, dataset.measured, config)
+                shown = attacked_examples(engine, result.model, dataset.measured, config)
                 run.write("sheet.png", plots.sheet(shown, config.bounds))
         except BackendError as error:
             warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
@@ -206,12 +199,12 @@ def _fit(
 def _check_whole(recipe: Recipe, named: bool, **given: Any) -> None:
     """ConfigError if what is given would drop other settings of the recipe."""
     passed = [name for name, value in given.items() if value is not None]
-    if len(passed) == 1 or (passed and named):
-        raise ConfigError(
-            f"{' and '.join(passed)} would drop settings of the recipe for {recipe.data!r}: change "
-            "those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
-            + ("" if named else ", or pass both config and training")
-        )
+    what = f"{' and '.join(passed)} would drop settings of the recipe for {recipe.data!r}"
+    how = "change those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
+    if passed and named:
+        raise ConfigError(f"{what}: {how}")
+    if len(passed) == 1:
+        raise ConfigError(f"{what}: {how}, or pass both config and training")
 
 
 def _recipe_of(run: Run, **passed: Any) -> Recipe:
