@@ -8,7 +8,8 @@ import numpy as np
 from .config import SPATConfig, plain_pgd
 from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
-from .engines import as_array, engine_of, load_extra
+from .data import as_array
+from .engines import engine_of, load_extra
 from .errors import check_labels, checked, expect
 from .evaluate import attacked_examples
 

@@ -9,7 +9,8 @@ from .config import Threat
 from .core import numpy_ops as ops
 from .core.ops import divisor, rivals
 from .core.target import objective
-from .engines import as_array, engine_of, load_extra
+from .data import as_array
+from .engines import engine_of, load_extra
 
 ART = "adversarial-robustness-toolbox"
 # ART's defaults: steps of Auto-PGD and DeepFool, restarts of Auto-PGD and Square, queries of Square

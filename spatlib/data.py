@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .engines import as_array
 from .errors import DataError, checked, expect, require
 
 AnyPath = str | os.PathLike[str]
@@ -165,3 +164,8 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
         yield batch[0], batch[1]
     expect(batch is not None, none)
+
+
+def as_array(part: Any) -> np.ndarray:
+    """The values as a NumPy array, from whichever device they are on."""
+    return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)

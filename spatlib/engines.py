@@ -59,11 +59,6 @@ class Engine(Protocol):
         """Integers (1 + attacks, n) per batch, the labels and the verdicts; and the classes."""
 
 
-def as_array(part: Any) -> np.ndarray:
-    """The values as a NumPy array, from whichever device they are on."""
-    return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
-
-
 def load_extra(module: str, packages: str) -> Any:
     """Import what not all uses need; BackendError that names the packages if that fails."""
     try:

@@ -11,8 +11,8 @@ import numpy as np
 from . import autoattack
 from .config import SPATConfig, Threat, plain_pgd
 from .core.target import TARGETS
-from .data import as_dataset, is_pair
-from .engines import Engine, as_array, engine_of
+from .data import as_array, as_dataset, is_pair
+from .engines import Engine, engine_of
 from .errors import checked, expect, require, require_type
 from .recipes import Recipe, find_recipe
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from . import plots
 from .config import SPATConfig, TrainConfig
-from .data import Dataset, as_dataset, is_pair, load_data
-from .engines import Engine, as_array, load_engine
+from .data import Dataset, as_array, as_dataset, is_pair, load_data
+from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
 from .evaluate import Evaluation, Report, attacked_examples, measure, table, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor

@@ -25,8 +25,7 @@ from spatlib import (
     Threat,
     TrainConfig,
 )
-from spatlib.data import as_dataset, load_data
-from spatlib.engines import as_array
+from spatlib.data import as_array, as_dataset, load_data
 
 from .test_errors import CLASSES, X, Y, check, network
 
