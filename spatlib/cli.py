@@ -14,9 +14,9 @@ import spatlib
 
 from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
-from .data import Dataset, as_dataset, load_data, reading
+from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
-from .errors import ConfigError, NonFiniteError, SpatlibError, checked, require
+from .errors import ConfigError, NonFiniteError, SpatlibError, checked, reading, require
 from .evaluate import Report, attacked_examples, table
 from .runs import EVALUATION, Run, load_model
 

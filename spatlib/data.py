@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from operator import length_hint
@@ -10,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError, checked, expect, require
+from .errors import AnyPath, checked, expect, require
 
-AnyPath = str | os.PathLike[str]
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
 
 
@@ -130,19 +128,6 @@ def _check(where: str, part: Any) -> None:
         again = not hasattr(part, "__next__") and {"__iter__", "__getitem__"} & {*dir(part)}
         what = "(x, y), two of them, a name or batches for each epoch (a loader, not its iterator)"
         expect(bool(again), f"{where} must be {what}, got {type(part).__name__}")
-
-
-@contextmanager
-def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator[None]:
-    """Any error inside is a DataError that names the file; what a DataError says is said of it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path} {error}: {advice}") from error
-    except Exception as error:  # libraries raise almost anything, and some write long texts
-        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
-        cause = f"{type(error).__name__}: {what.partition('. ')[0]:.90}"
-        raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
 
 
 def is_pair(data: Any) -> bool:

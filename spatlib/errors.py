@@ -1,10 +1,13 @@
 """The errors, and the checks of settings and batches that raise them."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+AnyPath = str | os.PathLike[str]
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
@@ -98,6 +101,19 @@ def expect(condition: bool, message: str) -> None:
     """Raise DataError unless the condition holds."""
     if not condition:
         raise DataError(message)
+
+
+@contextmanager
+def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator[None]:
+    """Any error inside is a DataError that names the file; what a DataError says is said of it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path} {error}: {advice}") from error
+    except Exception as error:  # libraries raise almost anything, and some write long texts
+        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
+        cause = f"{type(error).__name__}: {what.partition('. ')[0]:.90}"
+        raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
 
 
 def check_batch(x: Any, y: Any, name: str = "x") -> None:

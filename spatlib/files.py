@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import reading
 from .engines import load_extra
-from .errors import expect
+from .errors import expect, reading
 
 Pair = tuple[np.ndarray, np.ndarray]
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import SPATConfig, TrainConfig
-from .data import AnyPath, reading
 from .engines import load_engine
-from .errors import ConfigError, expect, require, shown
+from .errors import AnyPath, ConfigError, expect, reading, require, shown
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
