@@ -141,7 +141,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
     def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
-        self.metrics[0].update_state(loss, sample_weight=tf.shape(x)[0])  # Keras' own of the loss
+        tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own
+        tracker.update_state(loss, sample_weight=tf.shape(x)[0])
         self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state
