@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spatlib.core.feasible import uniform_in_ball
+from spatlib import SPATConfig
+from spatlib.core.feasible import random_start, uniform_in_ball
+from spatlib.core.ops import Array, Ops
 
 from .backends import Backend
 from .record import agree
@@ -26,6 +28,43 @@ def radii(shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
 
 def uniform(shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
     return np.random.default_rng(0).uniform(size=shape).astype(dtype)
+
+
+class Drawn(dict[str, Array]):
+    """Draws made before, by their kind and, if uniform, by their purpose."""
+
+    def uniform(self, like: Array, purpose: str) -> Array:
+        assert tuple(like.shape) == tuple(self[purpose].shape)
+        return self[purpose]
+
+    def normal(self, like: Array, purpose: str) -> Array:
+        assert (tuple(like.shape), purpose) == (tuple(self["normal"].shape), "start")
+        return self["normal"]
+
+
+def started(backend: Backend, x: np.ndarray, config: SPATConfig, *draws: np.ndarray) -> np.ndarray:
+    def run(ops: Ops, x: Array, *draws: Array) -> Array:
+        drawn = Drawn(zip(("start", "normal", "radius"), draws, strict=True))
+        return random_start(ops, x, config, drawn)
+
+    start: np.ndarray = backend.call(run, x, *draws)
+    return start
+
+
+@over_shapes
+def test_a_start_is_made_of_the_draws_that_its_kind_asks_for(
+    backend: Backend, shape: tuple[int, ...]
+) -> None:
+    x, draws, radius = np.round(uniform(shape)), uniform(shape), radii(shape)
+    normal = np.random.default_rng(2).normal(size=shape)
+    for norm in ("Linf", "L2", "L1"):
+        ball = backend.call(uniform_in_ball, normal if norm == "L2" else draws, radius, EPS, norm)
+        config = SPATConfig(eps=EPS, norm=norm)
+        np.testing.assert_array_equal(started(backend, x, config, draws, normal, radius), ball)
+    near = SPATConfig(eps=EPS, random_start="gaussian")
+    agree(started(backend, x, near, draws, normal, radius), 0.001 * normal, atol=1e-18)
+    none = SPATConfig(eps=EPS, random_start="none")
+    np.testing.assert_array_equal(started(backend, x, none, draws, normal, radius), 0 * x)
 
 
 @over_shapes
