@@ -47,7 +47,7 @@ def shared_mask(
         return finish(ops, state, config.keep, config.floor), None
     logits, pull = vjp(x, many=True)
     label = one_hot(logits)
-    classes, zeros = int(label.shape[1]), ops.cast(label > 2, like=label)
+    classes = int(label.shape[1])
     count = config.classes or classes
     expect(count <= classes, f"classes of the mask must be at most {classes}, got {count}")
     every = config.score != "rms" and count == classes
@@ -63,7 +63,7 @@ def shared_mask(
         return k + 1, ops.where(row > 0, -math.inf, rest), total + grad, *new
 
     passes = classes - 1 if every else int(rows.shape[0])
-    *_, total, score, scale, reach = ops.repeat(one, passes, (0, zeros, 0 * x, *state))
+    *_, total, score, scale, reach = ops.repeat(one, passes, (0, 0 * label, 0 * x, *state))
     state = Score(score, scale, reach)
     if every:  # the centred gradients of all classes add up to zero: one backward pass less
         state = fold(ops, state, -total, config.score, axis)
