@@ -12,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from .config import TrainConfig, check_length
+from .engines import Rows
 from .errors import expect
-from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Rows, Run
+from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 MEANS = ("loss", "adv_accuracy", "stall_rate")  # over the training examples of an epoch

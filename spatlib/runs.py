@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import SPATConfig, TrainConfig
-from .engines import load_engine
+from .engines import Rows, load_engine
 from .errors import AnyPath, ConfigError, expect, reading, require, shown
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
@@ -32,7 +32,6 @@ SETTINGS = ("backend", "data", "config", "training", "architecture", "optimizer"
 FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
-Rows = list[dict[str, float]]
 
 
 class Run:
