@@ -36,7 +36,7 @@ class FeasibleSet:
 
     def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
         self.ops, self.x, self.threat, self.mask = ops, x, threat, mask
-        budget = threat.eps if mask is None else threat.eps * mask
+        budget = threat.eps if mask is None else threat.eps * ops.minimum(mask, 1.0)
         self.lower = ops.maximum(threat.bounds[0] - x, -budget)
         self.upper = ops.minimum(threat.bounds[1] - x, budget)
 

@@ -42,6 +42,7 @@ ALSO = {
     ),
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
+        "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
     ),
 }
 STATE = ("tests/test_torch_state.py", "tests/test_torch_contexts.py", "tests/test_errors.py")
