@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -119,3 +120,15 @@ def generators() -> tuple[Any, ...]:
     """The states of the global generators, to be compared by ==."""
     _, keys, *position = np.random.get_state()  # noqa: NPY002
     return random.getstate(), keys.tolist(), position, torch.get_rng_state().tolist()
+
+
+class Explode(torch.autograd.Function):
+    """The identity, with a gradient that is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * math.inf

@@ -15,6 +15,7 @@ from spatlib import DataError, NonFiniteError
 from .looping import (
     BATCH,
     CLASSES,
+    Explode,
     Keeper,
     Until,
     arrays,
@@ -24,18 +25,6 @@ from .looping import (
     state,
     training,
 )
-
-
-class _Explode(torch.autograd.Function):
-    """The identity, with a gradient that is infinite."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * math.inf
 
 
 class Failing(nn.Module):
@@ -50,7 +39,7 @@ class Failing(nn.Module):
         self.passes += self.training
         if not self.training or self.passes != self.at:
             return logits
-        return logits * math.nan if self.how == "loss" else _Explode.apply(logits)
+        return logits * math.nan if self.how == "loss" else Explode.apply(logits)
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])

@@ -18,6 +18,8 @@ from spatlib.config import lr_factor, warmed_up
 from spatlib.monitor import Monitor
 from spatlib_torch import engine
 
+from .looping import Explode
+
 COUNT, CLASSES, BATCH = 24, 3, 8
 CONFIG = SPATConfig(eps=0.1, steps=2, mask=Mask())
 METRICS = {"clean", "pgd20", "margin20"}
@@ -168,18 +170,6 @@ def test_generator_and_modes_are_as_before(data: Any) -> None:
     assert [m.training for m in model.modules()] == modes
 
 
-class _Explode(torch.autograd.Function):
-    """The identity, with a gradient that is infinite."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * math.inf
-
-
 class Failing(nn.Module):
     """Fails from the given forward pass in training mode on; attacks run in the other mode."""
 
@@ -192,7 +182,7 @@ class Failing(nn.Module):
         self.passes += self.training
         if not self.training or self.passes < self.at:
             return logits
-        return logits * math.nan if self.how == "loss" else _Explode.apply(logits)
+        return logits * math.nan if self.how == "loss" else Explode.apply(logits)
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
