@@ -20,6 +20,11 @@ def test_mantissa_bits_count_the_hidden_one(backend: Backend, dtype: str, bits: 
     assert np.finfo(dtype).eps == 2.0 ** (1 - bits)
 
 
+def test_channels_of_images_are_where_the_framework_has_them(backend: Backend) -> None:
+    axis = -1 if backend.name in ("numpy", "tf") else 1
+    assert axis == backend.ops.CHANNEL_AXIS
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("x", [[[0, 2, 2, 1]], [[3, 3, 3]], [[-1, -2], [-2, -1]]], ids=str)
 def test_argmax_one_hot_marks_one_of_the_largest_in_the_dtype_of_its_input(

@@ -67,7 +67,8 @@ def linear_mask(
             return 0 * label, pull
 
         draws = Given(drawn, asked)
-        return shared_mask(ops, 0 * w[:, 0] + 0.25, vjp, lambda _: label, mask, draws)[0]
+        x = 0.25 * ops.cast(w[:, 0] > 0, like=w)  # 0 among them
+        return shared_mask(ops, x, vjp, lambda _: label, mask, draws)[0]
 
     label = np.eye(weights.shape[1], dtype=weights.dtype)[y]
     found = backend.call(run, weights, label, drawn)
@@ -159,11 +160,12 @@ def test_a_random_mask_asks_nothing_of_the_network_and_keeps_unused_pixels_too(
     backend: Backend,
 ) -> None:
     weights = np.zeros((1, 2, 4))
-    noise = np.array([[0.2, 0.9, 0.1, 0.7]])
-    config = Mask(score="random", floor=0.25)
-    mask, _, passes = linear_mask(backend, weights, np.array([0]), config, noise)
-    np.testing.assert_array_equal(mask, [[0.25, 1, 0.25, 1]])
-    assert passes == 0
+    noise = np.array([[0.2, 0.9, 0.0, 0.7]])
+    for keep, expected in ((0.5, [0.25, 1, 0.25, 1]), (0.9, [1, 1, 1, 1])):
+        config = Mask(score="random", keep=keep, floor=0.25)
+        mask, _, passes = linear_mask(backend, weights, np.array([0]), config, noise)
+        np.testing.assert_array_equal(mask, [expected])
+        assert passes == 0
 
 
 def test_probes_of_one_sign_are_of_no_class_and_leave_all_ones(backend: Backend) -> None:

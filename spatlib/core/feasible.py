@@ -91,7 +91,7 @@ def random_start(ops: Ops, x: Array, config: SPATConfig, draws: Draws) -> Array:
     if config.random_start == "gaussian":
         return GAUSSIAN_START * draws.normal(x, "start")
     noise = (draws.normal if config.norm == "L2" else draws.uniform)(x, "start")
-    one_each = ops.max(0 * x, axis=example_axes(x), keepdims=True)
+    one_each = ops.max(x, axis=example_axes(x), keepdims=True)
     radius = noise if config.norm == "Linf" else draws.uniform(one_each, "radius")
     return uniform_in_ball(ops, noise, radius, config.eps, config.norm)
 

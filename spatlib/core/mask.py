@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ..config import Mask
 from ..errors import expect, require
 from .feasible import Draws
-from .ops import Array, Ops, divisor, example_axes, example_size
+from .ops import Array, Ops, divisor, example_axes, example_size, rivals
 from .target import finite
 
 Vjp: TypeAlias = Callable[..., tuple[Array, Callable[..., Any]]]
@@ -56,17 +56,17 @@ def shared_mask(
         rows = draws.signs(label, config.probes) if probes else draws.classes(label, count)
 
     def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
-        """Fold in row k, or of all classes one whose entry in ``rest`` (N, K) is not yet -inf."""
+        """Fold in row k, or of all classes the one of the largest logit in ``rest`` (N, K)."""
         row = ops.argmax_one_hot(rest) if every else rows[k]
         grad, _ = finite(ops, pull(centred(ops, row), last=False))
         new = fold(ops, Score(*score), grad, config.score, axis)
-        return k + 1, ops.where(row > 0, -math.inf, rest), total + grad, *new
+        return k + 1, rivals(ops, rest, row), total + grad, *new
 
     passes = classes - 1 if every else int(rows.shape[0])
-    *_, total, score, scale, reach = ops.repeat(one, passes, (0, 0 * label, 0 * x, *state))
+    *_, total, score, scale, reach = ops.repeat(one, passes, (0, logits, 0 * x, *state))
     state = Score(score, scale, reach)
-    if every:  # the centred gradients of all classes add up to zero: one backward pass less
-        state = fold(ops, state, -total, config.score, axis)
+    if every:  # the centred gradients add up to zero: but for its sign, total is the last one's
+        state = fold(ops, state, total, config.score, axis)
     return finish(ops, state, config.keep, config.floor), logits
 
 
@@ -76,7 +76,7 @@ def channel_axis(ops: Ops, x: Array, config: Mask) -> int | None:
     if axes == 2:
         return None
     require(axis is None or axis < axes, "channel_axis", f"be one of x, below {axes}", axis)
-    return ops.CHANNEL_AXIS % axes if axis is None else axis
+    return ops.CHANNEL_AXIS if axis is None else axis
 
 
 def centred(ops: Ops, rows: Array) -> Array:

@@ -33,7 +33,7 @@ def ascent(
     p, b = rivals(ops, log_p, top), rivals(ops, base, top)
     m = ops.max(ops.maximum(p, b), axis=1, keepdims=True)
     if smoothing and not guard:
-        m = ops.maximum(m, math.log(smoothing) - math.log(classes))
+        m = ops.maximum(m, math.log(smoothing))
     slope = ops.exp(p - m) - ops.exp(b - m)
     slope = slope - top * ops.sum(slope, axis=1, keepdims=True)
     if smoothing:

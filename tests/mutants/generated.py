@@ -26,7 +26,7 @@ CORE = {
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
     "projection": ("projection_rounds", "projection_limits", "projection"),
-    "target": ("target", "cotangents", "apgd", "losses"),
+    "target": ("target", "cotangents", "apgd", "losses", "stall"),
 }
 ALSO = {
     "attack": (
@@ -37,6 +37,7 @@ ALSO = {
         "tests/test_evaluation.py",
         "tests/test_verdicts.py",
         "tests/test_points.py",
+        "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
         "-k",
         "torch or evaluation or verdicts or points or stall",
     ),
