@@ -24,6 +24,7 @@ from .test_mask import Case, clear
 
 pytestmark = pytest.mark.verifies
 COUNT, CLASSES = 4, 5
+CALLS: dict[str, Any] = {"torch": spatlib_torch.shared_mask, "tf": spatlib_tf.shared_mask}
 SHAPES = ((6,), (3, 5), (2, 3, 3), (3, 2, 4))  # of an input, channels first
 
 
@@ -198,7 +199,7 @@ def test_engines_find_the_channels_on_the_axis_that_is_named(engine: Any, axis: 
     rng, name = np.random.default_rng(0), next(n for n, e in ENGINES.items() if e is engine)
     x, w = (rng.uniform(size=(n, 2, 3, 4)).astype(np.float32) for n in (COUNT, CLASSES))
     y, backend = rng.integers(CLASSES, size=COUNT), BACKENDS[name]()
-    call = {"torch": spatlib_torch.shared_mask, "tf": spatlib_tf.shared_mask}[name]
+    call = CALLS[name]
 
     def mask(axis: int, settings: Mask) -> np.ndarray:
         images, weights = (backend.array(np.moveaxis(v, 1, axis).copy()) for v in (x, w))
@@ -215,6 +216,23 @@ def test_engines_find_the_channels_on_the_axis_that_is_named(engine: Any, axis: 
     np.testing.assert_array_equal(mask(axis, Mask(channel_axis=axis)), expected)
     if axis == backend.ops.CHANNEL_AXIS % 4:
         np.testing.assert_array_equal(mask(axis, Mask()), expected)
+
+
+def test_masks_that_keep_all_pixels_ask_no_network(engine: Any) -> None:
+    name = next(n for n, e in ENGINES.items() if e is engine)
+    backend, y = BACKENDS[name](), np.zeros(COUNT, int)
+    own = (COUNT, 1, 3, 4) if backend.ops.CHANNEL_AXIS == 1 else (COUNT, 2, 3, 1)
+    for shape, settings, expected in (
+        ((COUNT, 6), None, (COUNT, 6)),
+        ((COUNT, 2, 3, 4), None, own),
+        ((COUNT, 2, 3, 4), Mask(keep=1), own),
+        ((COUNT, 2, 3, 4), Mask(score="rms", floor=1, channel_axis=2), (COUNT, 2, 1, 4)),
+    ):
+        config = SPATConfig(eps=0.1, mask=settings)
+        x = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+        mask = CALLS[name](engine.network(None), backend.array(x), backend.array(y), config)
+        assert mask.dtype == backend.array(x).dtype
+        np.testing.assert_array_equal(backend.numpy(mask), np.ones(expected))
 
 
 def test_an_axis_that_the_inputs_lack_is_refused_and_flat_ones_have_no_channels(

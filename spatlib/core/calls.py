@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from ..config import SPATConfig
+from ..config import Mask, SPATConfig
 from ..errors import check_range, check_same_shape, require_type
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, shared_mask
+from .mask import Vjp, begin, channel_axis, finish, shared_mask
 from .ops import Array
 from .target import outer_loss
 
@@ -57,13 +57,13 @@ class Calls(NamedTuple):
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         """See ``shared_mask`` of the engine."""
         model, x, y, config = self._prepared(*batch, validate)
-        ops = self.ops
-        if config.mask is None or not config.masked:
-            flat = len(x.shape) == 2
-            return 1 + (0 * x if flat else ops.sum(0 * x, axis=ops.CHANNEL_AXIS, keepdims=True))
+        ops, mask = self.ops, config.mask or Mask()
+        if not config.masked:  # all ones, as where no class takes part
+            state = begin(ops, x, mask.score, channel_axis(ops, x, mask))
+            return finish(ops, state, mask.keep, mask.floor)
         with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, validate)
-            return ops.detach(shared_mask(ops, x, vjp, label, config.mask, draws)[0])
+            return ops.detach(shared_mask(ops, x, vjp, label, mask, draws)[0])
 
     def attacked(
         self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False

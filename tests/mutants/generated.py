@@ -18,6 +18,7 @@ TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )
 STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
+ALL_ONES = "tests/test_shared_mask.py::test_masks_that_keep_all_pixels_ask_no_network"
 CORE = {
     "apgd": ("apgd",),
     "attack": (),
@@ -47,6 +48,17 @@ ALSO = {
     ),
 }
 STATE = ("tests/test_torch_state.py", "tests/test_torch_contexts.py", "tests/test_errors.py")
+DRAWS = tuple(
+    f"tests/test_draws.py::test_{name}"
+    for name in (
+        "tensorflows_linf_and_gaussian_starts_have_their_distributions",
+        "tensorflows_starts_fill_the_ball",
+        "noise_of_a_random_mask_fills_the_interval[tf]",
+        "offsets_are_other_classes_without_replacement_and_all_orders_occur[tf]",
+        "probes_are_signs_of_both_kinds_at_every_place[tf]",
+        "tensorflows_own_generator_gives_the_starts_unless_one_is_given",
+    )
+)
 FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
 ERRORS = tuple(
     f"tests/test_tf_errors.py::test_{name}"
@@ -65,7 +77,13 @@ SELECTION: dict[str, tuple[str, ...]] = {
         )
         for name, tests in CORE.items()
     },
-    "spatlib/core/calls.py": (*TORCH, f"{STALL}[torch-0.3]", "tests/test_draws.py", *STATE),
+    "spatlib/core/calls.py": (
+        *TORCH,
+        f"{STALL}[torch-0.3]",
+        f"{ALL_ONES}[torch]",
+        "tests/test_draws.py",
+        *STATE,
+    ),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",
@@ -75,9 +93,9 @@ SELECTION: dict[str, tuple[str, ...]] = {
         *STATE,
     ),
     "spatlib_tf/attack.py": (
+        *DRAWS,
         *TF,
         f"{STALL}[tf-0.3]",
-        "tests/test_draws.py",
         f"{FIT}attacks_leave_every_variable_as_it_was",
         f"{FIT}statistics_move_as_in_the_outer_passes_alone",
         f"{GRAPH}the_graph_does_not_grow_with_the_steps",
