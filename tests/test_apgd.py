@@ -152,6 +152,7 @@ def test_step_sizes_are_the_oracles_whatever_the_values(backend: Backend, seed: 
 @pytest.mark.verifies
 @given(seed=st.integers(0, 2**32 - 1), classes=st.sampled_from((2, 3, 4, 10)), flat=st.booleans())
 @example(seed=0, classes=4, flat=False)
+@example(seed=0, classes=10, flat=False)
 def test_targeted_ratio_and_its_gradient_equal_the_oracle(
     backend: Backend, seed: int, classes: int, flat: bool
 ) -> None:

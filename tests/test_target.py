@@ -264,8 +264,13 @@ def test_target_of_a_label_is_smoothed_by_a_and_guarded_at_half_way(
 
 @pytest.mark.parametrize(
     ("b", "p_y"),
-    [([0.2, 0.8], 0.05), ([0.2499, 0.6001, 0.1, 0.05], 0.1), ([0.6, 0.4], 0.9)],
-    ids=["label below 1 / K", "label just below 1 / K", "label above its base target"],
+    [
+        ([0.2, 0.8], 0.05),
+        ([0.2499, 0.6001, 0.1, 0.05], 0.1),
+        ([0.25, 0.6, 0.1, 0.05], 0.1),
+        ([0.6, 0.4], 0.9),
+    ],
+    ids=["below 1 / K", "just below 1 / K", "at 1 / K", "above its base target"],
 )
 def test_guard_forbids_smoothing_that_would_raise_the_label(
     backend: Backend, b: list[float], p_y: float

@@ -18,6 +18,7 @@ TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )
 STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
+NINE = "tests/test_verdicts.py::test_targets_are_the_nine_best_of_the_other_classes"
 ALL_ONES = "tests/test_shared_mask.py::test_masks_that_keep_all_pixels_ask_no_network"
 CORE = {
     "apgd": ("apgd",),
@@ -42,6 +43,7 @@ ALSO = {
         "-k",
         "torch or evaluation or verdicts or points or stall",
     ),
+    "target": (f"{NINE}[torch-9-0]", f"{NINE}[torch-10-1]"),
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
