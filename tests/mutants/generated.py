@@ -28,7 +28,7 @@ CORE = {
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
     "projection": ("projection_rounds", "projection_limits", "projection"),
-    "target": ("target", "cotangents", "apgd", "losses", "stall"),
+    "target": ("stall", "target", "cotangents", "apgd", "losses"),
 }
 ALSO = {
     "attack": (
