@@ -61,33 +61,28 @@ class Draws(NamedTuple):
     seed: Tensor
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
-        return tf.ensure_shape(self._uniform(tf.shape(like), purpose, like.dtype), like.shape)
+        # Of integers, as TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
+        digits = ops.mantissa_bits(like)
+        whole = tf.uint64 if like.dtype == tf.float64 else tf.uint32
+        seed = _split(self.seed, PURPOSES.index(purpose))
+        bits = tf.random.stateless_uniform(tf.shape(like), seed, None, None, whole, alg="philox")
+        kept = tf.bitwise.right_shift(bits, tf.cast(8 * whole.size - digits, whole))
+        return tf.ensure_shape(tf.cast(kept, like.dtype) * 2.0**-digits, like.shape)
 
     def normal(self, like: Tensor, purpose: str) -> Tensor:
         # Box and Muller (1958): stateless_normal differs under XLA as well.
-        u = self._uniform(tf.concat([[2], tf.shape(like)], axis=0), purpose, like.dtype)
-        draws = tf.sqrt(-2 * tf.math.log1p(-u[0])) * tf.cos(2 * math.pi * u[1])
-        return tf.ensure_shape(draws, like.shape)
+        u, v = tf.unstack(self.uniform(tf.stack([like, like]), purpose))
+        return tf.sqrt(-2 * tf.math.log1p(-u)) * tf.cos(math.tau * v)
 
     def signs(self, label: Tensor, count: int) -> Tensor:
-        shape = tf.concat([[count], tf.shape(label)], axis=0)
-        return 2 * tf.cast(self._uniform(shape, "mask", label.dtype) < 0.5, label.dtype) - 1
+        return 1 - 2 * tf.floor(2 * self.uniform(tf.stack([label] * count), "mask"))
 
     def classes(self, label: Tensor, count: int) -> Tensor:
         classes = int(label.shape[1])
-        order = self._uniform((classes - 1,), "mask", tf.float32)
-        offsets = tf.concat([[0], 1 + tf.math.top_k(order, count - 1).indices], axis=0)
+        order = self.uniform(tf.zeros(classes - 1), "mask")
+        offsets = tf.pad(1 + tf.math.top_k(order, count - 1).indices, [[1, 0]])
         columns = (tf.range(classes) - offsets[:, None]) % classes
         return tf.transpose(tf.gather(label, columns, axis=1), (1, 0, 2))
-
-    def _uniform(self, shape: Any, purpose: str, dtype: Any) -> Tensor:
-        # Of integers, as TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
-        digits = ops.mantissa_bits(tf.zeros((), dtype))
-        whole = tf.uint64 if digits > 32 else tf.uint32
-        seed = _split(self.seed, PURPOSES.index(purpose))
-        bits = tf.random.stateless_uniform(shape, seed, None, None, whole, alg="philox")
-        kept = tf.bitwise.right_shift(bits, tf.cast(8 * whole.size - digits, whole))
-        return tf.cast(kept, dtype) * 2.0**-digits
 
 
 def _split(seed: Tensor, number: int | Tensor) -> Tensor:

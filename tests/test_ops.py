@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from spatlib.core.ops import Array, Ops
+
 from .backends import Backend
 from .record import agree, saw
 from .test_target import Case, cases, ulps
@@ -18,6 +20,20 @@ def test_mantissa_bits_count_the_hidden_one(backend: Backend, dtype: str, bits: 
     saw(dtype)
     assert backend.ops.mantissa_bits(backend.array(np.zeros(1, dtype))) == bits
     assert np.finfo(dtype).eps == 2.0 ** (1 - bits)
+
+
+def test_repeat_asks_no_more_once_all_are_done(backend: Backend) -> None:
+    asked: list[None] = []
+
+    def done(x: Array) -> Array:
+        asked.append(None)
+        return x >= 2
+
+    def run(ops: Ops, x: Array) -> Array:
+        return ops.repeat(lambda x: (x + 1,), 9, (x,), done)[0]
+
+    rounds = set(backend.call(run, np.array([0.0, 1, 0])) - [0, 1, 0])
+    assert (len(asked), rounds) in ((3, {2}), (0, {9}))  # or asking is not free
 
 
 def test_channels_of_images_are_where_the_framework_has_them(backend: Backend) -> None:

@@ -43,7 +43,7 @@ def shared_mask(
     state = begin(ops, x, config.score, axis)
     if config.score == "random":
         noise = draws.uniform(state.score, "mask")
-        state = Score(noise, state.scale, noise + 1)
+        state = Score(noise, state.scale, noise + math.inf)
         return finish(ops, state, config.keep, config.floor), None
     logits, pull = vjp(x, many=True)
     label = one_hot(logits)

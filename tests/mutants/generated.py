@@ -101,7 +101,9 @@ SELECTION: dict[str, tuple[str, ...]] = {
         f"{FIT}attacks_leave_every_variable_as_it_was",
         f"{FIT}statistics_move_as_in_the_outer_passes_alone",
         f"{GRAPH}the_graph_does_not_grow_with_the_steps",
+        f"{GRAPH}the_graph_does_not_grow_with_the_classes",
         *ERRORS,
+        f"{GRAPH}replicas_draw_different_starts",
     ),
 }
 
@@ -126,7 +128,8 @@ def mutants() -> Iterator[Mutant]:
             with suppress(SyntaxError):
                 program = ast.dump(ast.parse(text))
                 line, mutated = _difference(source, text)
-                if program not in seen and line != "*,":  # keyword-only, and no multiplication
+                keyword_only = mutated.replace("/,", "*,") == line  # and no multiplication
+                if program not in seen and not keyword_only:
                     seen.add(program)
                     yield Mutant(file, text, tests, line, mutated)
 
