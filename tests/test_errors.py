@@ -22,6 +22,7 @@ from spatlib import (
     Threat,
 )
 from spatlib_torch import perturb, shared_mask, spat_loss
+from spatlib_torch.attack import attacked, outer
 
 N, CLASSES = 4, 3
 SHAPE = (N, 1, 2, 2)
@@ -208,3 +209,10 @@ def test_values_are_not_read_without_validation() -> None:
 def test_labels_are_looked_at_with_an_attack_of_ones_own_too() -> None:
     wrong = torch.tensor([0, 1, 2, CLASSES])
     check(DataError, "labels", lambda: spat_loss(network(), X, wrong, MASKED, x_adv=X))
+
+
+def test_a_loop_of_many_steps_asks_for_no_label_and_sees_wrong_ones_in_their_losses() -> None:
+    wrong = torch.tensor([0, 1, 2, CLASSES])
+    found = attacked(network(), X, wrong, ATTACK)
+    losses, _ = outer(network(), X, found.x, wrong, ATTACK)
+    assert losses.isnan().tolist() == [False, False, False, True]
