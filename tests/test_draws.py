@@ -119,6 +119,22 @@ def test_tensorflows_own_generator_gives_the_starts_unless_one_is_given() -> Non
         np.testing.assert_array_equal(ours, again)
 
 
+def test_keras_generator_stays_where_a_graph_finds_no_more_data() -> None:
+    source, data = keras.random.SeedGenerator(0), iter(tf.data.Dataset.range(3))
+
+    @tf.function
+    def seed() -> Any:
+        return tf_attack.next_seed(source, next(data))
+
+    seeds = {tuple(seed().numpy()) for _ in range(3)}
+    assert len(seeds) == 3
+    before = source.state.numpy()
+    for _ in range(9):
+        with pytest.raises(tf.errors.OutOfRangeError):
+            seed()
+    np.testing.assert_array_equal(source.state.numpy(), before)
+
+
 def starts(**settings: Any) -> np.ndarray:
     """(4000, 6) of radius 2, by TensorFlow."""
     seed = tf_attack.next_seed(keras.random.SeedGenerator(0))

@@ -59,6 +59,7 @@ DRAWS = tuple(
         "offsets_are_other_classes_without_replacement_and_all_orders_occur[tf]",
         "probes_are_signs_of_both_kinds_at_every_place[tf]",
         "tensorflows_own_generator_gives_the_starts_unless_one_is_given",
+        "keras_generator_stays_where_a_graph_finds_no_more_data",
     )
 )
 FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
