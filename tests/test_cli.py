@@ -97,8 +97,13 @@ def test_train_evaluate_show_compare(
     code, _, error = run("compare", directory, other)
     assert code == 2
     assert "measured alike" in error
-    code, out, error = run("evaluate", other, "--attacks", "pgd", "--limit", "20", "--eps", "1/255")
+    quick = ("--attacks", "pgd", "--limit", "20", "--eps", "1/255", "--keep")
+    code, out, error = run("evaluate", other, *quick)
     assert code == 0, error
+    with np.load(other / "evaluation.npz", allow_pickle=False) as arrays:
+        assert arrays["outcomes_pgd20"].mean() == lines(out)[0]["metrics"]["pgd20"]
+        moved = np.abs(arrays["x_adv_pgd20"] - arrays["x_adv_clean"]).max()
+    assert 0 < moved <= 1 / 255 + 1e-6
     assert lines(out)[0]["count"] == 20
     assert lines(out)[0]["threat"]["eps"] == 1 / 255
 

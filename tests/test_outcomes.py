@@ -168,7 +168,7 @@ def test_logits_that_are_not_finite_count_as_wrong_and_are_warned_of(
 @pytest.mark.parametrize("attack", ["pgd", "margin", "apgd-t"])
 def test_gradients_that_are_not_finite_are_warned_of(name: str, attack: str) -> None:
     def trapped(ops: Ops, x: Array, array: Callable[[Any], Array]) -> Array:
-        return ridges(ops, ops.where(x < 2, x, ops.log(ops.maximum(x - 5, 0.0))), array)
+        return ridges(ops, ops.where(x < 2, x, ops.exp(999 * (x + 1))), array)
 
     x, y = points("torch")
     with pytest.warns(RuntimeWarning, match="gradients are not finite at 100.0%"):

@@ -78,10 +78,10 @@ def test_no_attack_changes_the_figures_of_another(name: str, alone: str) -> None
 
 
 def test_robust_accuracy_is_at_most_clean_and_falls_with_restarts_and_targets(name: str) -> None:
-    one, two = rugged_report(name, full(name)), rugged_report(name, full(name), 2)
-    assert 0.85 < one.metrics["clean"] == two.metrics["clean"] < 0.92
+    one, more = rugged_report(name, full(name)), rugged_report(name, full(name), 4)
+    assert 0.85 < one.metrics["clean"] == more.metrics["clean"] < 0.92
     for key in ("pgd2", "margin2", "targeted2"):
-        assert two.metrics[key] < one.metrics[key] < one.metrics["clean"]
+        assert more.metrics[key] < one.metrics[key] < one.metrics["clean"]
     assert one.metrics["targeted2"] < min(one.metrics["pgd2"], one.metrics["margin2"])
     assert one.metrics["noise"] <= one.metrics["clean"]
 
@@ -110,7 +110,8 @@ def test_an_example_whose_logits_are_not_numbers_is_not_robust(name: str) -> Non
         broken = ops.sqrt(array(1e-12) - (x - 0.5) * (x - 0.5))  # NaN but at x = 0.5
         return array([[1.0, 0.0]]) + 0 * broken
 
-    report = measure(name, model(name, logits), np.full((6, 1), 0.5), np.zeros(6), ("pgd",))
+    with pytest.warns(RuntimeWarning, match="not finite at 100.0% of the examples"):
+        report = measure(name, model(name, logits), np.full((6, 1), 0.5), np.zeros(6), ("pgd",))
     assert report.metrics == {"clean": 1, "pgd20": 0, "worst": 0}
 
 
