@@ -4,8 +4,9 @@ from .audit import Audit, audit
 from .config import Mask, SPATConfig, Threat, TrainConfig
 from .data import Dataset, load_data
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
-from .evaluate import Report, evaluate
+from .evaluate import evaluate
 from .recipes import RECIPES, Recipe
+from .report import Report
 from .runs import load_model
 from .train import Result, train
 

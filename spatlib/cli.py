@@ -17,8 +17,9 @@ from .audit import compare_attacks
 from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
 from .errors import ConfigError, NonFiniteError, SpatlibError, checked, reading, require
-from .evaluate import Report, attacked_examples, table
-from .runs import EVALUATION, Run, load_model
+from .evaluate import attacked_examples
+from .report import Report, table
+from .runs import EVALUATION, KEPT, Run, load_model
 
 DEFAULT = "digits"  # the recipe where none is named
 NUMBERS = tyro.constructors.ConstructorRegistry()
@@ -149,22 +150,25 @@ class Trained:
 class Evaluate(Trained):
     """Measure a run's network, clean and under attack, on the test data if there are any."""
 
-    # Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd (both), autoattack.
-    attacks: tuple[str, ...] = ("pgd", "margin")
+    # Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd, autoattack; default: as in Python.
+    attacks: tuple[str, ...] | None = None
     steps: int = 20  # Steps of each attack.
     restarts: int = 1  # Random restarts of each attack.
     batch_size: int = 256  # Examples per pass.
     device: str | None = None  # Default: the CPU.
     limit: int | None = None  # Measure the first so many; default: as many as after the training.
+    keep: bool = False  # Write who is right and the perturbed inputs to evaluation.npz.
 
     def __call__(self) -> None:
         model, run, threat, data = self.open()
         part, count = "training" if data.test is None else "test", self.limit
         x, y = (v[: None if count is None else checked("limit", count, 1)] for v in data.measured)
-        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
+        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device", "keep")
         report = spatlib.evaluate(model, (x, y), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
         run.write(EVALUATION, json.dumps(facts, indent=2).encode())
+        if self.keep:
+            run.write(KEPT, report.as_npz())
         _say(facts, f"{report}\n{part} data")
 
 

@@ -1,7 +1,7 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
@@ -55,8 +55,8 @@ class Engine(Protocol):
 
     def survivors(
         self, model: Any, data: Any, evaluation: Any, batch_size: int, device: str | None
-    ) -> tuple[list[np.ndarray], int]:
-        """Integers (1 + attacks, n) per batch, the labels and the verdicts; and the classes."""
+    ) -> Iterator[tuple[Any, int, dict[str, Any]]]:
+        """Of each batch labels (n,), number of classes, and by metric spatlib.core's Verdict."""
 
 
 def load_extra(module: str, packages: str) -> Any:

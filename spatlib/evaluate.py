@@ -1,20 +1,26 @@
 """Measure a classifier under attack: what is run, once for all engines."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from . import autoattack
-from .config import SPATConfig, Threat, plain_pgd
+from .config import SPATConfig, Threat, fold, plain_pgd
+from .core import numpy_ops as ops
+from .core.feasible import random_start
 from .core.target import TARGETS
 from .data import as_array, as_dataset, is_pair
 from .engines import Engine, engine_of
 from .errors import checked, expect, require, require_type
 from .recipes import Recipe, find_recipe
+from .report import Report
 
 TITLES = {
     "pgd": "PGD-{steps}",
@@ -25,49 +31,9 @@ TITLES = {
     "apgd": "APGD-{steps} (CE and targeted DLR)",
 }
 ATTACKS = ("pgd", "margin")
-Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
+BESIDE = {"L2": ("apgd",)}  # PGD alone finds too little there: docs/method.md
+WORST = "worst"  # correct under all attacks
 T = TypeVar("T", bound=Threat)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Accuracies of one model.
-
-    Attributes:
-        metrics: Accuracies in [0, 1] (:func:`spatlib.evaluate`): ``clean``, ``pgd20``, ...
-        count: Number of examples.
-        threat: eps, norm and bounds of the attacks.
-        restarts: Random restarts of each named attack.
-        per_class: The metrics on the examples of each class, NaN where there are none.
-        attacks: What the named attacks are called in print; others go by their key.
-    """
-
-    metrics: dict[str, float]
-    count: int
-    threat: Threat
-    restarts: int = 1
-    per_class: dict[str, list[float]] = field(default_factory=dict)
-    attacks: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def interval(self) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of each metric (:func:`wilson`), as examples are a random draw."""
-        return {name: wilson(round(p * self.count), self.count) for name, p in self.metrics.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values, None for NaN, with the intervals; see :meth:`from_json`."""
-        own = {k: [None if p != p else p for p in row] for k, row in self.per_class.items()}
-        return asdict(self) | {"per_class": own, "interval": self.interval}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Report":
-        """The report with these values of :meth:`as_json`."""
-        known = {name: values[name] for name in cls.__dataclass_fields__}
-        own = {k: [math.nan if p is None else p for p in v] for k, v in values["per_class"].items()}
-        return cls(**known | {"per_class": own, "threat": Threat(**values["threat"])})
-
-    def __str__(self) -> str:
-        return table({"model": self}, self)
 
 
 def evaluate(
@@ -76,18 +42,22 @@ def evaluate(
     threat: Threat | None = None,
     *,
     recipe: str | Recipe | None = None,
-    attacks: Sequence[Any] = ATTACKS,
+    attacks: Sequence[Any] | None = None,
     steps: int = 20,
     restarts: int = 1,
     batch_size: int = 256,
     seed: int = 0,
     device: str | None = None,
-) -> Report:
+    eps: Sequence[float] | None = None,
+    keep: bool = False,
+    progress: bool = True,
+) -> Any:
     """Accuracy, clean and under each attack: full eps, hard labels, no mask, smoothing or guard.
 
     An example counts as robust only if it is classified correctly clean, at the start and at the
     end of every run (of APGD: at every point on its way), so no robust accuracy exceeds the clean
     one. All named attacks begin at the same random starts: none changes the figures of another.
+    The result is a :class:`Report`.
 
     Args:
         model: A torch.nn.Module, a keras.Model, or one of a package that registered an engine;
@@ -101,13 +71,20 @@ def evaluate(
             (:mod:`spatlib.core.apgd`) with cross-entropy, and with the difference of logits ratio
             towards each t; ``"apgd"``: both. ``"autoattack"``: ART's, for images, and slow
             (:mod:`spatlib.autoattack`). In L1 only the first three. Callables, once per batch:
-            ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,); the
-            metric has their ``__name__`` or class name.
+            ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,), or
+            ``attack(x, y)`` where they hold a ``model`` (torchattacks); what they change on the
+            model is undone; the metric has their ``__name__`` or class name. Default: ``"pgd"``
+            and ``"margin"``, in L2 ``"apgd"`` too.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
         restarts: Random restarts of each named attack.
-        batch_size: Examples per pass (ignored for data in batches); another size has other starts.
-        seed: Fixes the random starts (a callable has to seed itself).
+        batch_size: Examples per pass (ignored for data in batches). No start depends on it; what
+            the framework rounds may.
+        seed: Fixes the random starts, with the number of the restart and of the example in the
+            data, for both frameworks alike (a callable has to seed itself).
         device: Where to evaluate; default: where the model is.
+        eps: Radii in the place of the threat's; the result is a list with a report for each.
+        keep: Keep the perturbed inputs of each attack in ``x_adv`` of the report.
+        progress: Show a progress bar (in a terminal only).
 
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
@@ -115,16 +92,27 @@ def evaluate(
     """
     checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
-    asked = Evaluation(threat_of(threat, chosen, "threat", Threat), attacks, steps, restarts, seed)
+    threat = threat_of(threat, chosen, "threat", Threat)
+    several = isinstance(eps, list | tuple) and len(eps) > 0
+    require(several or eps is None, "eps", "be a list of radii (one alone is the threat's)", eps)
+    threats = [threat] if eps is None else [replace(threat, eps=radius) for radius in eps]
+    asked = [Evaluation(each, attacks, steps, restarts, seed) for each in threats]
     data = chosen.data if data is None and chosen else data
     data = as_dataset(data, channels_first=engine.CHANNELS_FIRST).measured
-    return measure(engine, model, data, asked, batch_size=batch_size, device=device)
+    how = {"batch_size": batch_size, "device": device, "disable": None if progress else True}
+    reports = [measure(engine, model, data, each, keep, **how) for each in asked]
+    return reports if several else reports[0]
 
 
-def measure(engine: Engine, model: Any, data: Any, evaluation: "Evaluation", **how: Any) -> Report:
-    """The report of an evaluation by its engine; ``how`` has ``batch_size`` and ``device``."""
-    how = {"batch_size": 256, "device": None} | how
-    return evaluation.report(*engine.survivors(model, data, evaluation, **how))
+def measure(
+    engine: Engine, model: Any, data: Any, evaluation: "Evaluation", keep: bool = False, **how: Any
+) -> Report:
+    """The report of an evaluation; ``how``: ``batch_size``, ``device`` and tqdm's ``disable``."""
+    how = {"batch_size": 256, "device": None, "disable": True} | how
+    bar: dict[str, Any] = {"disable": how.pop("disable"), "unit": "batch", "leave": False}
+    bar["desc"] = f"{evaluation.threat.norm} eps {evaluation.threat.eps:.4g}"
+    bar["total"] = math.ceil(len(data[1]) / how["batch_size"]) if is_pair(data) else None
+    return evaluation.report(tqdm(engine.survivors(model, data, evaluation, **how), **bar), keep)
 
 
 def attacked_examples(
@@ -162,46 +150,78 @@ def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) 
 class Evaluation:
     """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric.
 
-    ``threat`` is what the attacks may do, ``seeds`` one number per random start (of ``runs``, the
-    first the same for any number), ``keys`` all metrics in order. Other attacks, or two of one
-    name, are a ConfigError.
+    ``threat`` is what the attacks may do, ``seeds`` one number per random start of the named (of
+    ``runs``, the first the same for any number), ``keys`` all metrics but the worst in order.
+    Other attacks, or two of one name, are a ConfigError.
     """
 
     def __init__(
-        self, threat: Threat, attacks: Any = ATTACKS, steps: int = 20, runs: int = 1, seed: int = 0
+        self, threat: Threat, attacks: Any = None, steps: int = 20, runs: int = 1, seed: int = 0
     ) -> None:
-        first, runs = checked("seed", seed, 0), checked("restarts", runs, 1)
-        self.threat, self.seeds = plain_pgd(threat, steps), [first + 7919 * r for r in range(runs)]
-        self.keys, self.named, self.callables = ["clean"], dict[str, Any](), dict[str, Any]()
+        seed, runs = checked("seed", seed, 0), checked("restarts", runs, 1)
+        attacks = ATTACKS + BESIDE.get(threat.norm, ()) if attacks is None else attacks
+        self.threat, self.keys = plain_pgd(threat, steps), ["clean"]
+        self.named, self.callables = dict[str, Any](), dict[str, Any]()
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")
         what = f"be {', '.join(map(repr, known))} in {threat.norm} or callables attack(model, x, y)"
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
             by_name = isinstance(item, str)
             name = item if by_name else getattr(item, "__name__", type(item).__name__)
             key = f"{name}{steps}" if by_name and name in TITLES else name
-            valid = key not in self.keys and (name in known if by_name else callable(item))
-            require(valid, "attacks", f"{what}, no name (__name__) twice", item)
+            new, fits = key not in (*self.keys, WORST), name in known if by_name else callable(item)
+            require(new and fits, "attacks", f"{what}, no name (__name__) twice", item)
             self.keys.append(key)
             if key != name:
                 self.named[key] = item
             else:
-                self.callables[key] = partial(autoattack.attack, self.threat) if by_name else item
+                own = partial(autoattack.attack, self.threat) if by_name else item
+                bound = hasattr(own, "model")
+                self.callables[key] = (lambda _, x, y, own=own: own(x, y)) if bound else own
+        self.seeds = [fold(seed, r) for r in range(runs) if self.named]
 
-    def report(self, batches: Sequence[np.ndarray], classes: int) -> Report:
-        """Of integers (1 + len(keys), n) per batch: labels, then verdicts, above 0 if correct."""
-        labels, *verdicts = np.concatenate(batches, axis=1)
-        members = [labels == k for k in range(classes)]
-        metrics, per_class = dict[str, float](), dict[str, list[float]]()
-        for key, right in zip(self.keys, (row > 0 for row in verdicts), strict=True):
+    def starts(self, first: int, shape: Sequence[int], axis: int) -> list[np.ndarray]:
+        """One per seed for the batch (N, ...) that begins with the example ``first`` of the data.
+
+        Raw, in float64. Each example has a generator of its own, and is drawn with the channels,
+        which are on ``axis``, last: neither the size of the batches nor the engine changes a start.
+        """
+        like, found = np.moveaxis(np.zeros(shape), axis, -1), list[np.ndarray]()
+        for seed in self.seeds:
+            rngs = [np.random.default_rng((seed, first + row)) for row in range(len(like))]
+            draws: Any = SimpleNamespace(
+                uniform=lambda x, _, rngs=rngs: np.stack([r.random(x.shape[1:]) for r in rngs]),
+                normal=lambda x, _, rngs=rngs: np.stack([r.normal(size=x.shape[1:]) for r in rngs]),
+            )
+            found.append(np.moveaxis(random_start(ops, like, self.threat, draws), -1, axis))
+        return found
+
+    def report(self, batches: Iterable[Any], keep: bool = False) -> Report:
+        """Of what :meth:`spatlib.engines.Engine.survivors` yields; with x_adv if ``keep``."""
+        labels, found, classes = list[Any](), {key: list[Any]() for key in self.keys}, 0
+        for y, classes, verdicts in batches:  # noqa: B007  # that of the last
+            labels.append(as_array(y))
+            for key, parts in found.items():
+                parts.append([*map(as_array, verdicts[key][: 2 + keep])])
+        rows = {k: [*map(np.concatenate, zip(*v, strict=True))] for k, v in found.items()}
+        outcomes = {key: right for key, (right, *_) in rows.items()}
+        outcomes[WORST] = np.logical_and.reduce([*outcomes.values()])
+        broken = 1 - float(np.logical_and.reduce([sound for _, sound, *_ in rows.values()]).mean())
+        if broken:
+            what = f"logits or gradients are not finite at {broken:.1%} of the examples"
+            text = f"{what}: such logits count as wrong, but an attack is weak without gradients"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        y, metrics, per_class = np.concatenate(labels), dict[str, float](), dict[str, Any]()
+        members = [y == k for k in range(classes)]
+        for key, right in outcomes.items():
             metrics[key] = float(right.mean())
             per_class[key] = [float(right[m].mean()) if m.any() else math.nan for m in members]
         count, its = min(TARGETS, classes - 1), self.threat
         facts = {"steps": its.steps, "targets": f"{count} target{'s' * (count > 1)}"}
-        titles = {key: TITLES[name].format(**facts) for key, name in self.named.items()}
-        found: dict[str, Any] = {"metrics": metrics, "per_class": per_class, "attacks": titles}
+        shown: dict[str, Any] = {key: TITLES[n].format(**facts) for key, n in self.named.items()}
+        shown = {"attacks": shown, "metrics": metrics, "per_class": per_class, "broken": broken}
+        shown |= {"outcomes": outcomes, "x_adv": {key: v[2] for key, v in rows.items() if keep}}
         plain = Threat(eps=its.eps, norm=its.norm, bounds=its.bounds)
-        runs = len(self.seeds) if self.named else 0
-        return Report(count=len(labels), threat=plain, restarts=runs, **found)
+        return Report(count=len(y), threat=plain, restarts=len(self.seeds), **shown)
 
     def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
         """DataError if x_adv (float64) leaves bounds or ball by more than rounding to ``bits``."""
@@ -217,28 +237,3 @@ class Evaluation:
         what = f"{name} must be in [{low:g}, {high:g}] at {norm} distances up to {eps:g}"
         got = f"values {outside:.3g} outside, distances {beyond:.3g} more"
         expect(inside, f"{what}, got {got}: clip or project it")
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of hits / n (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
-
-    All p in [0, 1] with |hits / n - p| <= z sqrt(p (1 - p) / n), z = 1.96 the normal quantile.
-    """
-    ends, z2 = (hits, n - hits), Z * Z
-    low, high = ((k + z2 / 2 - Z * math.sqrt(k * (n - k) / n + z2 / 4)) / (n + z2) for k in ends)
-    return low, 1 - high  # exactly 0 and 1 at the ends
-
-
-def table(rows: dict[str, Report], shared: Report) -> str:
-    """Reports on the same data and threat model as aligned text, one row each."""
-    grid = [["", *(shared.attacks.get(key, key) for key in shared.metrics)]]
-    for name, report in rows.items():
-        shares = ((report.metrics[key], *report.interval[key]) for key in shared.metrics)
-        cells = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
-        grid.append([name, *cells])
-    first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
-    text = ["  ".join([name.ljust(first), *map(str.rjust, row, widths)]) for name, *row in grid]
-    starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
-    threat = f"{shared.threat.norm} eps {shared.threat.eps:.4g}"
-    note = f"accuracy [95 % interval] on {shared.count} examples; attacks: {threat}, {starts}"
-    return "\n".join([*text, note])

@@ -21,8 +21,9 @@ from .errors import AnyPath, ConfigError, expect, reading, require, shown
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
-WEIGHTS, EVALUATION = {"best": BEST, "ema": EMA, "last": LAST}, "evaluation.json"
-OTHERS = ("audit.json", "audit.png", "curves.png", "sheet.png")
+WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
+EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
+OTHERS = (KEPT, "audit.json", "audit.png", "curves.png", "sheet.png")
 FILES = (CHECKPOINT, *WEIGHTS.values(), METRICS, EVALUATION, *OTHERS, CONFIG)
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 OURS = "spatlib"  # is in the names of our TensorBoard files, and the key of our metadata

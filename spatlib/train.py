@@ -12,9 +12,10 @@ from .config import SPATConfig, TrainConfig
 from .data import Dataset, as_array, as_dataset, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
-from .evaluate import Evaluation, Report, attacked_examples, measure, table, threat_of
+from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import Recipe, find_recipe
+from .report import Report, table
 from .runs import STANDARD, Run
 
 

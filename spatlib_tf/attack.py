@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig
-from spatlib.core.attack import survivors
+from spatlib.core.attack import Verdict, survivors
 from spatlib.core.calls import Calls
 from spatlib.errors import expect, require
 
@@ -100,9 +100,16 @@ def _attacking(
     # With a start and no generator nothing is drawn from TensorFlow's own.
     fixed = source is None and start is not None
     seed = tf.zeros(2, tf.int32) if fixed else next_seed(source, x)
-    before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables if train]
-    try:
+    with keeping(model.non_trainable_variables if train else []):
         yield partial(vjp, model, train), Draws(seed)
+
+
+@contextmanager
+def keeping(variables: list[keras.Variable]) -> Iterator[None]:
+    """Put their values back at the end of the block, also after an exception."""
+    before = [(variable, tf.identity(variable.value)) for variable in variables]
+    try:
+        yield
     finally:
         for variable, value in before:
             variable.assign(value)
@@ -183,10 +190,10 @@ def shared_mask(
 
 
 def survivors_of(
-    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], seeds: Any
-) -> dict[str, Tensor]:
-    """The verdicts (N,) under every named attack, one seed (2,) per restart."""
+    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], starts: Any
+) -> dict[str, Verdict]:
+    """See :func:`spatlib.core.attack.survivors`; ``starts`` are tensors (N, ...)."""
     clean = ops.logits_of(model, x)
     own = partial(vjp, model, False), partial(ops.logits_of, model)
     batch = x, clean, ops.one_hot(y, clean)
-    return survivors(ops, *own, named, threat, batch, map(Draws, seeds))
+    return survivors(ops, *own, named, threat, batch, starts)

@@ -1,6 +1,6 @@
 """The TensorFlow engine: ``spatlib.train(backend="tf")`` by way of ``keras.Model.fit``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
-from spatlib.core.attack import is_correct
+from spatlib.core.attack import Verdict, judge
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -89,44 +89,42 @@ def _optimizer(given: Any, training: TrainConfig) -> keras.optimizers.Optimizer:
 
 def survivors(
     model: keras.Model, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
-) -> tuple[list[np.ndarray], int]:
+) -> Iterator[tuple[Any, int, dict[str, Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
     check_device(device)
     check_model(model)
-    sources = [keras.random.SeedGenerator(number) for number in evaluation.seeds]
     graph = _graphs.get(model) or cache(partial(_graph, model))
-    attacks = evaluation.threat, tuple(evaluation.named.items()), len(sources)
-    table, classes = [], 0
+    threat, named = evaluation.threat, tuple(evaluation.named.items())
+    classes, count = 0, 0
     with tf.device(device):
-        for x, y in batches(data, batch_size, evaluation.threat, model.variable_dtype):
-            classes = logits_of(model, x[:1]).shape[1]
+        for x, y in batches(data, batch_size, threat, model.variable_dtype):
+            classes = classes or logits_of(model, x).shape[1]
             check_label_values(y, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
-            batch = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
-            seeds = tf.stack([attack.next_seed(source) for source in sources])
-            verdicts = graph(*attacks, *batch)(x, y, seeds)
+            starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
+            starts, count = [tf.cast(start, x.dtype) for start in starts], count + len(x)
+            specs = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
+            found = graph(threat, named, len(starts), *specs)(x, y, starts)
             for key, call in evaluation.callables.items():
-                found = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
-                before, after = (tf.cast(part, tf.float64).numpy() for part in (x, found))
+                with attack.keeping(model.variables):
+                    x_adv = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
+                before, after = (tf.cast(part, tf.float64).numpy() for part in (x, x_adv))
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                moved = logits_of(model, found)
-                verdicts[key] = verdicts["clean"] & is_correct(ops, moved, one_hot(y, moved))
-            rows = [tf.cast(verdicts[key], y.dtype) for key in evaluation.keys]
-            table.append(tf.stack([y, *rows]).numpy())  # one read for all verdicts
-    return table, classes
+                z = logits_of(model, x_adv)
+                found[key] = found["clean"].then(ops, x_adv, *judge(ops, z, one_hot(y, z)))
+            yield y, classes, found
 
 
 def _graph(
-    model: keras.Model, threat: Any, named: tuple[tuple[str, str], ...], count: int, *batch: Any
+    model: keras.Model, threat: Any, named: tuple[tuple[str, str], ...], runs: int, x: Any, y: Any
 ) -> Any:
-    """The named attacks as a graph (x, y, one seed per restart) -> verdicts (N,), for any N."""
+    """The named attacks as a graph (x, y, a start per restart) -> verdicts (N,), for any N."""
 
-    def judge(x: Any, y: Any, seeds: Any) -> dict[str, Any]:
-        return attack.survivors_of(model, x, y, threat, dict(named), tf.unstack(seeds))
+    def judge(x: Any, y: Any, starts: Any) -> Any:
+        return attack.survivors_of(model, x, y, threat, dict(named), starts)
 
-    signature = [*batch, tf.TensorSpec((count, 2), tf.int32)]
     # Without autograph, which would hide our errors behind its own.
-    return tf.function(judge, input_signature=signature, autograph=False)
+    return tf.function(judge, input_signature=[x, y, [x] * runs], autograph=False)
 
 
 def check(data: Any, threat: Threat) -> None:

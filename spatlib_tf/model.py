@@ -7,11 +7,12 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
-from spatlib.core.attack import Adversarial, is_correct
+from spatlib.core.attack import Adversarial, judge
+from spatlib.core.feasible import random_start
 from spatlib.errors import require, require_type
 
 from . import ops
-from .attack import attacked, next_seed, outer, survivors_of
+from .attack import Draws, attacked, next_seed, outer, survivors_of
 from .ops import Tensor
 
 SQUASHING = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.log_softmax)
@@ -118,7 +119,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
-        self._record(loss, x, is_correct(ops, logits, ops.one_hot(labels, logits)))
+        self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
         self.stall_rate.update_state(attack.stalls)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
@@ -132,8 +133,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         logits = ops.logits_of(self.base, x)
         losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
-        own = self.evaluation, {"pgd": "pgd"}, [next_seed(self.evaluation_seeds, x)]
-        self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"])
+        draws = Draws(next_seed(self.evaluation_seeds, x))
+        own = self.evaluation, {"pgd": "pgd"}, [random_start(ops, x, self.evaluation, draws)]
+        self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"].right)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
 

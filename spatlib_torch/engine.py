@@ -1,13 +1,13 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
@@ -81,13 +81,15 @@ def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.opti
 
 def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
-) -> tuple[list[np.ndarray], int]:
-    """The labels and, under every attack, the verdicts of each batch; and the number of classes."""
-    where, threat, table, classes = placed(model, device), evaluation.threat, [], 0
-    draws = [attack.Draws(torch.Generator(where).manual_seed(seed)) for seed in evaluation.seeds]
+) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
+    """See :class:`spatlib.engines.Engine`."""
+    where, threat, count = placed(model, device), evaluation.threat, 0
     with keeping_globals(where):  # a loader draws from them
         for x, y in Batches(data, batch_size, model, where, threat.bounds):
             x, y = prepare(x, y, threat, validate=True)
+            starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
+            begins = (torch.as_tensor(start).to(x.dtype).to(where) for start in starts)
+            count += len(x)
             with attack_state(unwrap(model), fork=where) as module:
                 predict = torch.no_grad()(partial(logits_of, module))
                 clean = predict(x)
@@ -95,19 +97,17 @@ def survivors(
                 check_label_values(y, classes)
                 own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
                 batch = x, clean, label
-                verdicts = core.survivors(ops, *own, evaluation.named, threat, batch, draws)
+                found = core.survivors(ops, *own, evaluation.named, threat, batch, begins)
                 for key, call in evaluation.callables.items():
                     with attack_state(module, fork=where, foreign=True):
-                        found = call(module, x.clone(), y.clone())
-                    found = torch.as_tensor(found) if isinstance(found, np.ndarray) else found
-                    found = as_tensor(f"x_adv of {key}", found).to(x)
-                    before, after = (part.cpu().double().numpy() for part in (x, found))
+                        x_adv = call(module, x.clone(), y.clone())
+                    x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
+                    x_adv = as_tensor(f"x_adv of {key}", x_adv).to(x)
+                    before, after = (part.cpu().double().numpy() for part in (x, x_adv))
                     evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                    right = core.is_correct(ops, predict(found), label)
-                    verdicts[key] = verdicts["clean"] & right
-            rows = [verdicts[key] for key in evaluation.keys]
-            table.append(torch.stack([y, *rows]).numpy(force=True))  # one read for all
-    return table, classes
+                    seen = core.judge(ops, predict(x_adv), label)
+                    found[key] = found["clean"].then(ops, x_adv, *seen)
+            yield y, classes, found
 
 
 def check(data: Any, threat: Threat) -> None:

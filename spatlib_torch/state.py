@@ -35,8 +35,8 @@ def attack_state(
     Modules are in inference mode (``mode="eval"``) or as they stand (``"train"``), parameters
     frozen, autograd on even inside no_grad or inference_mode. Afterwards, also after an exception,
     every training flag, requires_grad and buffer (value, shape and identity) and, with ``fork``,
-    the global generators of the CPU and of that device are as before. Not copied: the statistics of
-    BatchNorm in inference mode, which only ``foreign`` code can move. Lazy modules take their
+    the global generators of the CPU and of that device are as before. Copied for ``foreign`` code
+    alone: parameters, and the statistics of BatchNorm in inference mode. Lazy modules take their
     shapes, those with buffers in inference mode.
     """
     forked = torch.random.fork_rng([fork] if fork and fork.type == "cuda" else [], fork is not None)
@@ -46,6 +46,7 @@ def attack_state(
             own = dict(module.named_buffers(recurse=False))
             known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
             module.training &= mode == "train" and len(known) == len(own)
+            known |= dict(module.named_parameters(recurse=False)) if foreign else {}
             if foreign or module.training or type(module) not in NORMS:
                 for name, buffer in known.items():
                     undo.callback(_put_back, module, name, buffer, buffer.detach().clone())

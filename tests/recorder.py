@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spatlib import Threat, engines
+from spatlib.core.attack import Verdict
 from spatlib.data import Dataset
 from spatlib.evaluate import Evaluation
 
@@ -59,9 +60,10 @@ class Recorder(ModuleType):
 
     def survivors(
         self, model: Any, data: Any, evaluation: Evaluation, **how: Any
-    ) -> tuple[list[np.ndarray], int]:
+    ) -> list[tuple[np.ndarray, int, dict[str, Verdict]]]:
         self.calls["evaluate"].append((model, evaluation.threat, evaluation.seeds, how))
-        return [np.ones((1 + len(evaluation.keys), 1), int)], 2
+        one, x = np.ones(1, bool), np.zeros((1, 1))
+        return [(np.ones(1, int), 2, dict.fromkeys(evaluation.keys, Verdict(one, one, x)))]
 
 
 def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:

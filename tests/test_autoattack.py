@@ -44,7 +44,7 @@ def test_it_finds_what_is_there_and_stays_inside(
     y = z.argmax(axis=1)
     y[0] = (y[0] + 1) % 4
     report = measure(name, model(name, waves), x, y, ("autoattack", "apgd"), steps=5)
-    assert list(report.metrics) == ["clean", "autoattack", "apgd5"]
+    assert list(report.metrics) == ["clean", "autoattack", "apgd5", "worst"]
     assert report.metrics["clean"] == 7 / 8
     # Of a linear network the answer is known, up to the walls of the box.
     assert report.metrics["autoattack"] == report.metrics["apgd5"] < 7 / 8

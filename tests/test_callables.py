@@ -41,7 +41,7 @@ def test_callables_count_where_clean_and_moved_are_right(name: str) -> None:
     landscape = model(name, sign_of_first)
     # Right and moved over the line, right and not, wrong, wrong but right after the move.
     report = measure(name, landscape, x, [0, 0, 0, 1], (shift, "pgd"), batch_size=3)
-    assert report.metrics == {"clean": 0.5, "shift": 0.25, "pgd20": 0.25}
+    assert report.metrics == {"clean": 0.5, "shift": 0.25, "pgd20": 0.25, "worst": 0.25}
     assert seen == [(landscape, (3, 2), [0, 0, 0]), (landscape, (1, 2), [1])]
 
 
@@ -134,7 +134,7 @@ def test_a_callable_finds_the_model_ready_and_leaves_no_trace_in_torch() -> None
     assert (x.tolist(), y.tolist()) == inputs
     alone = spatlib.evaluate(network_, (x, y), threat, attacks=("pgd",), **settings)
     assert report.metrics["pgd2"] == alone.metrics["pgd2"]
-    assert list(report.metrics) == ["clean", "Meddler", "pgd2"]
+    assert list(report.metrics) == ["clean", "Meddler", "pgd2", "worst"]
     np.testing.assert_equal(report.per_class["clean"], alone.per_class["clean"])
 
 
@@ -154,4 +154,4 @@ def test_attacks_and_steps_are_passed_on(name: str) -> None:
     x, y = points(name)
     attacks = ("targeted", noise(name))
     report = spatlib.evaluate(rugged(name), (x, y), Threat(eps=EPS), attacks=attacks, steps=3)
-    assert list(report.metrics) == ["clean", "targeted3", "noise"]
+    assert list(report.metrics) == ["clean", "targeted3", "noise", "worst"]

@@ -72,7 +72,7 @@ def test_train_evaluate_show_compare(
     code, out, error = run("evaluate", directory, "--attacks", "pgd", "--steps", "20")
     assert code == 0, error
     (report,) = lines(out)
-    assert report["metrics"] == {k: last["metrics"][k] for k in ("clean", "pgd20")}
+    assert report["metrics"] == {k: last["metrics"][k] for k in ("clean", "pgd20", "worst")}
     assert report["count"] == 450
     assert len(report["per_class"]["pgd20"]) == 10
     low, high = report["interval"]["clean"]
@@ -97,8 +97,13 @@ def test_train_evaluate_show_compare(
     code, _, error = run("compare", directory, other)
     assert code == 2
     assert "measured alike" in error
-    code, out, error = run("evaluate", other, "--attacks", "pgd", "--limit", "20", "--eps", "1/255")
+    quick = ("--attacks", "pgd", "--limit", "20", "--eps", "1/255", "--keep")
+    code, out, error = run("evaluate", other, *quick)
     assert code == 0, error
+    with np.load(other / "evaluation.npz", allow_pickle=False) as arrays:
+        assert arrays["outcomes_pgd20"].mean() == lines(out)[0]["metrics"]["pgd20"]
+        moved = np.abs(arrays["x_adv_pgd20"] - arrays["x_adv_clean"]).max()
+    assert 0 < moved <= 1 / 255 + 1e-6
     assert lines(out)[0]["count"] == 20
     assert lines(out)[0]["threat"]["eps"] == 1 / 255
 

@@ -17,7 +17,7 @@ from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import plain_pgd
 from spatlib.core import apgd, mask, target
 from spatlib.core.attack import adversarial, survivors
-from spatlib.core.feasible import FeasibleSet, uniform_in_ball
+from spatlib.core.feasible import FeasibleSet, random_start, uniform_in_ball
 from spatlib.core.ops import rivals
 from spatlib_torch import perturb
 from spatlib_torch.attack import Draws, vjp
@@ -75,9 +75,9 @@ def a_loss(loss: str) -> Callable[..., Any]:
 def an_ascent(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     allowed = FeasibleSet(ops, x, Threat(eps=0.1))
 
-    def look(d: Any) -> tuple[Any, Any, Any]:  # sum of grad d - 10 d^2
+    def look(d: Any) -> tuple[Any, ...]:  # sum of grad d - 10 d^2
         value = ops.sum(grad * d - 10 * d * d, axis=AXES)
-        return value, grad - 20 * d, value < 1
+        return value, grad - 20 * d, value < 1, value < 2
 
     return apgd.auto_ascend(ops, look, 0 * x, allowed, 5)[0]
 
@@ -136,10 +136,12 @@ def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
     names = {name: name for name in ("pgd", "targeted")}
     threat, batch = plain_pgd(Threat(eps=0.1), 2), (x, own(x)[0], label)
-    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [Given(ops)])
-    total = 0 * logits[:, 0]
-    for k, verdict in enumerate(found.values()):
-        total = total + 2.0**k * ops.cast(verdict, like=logits)
+    start = random_start(ops, x, threat, Given(ops))
+    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [start])
+    total = 0 * x
+    for k, (right, sound, x_adv) in enumerate(found.values()):
+        known = 2.0**k * ops.cast(right & sound, like=x)
+        total = total + x_adv + known[:, None, None, None]
     return total
 
 

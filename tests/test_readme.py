@@ -54,7 +54,7 @@ def test_the_code_of_a_page_runs(page: str) -> None:
         assert len(names["losses"]) == 2
         assert "adv_accuracy" in names["history"]
     else:
-        assert set(names["report"].metrics) == {"clean", "random_noise"}
+        assert set(names["report"].metrics) == {"clean", "random_noise", "worst"}
 
 
 def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(
@@ -74,6 +74,7 @@ def test_the_other_examples_give_what_their_comments_say(namespace: dict[str, An
         "pgd20",
         "margin20",
         "targeted20",
+        "worst",
     }
     assert "targeted margin PGD-20 (2 targets)" in str(namespace["report"])
     assert namespace["mask"].shape == (8, 1, 4, 4)

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatlib import ConfigError, DataError, Mask, Report, SPATConfig, Threat
-from spatlib.evaluate import Evaluation, wilson
+from spatlib.core.attack import Verdict
+from spatlib.evaluate import Evaluation
+from spatlib.report import wilson
 
 getcontext().prec = 40
 CONFIG = SPATConfig(eps=0.15, mask=Mask())
@@ -55,14 +57,24 @@ def test_interval_encloses_the_share_and_stays_in_the_unit_interval(n: int, shar
     assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
 
 
+def in_batches(labels: np.ndarray, classes: int, verdicts: dict[str, Any], cut: int = 0) -> Any:
+    """What an engine says of examples cut in two batches (the first may be empty)."""
+    sound, x = np.ones(len(labels), bool), np.zeros((len(labels), 1))
+    for part in (slice(cut), slice(cut, None)):
+        rows = {key: Verdict(right[part], sound[part], x[part]) for key, right in verdicts.items()}
+        yield labels[part], classes, rows
+
+
 @given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_classes_add_up_to_the_total(count: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     verdicts = {name: rng.uniform(size=count) < 0.6 for name in ("clean", "pgd20")}
-    evaluation, rows = Evaluation(CONFIG, "pgd"), np.stack([labels, *verdicts.values()])
-    report = evaluation.report([rows[:, : count // 2], rows[:, count // 2 :]], classes)
+    evaluation = Evaluation(CONFIG, "pgd")
+    report = evaluation.report(in_batches(labels, classes, verdicts, count // 2))
+    verdicts["worst"] = verdicts["clean"] & verdicts["pgd20"]
     for name, verdict in verdicts.items():
+        np.testing.assert_array_equal(report.outcomes[name], verdict)
         assert report.metrics[name] * count == pytest.approx(sum(verdict))
         assert report.interval[name] == wilson(sum(verdict), count)
         assert len(report.per_class[name]) == classes
@@ -72,7 +84,7 @@ def test_classes_add_up_to_the_total(count: int, classes: int, seed: int) -> Non
             assert math.isnan(share) == (len(members) == 0)
             hits += share * len(members) if len(members) else 0
         assert hits == pytest.approx(sum(verdict))
-    assert report == evaluation.report([rows], classes)  # in spite of NaN
+    assert report == evaluation.report(in_batches(labels, classes, verdicts))  # in spite of NaN
 
 
 def sample(
@@ -80,8 +92,8 @@ def sample(
 ) -> Report:
     """The report on 8 examples, of which every attack leaves one fewer than the one before."""
     evaluation = Evaluation(CONFIG, attacks, steps, restarts, seed=0)
-    verdicts = [np.arange(8) >= lost for lost in range(len(evaluation.keys))]
-    return evaluation.report([np.stack([np.arange(8) % 2, *verdicts])], classes)
+    verdicts = {key: np.arange(8) >= lost for lost, key in enumerate(evaluation.keys)}
+    return evaluation.report(in_batches(np.arange(8) % 2, classes, verdicts))
 
 
 def fast(model: Any, x: Any, y: Any) -> Any:
@@ -96,6 +108,7 @@ def test_the_table_names_every_attack_and_the_threat() -> None:
         "PGD-50",
         "targeted margin PGD-50 (9 targets)",
         "margin PGD-50 (CW)",
+        "worst",
     ]
     assert re.split(r" {2,}", row)[:3] == ["model", "100.0 % [67.6, 100.0]", "87.5 % [52.9, 97.8]"]
     assert note == (
@@ -128,8 +141,8 @@ def test_the_table_says_how_many_targets(classes: int, targets: str) -> None:
 
 def test_metrics_are_keyed_by_name_and_steps_in_the_order_asked_for() -> None:
     report = sample(("targeted", fast, "pgd"), steps=7)
-    assert list(report.metrics) == ["clean", "targeted7", "fast", "pgd7"]
-    assert list(report.metrics.values()) == [1, 7 / 8, 6 / 8, 5 / 8]
+    assert list(report.metrics) == ["clean", "targeted7", "fast", "pgd7", "worst"]
+    assert list(report.metrics.values()) == [1, 7 / 8, 6 / 8, 5 / 8, 5 / 8]
     assert report.per_class["pgd7"] == [2 / 4, 3 / 4, *[pytest.approx(math.nan, nan_ok=True)] * 8]
 
 
@@ -142,18 +155,23 @@ def clean(model: Any, x: Any, y: Any) -> Any:
     return x
 
 
+def worst(model: Any, x: Any, y: Any) -> Any:
+    return x
+
+
 @pytest.mark.parametrize(
     ("attacks", "part"),
     [
         (("fgsm",), "'pgd', 'margin', 'targeted'"),
         ("cw", "'cw'"),
         ((), "got ()"),
-        (None, "got None"),
+        (3, "got 3"),
         (("pgd", 3), "got 3"),
         (("pgd", "pgd"), "no name (__name__) twice, got 'pgd'"),
         ((fast, fast), "no name (__name__) twice, got <function fast"),
         ((Unmoved(), Unmoved()), "got <tests.test_report.Unmoved"),
         ((clean,), "got <function clean"),
+        ((worst,), "got <function worst"),
     ],
 )
 def test_other_attacks_and_second_ones_are_refused(attacks: Any, part: str) -> None:

@@ -25,7 +25,7 @@ from .test_tf_model import BATCH, COUNT, Batches, arrays, fit, network, same, sp
 from .test_training import HISTORY
 
 pytestmark = pytest.mark.usefixtures("one_attack")
-METRICS = {"clean", "pgd20"}
+METRICS = {"clean", "pgd20", "worst"}
 
 
 def training(**settings: Any) -> TrainConfig:

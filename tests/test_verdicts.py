@@ -43,7 +43,7 @@ def hidden(classes: int, reachable: int) -> Landscape:
 def test_targeted_finds_what_the_untargeted_miss(name: str) -> None:
     x, y = np.full((8, 1), 0.5), np.zeros(8)
     report = measure(name, model(name, hidden(3, 2)), x, y, ("pgd", "margin", "targeted"))
-    assert report.metrics == {"clean": 1, "pgd20": 1, "margin20": 1, "targeted20": 0}
+    assert report.metrics == {"clean": 1, "pgd20": 1, "margin20": 1, "targeted20": 0, "worst": 0}
 
 
 @pytest.mark.parametrize(("reachable", "robust"), [(1, 0), (9, 0), (10, 1)])
@@ -52,7 +52,7 @@ def test_targets_are_the_nine_best_of_the_other_classes(
 ) -> None:
     x, y = np.full((2, 1), 0.5), np.zeros(2)
     report = measure(name, model(name, hidden(12, reachable)), x, y, ("targeted",))
-    assert report.metrics == {"clean": 1, "targeted20": robust}
+    assert report.metrics == {"clean": 1, "targeted20": robust, "worst": robust}
     assert report.attacks == {"targeted20": "targeted margin PGD-20 (9 targets)"}
 
 
@@ -72,16 +72,16 @@ def test_no_attack_changes_the_figures_of_another(name: str, alone: str) -> None
     one, key = rugged_report(name, (alone,), 2), f"{alone}2"
     for attacks in (full(name), full(name)[::-1]):
         more = rugged_report(name, attacks, 2)
-        assert len(more.metrics) == 5
+        assert len(more.metrics) == 6
         assert more.metrics[key] == one.metrics[key]
         np.testing.assert_equal(more.per_class[key], one.per_class[key])
 
 
 def test_robust_accuracy_is_at_most_clean_and_falls_with_restarts_and_targets(name: str) -> None:
-    one, two = rugged_report(name, full(name)), rugged_report(name, full(name), 2)
-    assert 0.85 < one.metrics["clean"] == two.metrics["clean"] < 0.92
+    one, more = rugged_report(name, full(name)), rugged_report(name, full(name), 4)
+    assert 0.85 < one.metrics["clean"] == more.metrics["clean"] < 0.92
     for key in ("pgd2", "margin2", "targeted2"):
-        assert two.metrics[key] < one.metrics[key] < one.metrics["clean"]
+        assert more.metrics[key] < one.metrics[key] < one.metrics["clean"]
     assert one.metrics["targeted2"] < min(one.metrics["pgd2"], one.metrics["margin2"])
     assert one.metrics["noise"] <= one.metrics["clean"]
 
@@ -100,9 +100,9 @@ def test_classes_are_counted_by_label_and_add_up(name: str) -> None:
 def test_steps_and_attacks_are_those_asked_for(name: str) -> None:
     x, y = points(name)
     report = measure(name, rugged(name), x, y, ("pgd",), steps=10)
-    assert set(report.metrics) == {"clean", "pgd10"}
+    assert set(report.metrics) == {"clean", "pgd10", "worst"}
     default = spatlib.evaluate(rugged(name), (x[:4], y[:4]), Threat(eps=EPS))
-    assert set(default.metrics) == {"clean", "pgd20", "margin20"}
+    assert set(default.metrics) == {"clean", "pgd20", "margin20", "worst"}
 
 
 def test_an_example_whose_logits_are_not_numbers_is_not_robust(name: str) -> None:
@@ -110,8 +110,9 @@ def test_an_example_whose_logits_are_not_numbers_is_not_robust(name: str) -> Non
         broken = ops.sqrt(array(1e-12) - (x - 0.5) * (x - 0.5))  # NaN but at x = 0.5
         return array([[1.0, 0.0]]) + 0 * broken
 
-    report = measure(name, model(name, logits), np.full((6, 1), 0.5), np.zeros(6), ("pgd",))
-    assert report.metrics == {"clean": 1, "pgd20": 0}
+    with pytest.warns(RuntimeWarning, match="not finite at 100.0% of the examples"):
+        report = measure(name, model(name, logits), np.full((6, 1), 0.5), np.zeros(6), ("pgd",))
+    assert report.metrics == {"clean": 1, "pgd20": 0, "worst": 0}
 
 
 def test_keras_evaluation_is_traced_once() -> None:
@@ -129,4 +130,4 @@ def test_keras_evaluation_is_traced_once() -> None:
             steps=2,
         )
         counts.append(network.calls)
-    assert counts[1] - counts[0] == 2  # one eager look per batch, at the number of classes
+    assert counts[1] == counts[0]

@@ -24,7 +24,7 @@ def checkpoints(steps: int) -> list[int]:
 
 def auto_ascend(
     ops: Ops, look: Callable[[Array], Point], d: Array, allowed: FeasibleSet, steps: int
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Maximise a loss f over the feasible set, each example with a step size of its own.
 
     z = P(d_k + s direction(grad f(d_k))), then d_{k+1} = P(d_k + alpha (z - d_k)
@@ -34,13 +34,14 @@ def auto_ascend(
     not halved at the last checkpoint and the best f is still what it was there.
 
     Args:
-        look: At d (N, ...): f (N,), its gradient (N, ...), and whether the label stands (N,).
-            Called once more than ``steps``.
+        look: At d (N, ...): f (N,), its gradient (N, ...), and booleans (N,): whether the label
+            stands, and whether all numbers were finite. Called once more than ``steps``.
         d: The start, inside the feasible set.
         allowed: The feasible set, of norm Linf or L2.
 
     Returns:
-        The d of the largest f of each example, and whether its label stood at every d on the way.
+        The d of each example at which its label fell first, else that of its largest f; and
+        whether the label stood, and all numbers were finite, at every d on the way.
     """
     each = (slice(None), *(None,) * len(example_axes(d)))  # (N,) -> (N, 1, ..., 1)
     ends, project = checkpoints(steps), allowed.project
@@ -49,12 +50,12 @@ def auto_ascend(
         return tuple(ops.where(condition, a, b) for a, b in zip(one, other, strict=True))
 
     def move(*state: Any) -> tuple[Any, ...]:
-        number, size, halved, rises, mark, before, points, stands = state
+        number, size, halved, rises, mark, before, points, fallen, stands, sound = state
         (at, value, grad), best = points
         z = project(at + ops.cast(size, like=d) * direction(ops, grad, allowed.threat.norm))
         alpha = MOMENTUM + (1 - MOMENTUM) * ops.cast(number == 0, like=d)
         moved = project(at + alpha * (z - at) + (1 - alpha) * (at - before))
-        new_value, new_grad, right = look(moved)
+        new_value, new_grad, right, fine = look(moved)
         now = (moved, new_value[each], new_grad)
         rises = rises + ops.cast(now[1] > value, like=value)
         best = pick(now[1] > best[1], now, best)
@@ -69,13 +70,14 @@ def auto_ascend(
         halved, mark = pick(check, (ops.cast(halve, like=value), best[1]), (halved, mark))
         size, rises = ops.where(halve, size / 2, size), ops.where(check, 0.0, rises)
         points = (pick(halve, best, now), best)
-        return number, size, halved, rises, mark, at, points, stands & right
+        fallen, stands, sound = ops.where(stands[each], moved, fallen), stands & right, sound & fine
+        return number, size, halved, rises, mark, at, points, fallen, stands, sound
 
-    value, grad, stands = look(d)
+    value, grad, stands, sound = look(d)
     value = value[each]
     zero = 0 * ops.cast(stands, like=value)[each]  # a loss that is not a number would give others
     begin = (d, value, grad)
     first = zero + 2 * allowed.threat.eps
-    state = (zero, first, zero, zero, value, d, (begin, begin), stands)
-    *_, (_, best), stands = ops.repeat(move, steps, state)
-    return best[0], stands
+    state = (zero, first, zero, zero, value, d, (begin, begin), d, stands, sound)
+    *_, (_, best), fallen, stands, sound = ops.repeat(move, steps, state)
+    return ops.where(stands[each], best[0], fallen), stands, sound

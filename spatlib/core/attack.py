@@ -1,5 +1,6 @@
 """The training attack, and who survives the attacks of an evaluation."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +24,20 @@ class Adversarial(NamedTuple):
     clean: Array | None  # the logits (N, K) at the clean inputs, where they were needed
     stalls: Array  # (N,) share of the steps at which unguarded ascent would have pulled back
     holes: Array  # (N,) share of the steps at which the gradient was not finite
+
+
+class Verdict(NamedTuple):
+    """What is known of each example after some x'."""
+
+    right: Array  # (N,) whether it is correct at all of them
+    sound: Array  # (N,) whether all logits and gradients were finite
+    x_adv: Array  # (N, ...) the first at which it is not correct, else the last
+
+    def then(self, ops: Ops, x_adv: Array, right: Array, sound: Array) -> "Verdict":
+        """After one more."""
+        each = (slice(None), *(None,) * len(example_axes(x_adv)))
+        shown = ops.where(self.right[each], ops.cast(x_adv, like=self.x_adv), self.x_adv)
+        return Verdict(self.right & right, self.sound & sound, shown)
 
 
 def adversarial(
@@ -72,53 +87,60 @@ def survivors(
     named: Mapping[str, str],
     threat: SPATConfig,
     batch: tuple[Array, Array, Array],
-    sources: Iterable[Draws],
-) -> dict[str, Array]:
-    """By metric, boolean (N,): True where an example is correct in all runs of the attack.
+    starts: Iterable[Array],
+) -> dict[str, Verdict]:
+    """The verdicts by metric: after the clean input, the start and the end of all runs.
 
     Args:
         predict: x -> logits (N, K).
         named: By metric the name of :func:`spatlib.core.target.objective`, or "apgd" for both.
         threat: Of :func:`spatlib.config.plain_pgd`: full eps, hard labels, no mask.
         batch: x (N, ...), its logits and its one-hot labels (N, K).
-        sources: Of the start of each restart.
+        starts: The first perturbation (N, ...) of each restart, before it is projected.
     """
     x, clean, label = batch
     allowed = FeasibleSet(ops, x, threat)
 
-    def run(name: str, d: Array, rest: Array, robust: Array) -> tuple[Array, Array]:
+    def run(name: str, d: Array, rest: Array, *verdict: Array) -> tuple[Array, ...]:
         goal = ops.argmax_one_hot(rest)
 
-        def look(d: Array) -> tuple[Array, Array, Array]:
+        def look(d: Array) -> tuple[Array, ...]:
             z, pull = vjp(allowed.at(d))
             value, cotangent = objective(ops, name, z, label, goal)
-            return value, finite(ops, pull(cotangent))[0], is_correct(ops, z, label)
+            grad, holes = finite(ops, pull(cotangent))
+            right, sound = judge(ops, z, label)
+            return value, grad, right, sound & (holes == 0)
 
-        def climb(d: Array) -> tuple[Array]:
-            return (allowed.step(d, look(d)[1], threat.alpha),)
+        def climb(d: Array, sound: Array) -> tuple[Array, Array]:
+            _, grad, _, fine = look(d)
+            return allowed.step(d, grad, threat.alpha), sound & fine
 
         if name in AUTO:
-            _, right = auto_ascend(ops, look, d, allowed, threat.steps)
+            d, right, sound = auto_ascend(ops, look, d, allowed, threat.steps)
         else:
-            (d,) = ops.repeat(climb, threat.steps, (d,))
-            right = is_correct(ops, predict(allowed.at(d)), label)
-        return rivals(ops, rest, goal), robust & right
+            d, sound = ops.repeat(climb, threat.steps, (d, verdict[1]))
+            right, fine = judge(ops, predict(allowed.at(d)), label)
+            sound = sound & fine
+        return rivals(ops, rest, goal), *Verdict(*verdict).then(ops, allowed.at(d), right, sound)
 
-    verdicts = dict.fromkeys(("clean", *named), is_correct(ops, clean, label))
+    unmoved = Verdict(*judge(ops, clean, label), ops.cast(x, like=clean))
+    verdicts = dict.fromkeys(("clean", *named), unmoved)
     targets = min(TARGETS, int(label.shape[1]) - 1)
-    for draws in sources:
-        d = allowed.begin(random_start(ops, x, threat, draws))
-        started = is_correct(ops, predict(allowed.at(d)), label)
+    for start in starts:
+        d = allowed.begin(start)
+        begin = judge(ops, predict(allowed.at(d)), label)
         for key, name in named.items():
-            verdicts[key] = verdicts[key] & started
+            verdict = verdicts[key].then(ops, allowed.at(d), *begin)
             for part in PARTS.get(name, (name,)):
                 runs = targets if part in ("targeted", "apgd-t") else 1
-                state = (rivals(ops, clean, label), verdicts[key])
-                _, verdicts[key] = ops.repeat(partial(run, part, d), runs, state)
+                state = rivals(ops, clean, label), *verdict
+                _, *found = ops.repeat(partial(run, part, d), runs, state, lambda _, r, *__: ~r)
+                verdict = Verdict(*found)
+            verdicts[key] = verdict
     return verdicts
 
 
-def is_correct(ops: Ops, logits: Array, label: Array) -> Array:
-    """(N,) whether the largest logit is that of the one-hot label; never where one is NaN."""
-    total = ops.sum(logits, axis=1)
-    return (ops.sum(ops.argmax_one_hot(logits) * label, axis=1) > 0) & (total == total)
+def judge(ops: Ops, logits: Array, label: Array) -> tuple[Array, Array]:
+    """(N,) whether all are finite and the label's the largest, and whether all are finite."""
+    sound = ops.sum(ops.abs(logits), axis=1) < math.inf  # never with NaN
+    return (ops.sum(ops.argmax_one_hot(logits) * label, axis=1) > 0) & sound, sound

@@ -33,19 +33,18 @@ CORE: dict[str, Faults] = {
         ),
         "condition 2 never": ("(rises < RISING * period) | stuck", "rises < RISING * period"),
         "no return to the best": ("(pick(halve, best, now), best)", "(now, best)"),
-        "points on the way not looked at": ("points, stands & right", "points, right"),
+        "points on the way not looked at": ("stands & right, sound & fine", "right, sound & fine"),
     },
     "attack": {
-        "start not looked at": ("verdicts[key] & started", "verdicts[key]"),
+        "start not looked at": (
+            "verdicts[key].then(ops, allowed.at(d), *begin)",
+            "verdicts[key]",
+        ),
         "wrong clean examples count": (
-            'dict.fromkeys(("clean", *named), is_correct(ops, clean, label))',
-            '{"clean": is_correct(ops, clean, label)} | '
-            "dict.fromkeys(named, clean[:, 0] == clean[:, 0])",
+            "return Verdict(self.right & right,",
+            "return Verdict(right,",
         ),
-        "one target for all": (
-            "return rivals(ops, rest, goal), robust & right",
-            "return rest, robust & right",
-        ),
+        "one target for all": ("return rivals(ops, rest, goal), *", "return rest, *"),
         "one step less": ("repeat(ascend, config.steps,", "repeat(ascend, config.steps - 1,"),
         "mask forgotten in the set": (
             "FeasibleSet(ops, x, config, mask)",
@@ -164,7 +163,10 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
         "variables not put back": ("            variable.assign(value)", "            pass"),
     },
     ("spatlib_tf/engine.py", TF_VERDICTS): {
-        "one start for all restarts": ("tf.unstack(seeds)", "[seeds[0]] * seeds.shape[0]"),
+        "one start for all restarts": (
+            "threat, dict(named), starts)",
+            "threat, dict(named), starts[:1] * runs)",
+        ),
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.numpy import load, save
 
 from spatlib import DataError, SPATConfig, Threat
 from spatlib.core import target as losses
-from spatlib.core.attack import adversarial
+from spatlib.core.attack import Verdict, adversarial
 from spatlib.core.attack import survivors as core
 from spatlib.errors import require
 from spatlib.evaluate import Evaluation
@@ -132,12 +133,11 @@ def perturb(model: Linear, x: Any, y: Any, config: SPATConfig, seed: int = 0) ->
 
 def survivors(
     model: Linear, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
-) -> tuple[list[Any], int]:
-    """The labels and who is right, clean and under the named attacks, in one batch."""
+) -> Iterator[tuple[Any, int, dict[str, Verdict]]]:
+    """The labels, and the verdicts under the named attacks, in one batch."""
     known = not evaluation.callables
     require(known, "attacks", "be names of gradient attacks", list(evaluation.callables))
     x, y, threat = data[0].astype(np.float64), data[1], evaluation.threat
-    sources = (Draws(np.random.default_rng(seed)) for seed in evaluation.seeds)
-    own = partial(vjp, model), model
-    verdicts = core(ops, *own, evaluation.named, threat, (x, model(x), xp.eye(10)[y]), sources)
-    return [xp.stack([y, *verdicts.values()])], 10
+    starts = evaluation.starts(0, x.shape, ops.CHANNEL_AXIS)
+    own, batch = (partial(vjp, model), model), (x, model(x), xp.eye(10)[y])
+    yield y, 10, core(ops, *own, evaluation.named, threat, batch, starts)

@@ -1,0 +1,96 @@
+"""The accuracies of a model under attack: what is reported, how sure it is, and how it prints."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from .config import Threat
+
+Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Accuracies of one model.
+
+    Attributes:
+        metrics: Accuracies in [0, 1] (:func:`spatlib.evaluate`): ``clean``, ``pgd20``, ... and
+            ``worst``, the share that is correct under all attacks.
+        count: Number of examples.
+        threat: eps, norm and bounds of the attacks.
+        restarts: Random restarts of each named attack.
+        per_class: The metrics on the examples of each class, NaN where there are none.
+        attacks: What the named attacks are called in print; others go by their key.
+        broken: Share of examples at which logits or gradients were not finite: such logits count
+            as wrong, but an attack without gradients finds little.
+        outcomes: Booleans (N,) by metric, True where an example is correct; not in JSON.
+        x_adv: Arrays (N, ...) by attack, if asked for: of each example the first x' that is not
+            correct (the input, where that is not), else the last one tried; not in JSON.
+    """
+
+    metrics: dict[str, float]
+    count: int
+    threat: Threat
+    restarts: int = 1
+    per_class: dict[str, list[float]] = field(default_factory=dict)
+    attacks: dict[str, str] = field(default_factory=dict)
+    broken: float = 0.0
+    outcomes: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    x_adv: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each metric (:func:`wilson`), as examples are a random draw."""
+        return {name: wilson(round(p * self.count), self.count) for name, p in self.metrics.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, None for NaN, with the intervals; see :meth:`from_json`."""
+        own = {k: [None if p != p else p for p in row] for k, row in self.per_class.items()}
+        plain = asdict(replace(self, outcomes={}, x_adv={}))
+        del plain["outcomes"], plain["x_adv"]
+        return plain | {"per_class": own, "interval": self.interval}
+
+    def as_npz(self) -> bytes:
+        """The content of a .npz file: ``outcomes_pgd20`` and so on, ``x_adv_pgd20`` if kept."""
+        arrays: dict[str, Any] = {f"outcomes_{key}": v for key, v in self.outcomes.items()}
+        arrays |= {f"x_adv_{key}": v for key, v in self.x_adv.items()}
+        np.savez(file := BytesIO(), **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Report":
+        """The report with these values of :meth:`as_json`."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        own = {k: [math.nan if p is None else p for p in v] for k, v in values["per_class"].items()}
+        return cls(**known | {"per_class": own, "threat": Threat(**values["threat"])})
+
+    def __str__(self) -> str:
+        return table({"model": self}, self)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of hits / n (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+
+    All p in [0, 1] with |hits / n - p| <= z sqrt(p (1 - p) / n), z = 1.96 the normal quantile.
+    """
+    ends, z2 = (hits, n - hits), Z * Z
+    low, high = ((k + z2 / 2 - Z * math.sqrt(k * (n - k) / n + z2 / 4)) / (n + z2) for k in ends)
+    return low, 1 - high  # exactly 0 and 1 at the ends
+
+
+def table(rows: dict[str, Report], shared: Report) -> str:
+    """Reports on the same data and threat model as aligned text, one row each."""
+    grid = [["", *(shared.attacks.get(key, key) for key in shared.metrics)]]
+    for name, report in rows.items():
+        shares = ((report.metrics[key], *report.interval[key]) for key in shared.metrics)
+        cells = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
+        grid.append([name, *cells])
+    first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
+    text = ["  ".join([name.ljust(first), *map(str.rjust, row, widths)]) for name, *row in grid]
+    starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
+    threat = f"{shared.threat.norm} eps {shared.threat.eps:.4g}"
+    note = f"accuracy [95 % interval] on {shared.count} examples; attacks: {threat}, {starts}"
+    return "\n".join([*text, note])
