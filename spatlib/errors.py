@@ -144,18 +144,29 @@ def check_range(
     extremes: Sequence[float], bounds: tuple[float, float], name: str = "x", fix: str = SCALE_IT
 ) -> None:
     """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
+    (low, high), (lower, upper) = map(float, extremes), bounds
+    finite = -math.inf < low and high < math.inf
+    what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
+    expect(finite and in_range((low, high), bounds), f"{what}: {fix}")
+
+
+def in_range(extremes: Sequence[Any], bounds: tuple[float, float]) -> Any:
+    """Whether the lowest and highest value, numbers or tensors, are in bounds up to rounding."""
     (low, high), (lower, upper) = extremes, bounds
     slack = 1e-6 * (upper - lower)
-    inside = lower - slack <= low and high <= upper + slack  # never with NaN
-    what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
-    expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
+    return (lower - slack <= low) & (high <= upper + slack)  # never with NaN
 
 
-def check_labels(extremes: Sequence[float], classes: int) -> None:
-    """DataError unless the lowest and highest label are in 0..classes - 1."""
-    (first, last), most = map(int, extremes), f"{classes - 1} ({classes} outputs of the model)"
+def check_labels(extremes: Sequence[Any], classes: int) -> None:
+    """DataError unless the lowest and highest label are in 0..classes - 1.
+
+    NaN stands for rows (N, K) that are no labels.
+    """
+    (first, last), most = map(float, extremes), f"{classes - 1} ({classes} outputs of the model)"
+    rows = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
+    expect(first == first, rows)
     known = first >= 0 and last < classes
-    expect(known, f"y must hold labels from 0 to {most}, got {first} to {last}: count from 0")
+    expect(known, f"y must hold labels from 0 to {most}, got {first:g} to {last:g}: count from 0")
 
 
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
@@ -167,6 +178,20 @@ def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
         how = "return one per class and example, two for two classes"
         raise DataError(f"model must return {what}: {how}")
+
+
+def classes_of(outputs: Any, check: bool) -> int:
+    """The number of classes of the model's outputs for a batch, an array (N, K).
+
+    With ``check`` it is a DataError if they look like those of a softmax, all in [0, 1] with rows
+    that add up to 1, or like those of a sigmoid, all in [0, 1] and not all equal.
+    """
+    low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
+    found = low >= 0 and high <= 1 and (low < high or abs(sums - 1).max() < 1e-3)
+    what = "model must return logits, got probabilities, all in [0, 1], where gradients vanish"
+    how = "remove its softmax or sigmoid, or set check_logits=False if they are meant as logits"
+    expect(not (check and found), f"{what}: {how}")
+    return int(outputs.shape[1])
 
 
 def check_same_shape(name: str, value: Any, x: Any) -> None:

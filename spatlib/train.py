@@ -137,11 +137,8 @@ def train(
     if isinstance(model, str):
         what = "be a network for data in batches, whose classes are not counted (see MODELS)"
         require(is_pair(dataset.train), "model", what, model)
-        engine.check(dataset.train, config)
+        engine.check(None, dataset.train, config)
         built = _architecture(model, dataset, chosen)
-    for part in (dataset.validation, dataset.test):
-        if part is not None:
-            engine.check(part, config)
     if run is not None:
         facts = {"backend": name, "data": dataset.source, "architecture": built or None}
         facts |= {"config": asdict(config), "training": asdict(training)}
@@ -173,6 +170,9 @@ def _fit(
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
+    for part in (held, data.test):  # before the training, not after it
+        if part is not None:
+            engine.check(model, part, config, plan.device)
     ordinary = label == STANDARD
     if ordinary:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)

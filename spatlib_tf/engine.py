@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import is_correct
+from spatlib.data import is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -19,7 +21,7 @@ from . import attack, ops
 from .batches import as_dataset, batches
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
-from .ops import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
+from .ops import as_tensor, check_batch, check_device, check_model, logits_of, one_hot
 
 CHANNELS_FIRST = False
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
@@ -42,10 +44,11 @@ def fit(
     require(training.precision == "float32", "precision", what, training.precision)
     # Training runs in a graph, where values cannot be checked: do it here.
     check_model(model)
-    for x, y in batches(data, training.batch_size, config, model.variable_dtype):
+    classes, part = 0, batches(data, training.batch_size, config, model.variable_dtype)
+    for x, y in islice(part, None if is_pair(data) else 1):
         if training.augment != "none":
             check_images(x.shape)
-        check_label_values(y, logits_of(model, x[:1]).shape[1])
+        classes = check_batch(model, x, y, config, classes)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
@@ -99,8 +102,7 @@ def survivors(
     table, classes = [], 0
     with tf.device(device):
         for x, y in batches(data, batch_size, evaluation.threat, model.variable_dtype):
-            classes = logits_of(model, x[:1]).shape[1]
-            check_label_values(y, classes)
+            classes = check_batch(model, x, y, evaluation.threat, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             batch = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
             seeds = tf.stack([attack.next_seed(source) for source in sources])
@@ -129,10 +131,14 @@ def _graph(
     return tf.function(judge, input_signature=signature, autograph=False)
 
 
-def check(data: Any, threat: Threat) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
-    for _ in batches(data, 1024, threat, keras.config.floatx()):
-        pass
+def check(model: keras.Model | None, data: Any, threat: Threat, device: str | None = None) -> None:
+    """See :class:`spatlib.engines.Engine`."""
+    check_device(device)
+    classes, dtype = 0, getattr(model, "variable_dtype", keras.config.floatx())
+    with tf.device(device):
+        for x, y in islice(batches(data, 256, threat, dtype), None if is_pair(data) else 1):
+            if model is not None:
+                classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(

@@ -1,5 +1,6 @@
 """TensorFlow's primitives: of arrays (:mod:`spatlib.core.ops`) and of batches, in and out."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -60,11 +61,11 @@ def mantissa_bits(x: Tensor) -> int:
     return {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[x.dtype.name]
 
 
-def extremes(x: Tensor) -> tuple[float, float]:
-    """The lowest and the highest value, read on the host: NaN if there is one."""
-    # NumPy's, as TensorFlow's may ignore a NaN; it knows no bfloat16.
-    values = (tf.cast(x, tf.float32) if x.dtype.size < 4 else x).numpy()
-    return float(values.min()), float(values.max())
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value in float64, NaN if there is one."""
+    x = tf.cast(x, tf.float64)
+    known = tf.reduce_all(x == x)  # TensorFlow's own may pass over a NaN
+    return where(known, tf.reduce_min(x), math.nan), where(known, tf.reduce_max(x), math.nan)
 
 
 def prepare(
@@ -122,18 +123,33 @@ def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
     classes = int(logits.shape[1])
     if len(y.shape) == 2:
-        what = f"y must be one-hot for the model's {classes} classes, got shape {tuple(y.shape)}"
-        expect(y.shape[1] == classes, what)
-        return tf.cast(y, logits.dtype)
+        return sound(tf.cast(y, logits.dtype), classes)
     rows = tf.one_hot(y, classes, dtype=logits.dtype)
     return rows / tf.reduce_sum(rows, axis=1, keepdims=True)  # 0 / 0 is NaN
 
 
+def sound(y: Tensor, classes: int) -> Tensor:
+    """Labels (N,) as they are; of rows (N, K) those that are not one-hot become NaN."""
+    if len(y.shape) == 1:
+        return y
+    what = f"y must be one-hot for the model's {classes} classes, got shape {tuple(y.shape)}"
+    expect(y.shape[1] == classes, what)
+    hard = y == tf.one_hot(tf.argmax(y, axis=1), classes, dtype=y.dtype)
+    return where(tf.reduce_all(hard, axis=1, keepdims=True), y, math.nan)
+
+
 def check_label_values(y: Tensor, classes: int) -> None:
     """DataError unless all labels name a class: not inside a tf.function."""
-    if len(y.shape) == 1:
-        errors.check_labels(extremes(y), classes)
-        return
-    hard = tf.one_hot(tf.argmax(y, axis=1), classes)
-    what = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
-    expect(bool(tf.reduce_all(one_hot(y, hard) == hard)), what)
+    errors.check_labels(extremes(sound(y, classes)), classes)
+
+
+def check_batch(model: keras.Model, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
+    """The number of classes, if 0 from a call on this batch, which :func:`prepare` returned.
+
+    DataError if labels do not fit it or the outputs look like probabilities.
+    """
+    if not classes:
+        logits = logits_of(model, x)
+        classes = errors.classes_of(logits.numpy(), threat.check_logits)
+    check_label_values(y, classes)
+    return classes

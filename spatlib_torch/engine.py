@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
-from spatlib.errors import check_images, checked, require
+from spatlib.errors import check_images, checked, classes_of, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
@@ -91,7 +92,7 @@ def survivors(
             with attack_state(unwrap(model), fork=where) as module:
                 predict = torch.no_grad()(partial(logits_of, module))
                 clean = predict(x)
-                classes = clean.shape[1]
+                classes = classes or classes_of(clean.numpy(force=True), threat.check_logits)
                 check_label_values(y, classes)
                 own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
                 batch = x, clean, label
@@ -110,11 +111,13 @@ def survivors(
     return table, classes
 
 
-def check(data: Any, threat: Threat) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
-    with keeping_globals(CPU):  # a loader draws from them
-        for x, y in Batches(data, 1024, nn.Identity(), CPU, threat.bounds):
-            prepare(x, y, threat, validate=True)
+def check(model: nn.Module | None, data: Any, threat: Threat, device: str | None = None) -> None:
+    """See :class:`spatlib.engines.Engine`."""
+    where, classes = CPU if model is None else placed(model, device), 0
+    batches = Batches(data, 256, model or nn.Identity(), where, threat.bounds)
+    with keeping_globals(where):  # a loader draws from them
+        for x, y in islice(batches, None if batches.in_arrays else 1):
+            classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(
