@@ -20,8 +20,7 @@ class Threat:
         eps: Radius, in the units of the inputs. For images in [0, 1] often 8/255, 0.5 in L2.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         bounds: Lowest and highest input value.
-        check_logits: Refuse a model whose outputs look like probabilities, those of a softmax or a
-            sigmoid, on the first batch it is shown; False if they are meant as logits.
+        check_logits: Refuse a model whose outputs on its first batch look like probabilities.
     """
 
     eps: float

@@ -25,10 +25,7 @@ class Engine(Protocol):
         """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
 
     def check(self, model: Any, data: Any, threat: Threat, device: str | None = None) -> None:
-        """DataError unless data fit ``threat`` and model: arrays whole, of batches the first.
-
-        The model is called once; None: it is not known yet.
-        """
+        """DataError unless data fit threat and model, called once: arrays whole, else a batch."""
 
     def fit(
         self, model: Any, data: Any, config: SPATConfig, monitor: Any, optimizer: Any = None

@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 AnyPath = str | os.PathLike[str]
+ROUNDING = 1e-6  # share of the input range by which inputs may leave it
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
@@ -116,6 +117,16 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
         raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
 
 
+def only(x: Any, name: str = "x") -> Any:
+    """x itself, or the one array in a dict, tuple or list; DataError for several."""
+    parts = list(x.values()) if isinstance(x, Mapping) else x
+    if not (isinstance(parts, list | tuple) and parts and hasattr(parts[0], "shape")):
+        return x
+    how = "wrap the model so that it takes one and holds the others"
+    expect(len(parts) == 1, f"{name} must be one array or tensor, got {len(parts)}: {how}")
+    return parts[0]
+
+
 def check_batch(x: Any, y: Any, name: str = "x") -> None:
     """DataError unless x is a batch of floats (N, ...) and y integer labels (N,), as tensors."""
     x_dtype, y_dtype = (str(getattr(t.dtype, "name", t.dtype)) for t in (x, y))
@@ -145,23 +156,14 @@ def check_range(
 ) -> None:
     """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
     (low, high), (lower, upper) = map(float, extremes), bounds
-    finite = -math.inf < low and high < math.inf
+    slack = ROUNDING * (upper - lower)
+    inside = lower - slack <= low and high <= upper + slack  # never with NaN
     what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
-    expect(finite and in_range((low, high), bounds), f"{what}: {fix}")
+    expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
-def in_range(extremes: Sequence[Any], bounds: tuple[float, float]) -> Any:
-    """Whether the lowest and highest value, numbers or tensors, are in bounds up to rounding."""
-    (low, high), (lower, upper) = extremes, bounds
-    slack = 1e-6 * (upper - lower)
-    return (lower - slack <= low) & (high <= upper + slack)  # never with NaN
-
-
-def check_labels(extremes: Sequence[Any], classes: int) -> None:
-    """DataError unless the lowest and highest label are in 0..classes - 1.
-
-    NaN stands for rows (N, K) that are no labels.
-    """
+def check_labels(extremes: Sequence[float], classes: int) -> None:
+    """DataError unless the extremes are in 0..classes - 1 (NaN: of rows that are not one-hot)."""
     (first, last), most = map(float, extremes), f"{classes - 1} ({classes} outputs of the model)"
     rows = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
     expect(first == first, rows)
@@ -171,26 +173,26 @@ def check_labels(extremes: Sequence[Any], classes: int) -> None:
 
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     """DataError unless the model's output is a tensor (N, K) with K >= 2."""
-    expect(is_tensor, f"model must return a tensor of logits, got {type(logits).__name__}: wrap it")
+    what, kind = "model must return a tensor, or an object with one as .logits", type(logits)
+    expect(is_tensor, f"{what}, got {kind.__name__}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
-        how = "return one per class and example, two for two classes"
+        how = "return one per class and example, [-z / 2, z / 2] for one logit z of two classes"
         raise DataError(f"model must return {what}: {how}")
 
 
 def classes_of(outputs: Any, check: bool) -> int:
     """The number of classes of the model's outputs for a batch, an array (N, K).
 
-    With ``check`` it is a DataError if they look like those of a softmax, all in [0, 1] with rows
-    that add up to 1, or like those of a sigmoid, all in [0, 1] and not all equal.
+    With ``check`` DataError if all are in [0, 1] and the rows add up to 1 (a softmax), or some are
+    above 1/2 and not all equal (a sigmoid; a new network's few logits can lie below that).
     """
     low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
-    found = low >= 0 and high <= 1 and (low < high or abs(sums - 1).max() < 1e-3)
-    what = "model must return logits, got probabilities, all in [0, 1], where gradients vanish"
+    found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 1e-3)
     how = "remove its softmax or sigmoid, or set check_logits=False if they are meant as logits"
-    expect(not (check and found), f"{what}: {how}")
+    expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
     return int(outputs.shape[1])
 
 

@@ -113,7 +113,7 @@ def evaluate(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
             DataError too if a callable leaves bounds or ball by more than rounding.
     """
-    checked("batch_size", batch_size, 1)
+    batch_size = checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
     asked = Evaluation(threat_of(threat, chosen, "threat", Threat), attacks, steps, restarts, seed)
     data = chosen.data if data is None and chosen else data

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spatlib.config import PADDING, Threat, TrainConfig, fold
 from spatlib.data import is_pair, length, pairs
-from spatlib.errors import DataError, check_labels, check_range, in_range
+from spatlib.errors import ROUNDING, DataError, check_labels, check_range, only
 
 from .ops import extremes, prepare, sound
 
@@ -87,11 +87,14 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
 
     def update_state(self, x: Any, y: Any, classes: int) -> None:
         """With inputs and labels as they came, before the former are clipped."""
-        (low, high), (first, last) = extremes(x), extremes(sound(y, classes))
+        (low, high), (first, last) = extremes(only(x)), extremes(sound(y, classes))
         self.count.assign_add(1.0)
         bad, count = map(tf.convert_to_tensor, (self.bad, self.count))
         row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, classes)])
-        fine = in_range((low, high), self.bounds) & (first >= 0) & (last < classes)
+        lower, upper = self.bounds
+        slack = ROUNDING * (upper - lower)
+        inside = (lower - slack <= low) & (high <= upper + slack)
+        fine = inside & (first >= 0) & (last < classes)
         self.bad.assign(tf.where(fine | (bad[0] > 0), bad, row))
 
     def result(self) -> dict[str, Any]:

@@ -39,16 +39,11 @@ def fit(
 ) -> list[dict[str, float]]:
     """See :class:`spatlib.engines.Engine`."""
     training = monitor.training
-    check_device(training.device)
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
-    # Training runs in a graph, where values cannot be checked: do it here.
-    check_model(model)
-    classes, part = 0, batches(data, training.batch_size, config, model.variable_dtype)
-    for x, y in islice(part, None if is_pair(data) else 1):
-        if training.augment != "none":
-            check_images(x.shape)
-        classes = check_batch(model, x, y, config, classes)
+    if training.augment != "none" and is_pair(data):
+        check_images(data[0].shape)
+    check(model, data, config, training.device)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
@@ -131,14 +126,14 @@ def _graph(
     return tf.function(judge, input_signature=signature, autograph=False)
 
 
-def check(model: keras.Model | None, data: Any, threat: Threat, device: str | None = None) -> None:
+def check(model: keras.Model, data: Any, threat: Threat, device: str | None = None) -> None:
     """See :class:`spatlib.engines.Engine`."""
     check_device(device)
-    classes, dtype = 0, getattr(model, "variable_dtype", keras.config.floatx())
+    check_model(model)
+    parts, classes = batches(data, 256, threat, model.variable_dtype), 0
     with tf.device(device):
-        for x, y in islice(batches(data, 256, threat, dtype), None if is_pair(data) else 1):
-            if model is not None:
-                classes = check_batch(model, x, y, threat, classes)
+        for x, y in islice(parts, None if is_pair(data) else 1):
+            classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(

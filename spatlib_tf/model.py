@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, is_correct
-from spatlib.errors import require, require_type
+from spatlib.errors import checked, only, require, require_type
 
 from . import ops
 from .attack import attacked, next_seed, outer, survivors_of
@@ -50,8 +50,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         super().__init__(**kwargs)
         require_type("config", config, SPATConfig)
         ops.check_model(base)
+        seed = None if seed is None else checked("seed", seed, 0)
         self.base, self.config, self.seed = base, config, seed
-        self.evaluation_steps = evaluation_steps
+        self.evaluation_steps = checked("evaluation_steps", evaluation_steps, 1)
         self.evaluation = plain_pgd(config, evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Separate from seed_generator, so that validation does not change the training.
@@ -79,22 +80,19 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
-    def fit(
-        self, x: Any = None, y: Any = None, batch_size: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.fit; DataError for bad values, of a first batch before all else."""
+        size = args[0] if args else kwargs.get("batch_size")
         if kwargs.get("validation_data") is not None:
-            held = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            kwargs["validation_data"] = self._looked(*held[:2], batch_size), *held[1:]
-        return super().fit(self._looked(x, y, batch_size), y, batch_size, *args, **kwargs)
+            held: Any = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            kwargs["validation_data"] = self._looked(*held[:2], size), *held[1:]
+        return super().fit(self._looked(x, y, size), y, *args, **kwargs)
 
-    def evaluate(
-        self, x: Any = None, y: Any = None, batch_size: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.evaluate; DataError for bad values, of a first batch before all else."""
         if not isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList):  # not in fit
-            x = self._looked(x, y, batch_size)
-        return super().evaluate(x, y, batch_size, *args, **kwargs)
+            x = self._looked(x, y, args[0] if args else kwargs.get("batch_size"))
+        return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.train_on_batch; DataError, after the step, for bad values."""
@@ -112,7 +110,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         """x, after a look at the first batch: what comes later is known after its step only."""
         batch = None
         if y is not None:
-            batch = x[: size or 32], y[: size or 32]
+            batch = only(x)[: size or 32], y[: size or 32]
         elif isinstance(x, keras.utils.PyDataset):
             batch = x[0]
         elif isinstance(x, tf.data.Dataset):

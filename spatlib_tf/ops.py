@@ -11,7 +11,7 @@ import tensorflow as tf
 from spatlib import errors
 from spatlib.config import Threat
 from spatlib.core.ops import example_size
-from spatlib.errors import DataError, expect, require
+from spatlib.errors import DataError, expect, require, shown
 
 Tensor = Any
 
@@ -76,13 +76,13 @@ def prepare(
     Shapes and dtypes are always checked, values if ``validate`` (not inside a tf.function). Errors
     call x by the name.
     """
-    x, y = as_tensor(name, x), as_tensor("y", y)
+    x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
     errors.check_batch(x, tf.argmax(y, axis=1) if len(y.shape) == 2 else y, name)
     if validate:
         errors.check_range(extremes(x), threat.bounds, name)
-    return clip(x, *threat.bounds), tf.cast(y, tf.int64) if y.dtype.is_integer else y
+    return clip(x, *threat.bounds), tf.cast(y, tf.int64 if len(y.shape) == 1 else tf.float64)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -90,8 +90,11 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
-        kind, advice = type(value).__name__, "convert it, e.g. by numpy.asarray"
-        what = f"{name} must be an array or tensor of numbers, got {kind} ({error}): {advice}"
+        got, advice = (
+            f"{type(value).__name__} ({shown(error)})",
+            "convert it, e.g. by numpy.asarray",
+        )
+        what = f"{name} must be an array or tensor of numbers, got {got}: {advice}"
         raise DataError(what) from error
     kind, numbers = tensor.dtype.name, tensor.dtype.is_floating or tensor.dtype.is_integer
     expect(numbers, f"{name} must be an array or tensor of numbers, got {kind}")
@@ -113,7 +116,8 @@ def check_device(device: str | None) -> None:
 
 def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits = model(x, training=training)
+    found = model(x, training=training)
+    logits = getattr(found, "logits", found)  # as transformers' models return them
     errors.check_logits(logits, tf.is_tensor(logits), x.shape[0])
     logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
     return tf.maximum(logits, errors.RULED_OUT)
@@ -144,12 +148,7 @@ def check_label_values(y: Tensor, classes: int) -> None:
 
 
 def check_batch(model: keras.Model, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
-    """The number of classes, if 0 from a call on this batch, which :func:`prepare` returned.
-
-    DataError if labels do not fit it or the outputs look like probabilities.
-    """
-    if not classes:
-        logits = logits_of(model, x)
-        classes = errors.classes_of(logits.numpy(), threat.check_logits)
+    """The number of classes, if 0 from a call; DataError if outputs or labels are no such."""
+    classes = classes or errors.classes_of(logits_of(model, x).numpy(), threat.check_logits)
     check_label_values(y, classes)
     return classes

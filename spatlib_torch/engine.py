@@ -17,7 +17,7 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .loaders import CPU, Batches, keeping_globals, placed
+from .loaders import Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
 from .ops import as_tensor, check_label_values, logits_of, one_hot, prepare
@@ -48,11 +48,10 @@ def fit(
         config = replace(config, loss="pgd")
     modes = [(module, module.training) for module in model.modules()]
     with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
-        classes = 0
-        for x, y in batches if batches.in_arrays else ():  # all before anything changes
-            classes = check_batch(model, x, y, config, classes)
+        if batches.in_arrays:  # all before anything changes
+            check(model, batches.data, config, training.device)
             if training.augment != "none":
-                check_images(x.shape)
+                check_images(data[0].shape)
         made = _optimizer(model, training, optimizer)
         try:
             model.train()
@@ -111,10 +110,10 @@ def survivors(
     return table, classes
 
 
-def check(model: nn.Module | None, data: Any, threat: Threat, device: str | None = None) -> None:
+def check(model: nn.Module, data: Any, threat: Threat, device: str | None = None) -> None:
     """See :class:`spatlib.engines.Engine`."""
-    where, classes = CPU if model is None else placed(model, device), 0
-    batches = Batches(data, 256, model or nn.Identity(), where, threat.bounds)
+    where, classes = placed(model, device), 0
+    batches = Batches(data, 256, model, where, threat.bounds)
     with keeping_globals(where):  # a loader draws from them
         for x, y in islice(batches, None if batches.in_arrays else 1):
             classes = check_batch(model, x, y, threat, classes)

@@ -198,13 +198,9 @@ def fill(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         named[name].copy_(value)
 
 
-def check_batch(
-    model: nn.Module | None, x: Tensor, y: Tensor, threat: Threat, classes: int = 0
-) -> int:
+def check_batch(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
     """The number of classes, if 0 from a call; DataError for a batch that cannot be trained on."""
     x, y = prepare(x, y, threat, validate=True)
-    if model is None:
-        return 0
     if not classes:  # once, so not worth compiling
         eager = torch.compiler.set_stance("force_eager")
         with eager, attack_state(unwrap(model), fork=x.device) as module, torch.no_grad():
