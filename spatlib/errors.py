@@ -112,9 +112,13 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
     except DataError as error:
         raise DataError(f"{path} {error}: {advice}") from error
     except Exception as error:  # libraries raise almost anything, and some write long texts
-        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
-        cause = f"{type(error).__name__}: {what.partition('. ')[0]:.90}"
-        raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
+        raise DataError(f"{path} cannot be read ({cause(error)}): {advice}") from error
+
+
+def cause(error: Exception) -> str:
+    """The kind and the beginning of another library's error, on one line."""
+    what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
+    return f"{type(error).__name__}: {' '.join(what.partition('. ')[0].split()):.90}"
 
 
 def only(x: Any, name: str = "x") -> Any:
@@ -136,7 +140,8 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
-    expect(one_each, f"y must hold one class index per example, {shape[:1]}, got shape {labels}")
+    what = f"y must hold one class index per example, {shape[:1]}, got shape {labels}"
+    expect(one_each, f"{what}: pass those of x")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -26,7 +26,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and compiled
     metrics on clean inputs, and ``adv_accuracy``: the share of examples correct clean, at the start
     and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is in the
-    logs, where keras.callbacks.TerminateOnNaN looks for it.
+    logs, where keras.callbacks.TerminateOnNaN looks for it. Inputs out of bounds and labels that
+    name no class are a DataError: in a first batch at once, later when the metrics are read.
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
@@ -84,8 +85,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         """As keras.Model.fit; DataError for bad values, of a first batch before all else."""
         size = args[0] if args else kwargs.get("batch_size")
         if kwargs.get("validation_data") is not None:
-            held: Any = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            kwargs["validation_data"] = self._looked(*held[:2], size), *held[1:]
+            held, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            kwargs["validation_data"] = self._looked(held, rest[0], size), *rest
         return super().fit(self._looked(x, y, size), y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from spatlib import errors
 from spatlib.config import Threat
 from spatlib.core.ops import example_size
-from spatlib.errors import DataError, expect, require, shown
+from spatlib.errors import DataError, cause, expect, require
 
 Tensor = Any
 
@@ -91,7 +91,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         got, advice = (
-            f"{type(value).__name__} ({shown(error)})",
+            f"{type(value).__name__} ({cause(error)})",
             "convert it, e.g. by numpy.asarray",
         )
         what = f"{name} must be an array or tensor of numbers, got {got}: {advice}"

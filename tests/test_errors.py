@@ -30,7 +30,9 @@ ALSO = {ConfigError: ValueError, DataError: ValueError, BackendError: ImportErro
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES))
 
 
 def check(error: type[SpatlibError], word: str, act: Callable[[], Any]) -> SpatlibError:

@@ -206,9 +206,7 @@ def test_rows_that_are_no_labels_have_no_finite_loss(row: str) -> None:
     labels[-1] = rows[row]
     assert np.isnan(spatlib_tf.spat_loss(model.base, x, labels, CONFIG, validate=False))
     for call in (model.train_on_batch, model.test_on_batch):
-        with pytest.raises(
-            DataError, match=r"batch 1: y must be one-hot rows, .* pass hard labels"
-        ):
+        with pytest.raises(DataError, match="batch 1: y must be one-hot rows"):
             call(x, labels)
 
 

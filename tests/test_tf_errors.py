@@ -25,9 +25,9 @@ IMAGE = (*SHAPE[2:], 1)
 
 
 def network(
-    shape: tuple[int, ...] = IMAGE, end: Any = None, classes: int = CLASSES, trainable: bool = True
+    shape: tuple[int, ...] = IMAGE, classes: int = CLASSES, trainable: bool = True
 ) -> keras.Model:
-    dense = layers.Dense(classes, activation=end)
+    dense = layers.Dense(classes, kernel_initializer=keras.initializers.GlorotUniform(0))
     return keras.Sequential([layers.Input(shape), layers.Flatten(), dense], trainable)
 
 
@@ -67,6 +67,7 @@ OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "logits without batch": ({"model": Wrong(lambda z: tf.reduce_sum(z, axis=0))}, "(N, K)"),
     "fewer logits than inputs": ({"model": Wrong(lambda z: z[:2])}, "(2, 3)"),
     "one logit": ({"model": Wrong(lambda z: z[:, :1])}, "K >= 2"),
+    "a flat logit": ({"model": Wrong(lambda z: z[:, 0])}, "[-z / 2, z / 2] for one logit z"),
     "tuple": ({"model": Wrong(lambda z: (z, z))}, "got tuple: wrap it in a model"),
     "no gradient": ({"model": Wrong(tf.stop_gradient)}, "remove stop_gradient"),
 }
