@@ -10,7 +10,7 @@ from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .data import as_array
 from .engines import engine_of, load_extra
-from .errors import check_labels, checked, expect
+from .errors import check_batch, check_labels, checked, classes_of, expect
 from .evaluate import attacked_examples
 
 
@@ -59,16 +59,18 @@ def audit(
         bounds, ssim: The input range, and whether to compute SSIM of images with it, in windows of
             at most 7 pixels (scikit-image; BackendError if it is missing).
 
-    DataError for shapes that do not fit each other, or labels that the judge does not know.
+    DataError for shapes that do not fit each other, inputs that are no floats, labels that the
+    judge does not know, or a judge that returns probabilities.
     """
-    checked("batch_size", batch_size, 1)
+    batch_size = checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
     x, x_adv, y = map(as_array, (x, x_adv, y))
-    fits = x.shape == x_adv.shape and y.shape == x.shape[:1] and x.size > 0
-    got = f"{x_adv.shape} and {y.shape} for x {x.shape}: pass the same examples in each"
-    expect(fits, f"x_adv must have the shape of x (not empty), y a label each, got {got}")
+    for name, part in (("x", x), ("x_adv", x_adv)):
+        check_batch(part, y, name)
+    got = f"{x_adv.shape}: pass the same examples in each"
+    expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
-    count, eye, known = len(y), np.eye(z.shape[1]), np.flatnonzero(z.argmax(axis=1) == y)
+    count, eye, known = len(y), np.eye(classes_of(z, True)), np.flatnonzero(z.argmax(axis=1) == y)
     check_labels((y.min(), y.max()), len(eye))
     x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
     label, read = eye[y], z_adv.argmax(axis=1)

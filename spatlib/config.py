@@ -20,14 +20,16 @@ class Threat:
         eps: Radius, in the units of the inputs. For images in [0, 1] often 8/255, 0.5 in L2.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         bounds: Lowest and highest input value.
+        check_logits: Refuse a model whose outputs on its first batch look like probabilities.
     """
 
     eps: float
     norm: str = "Linf"
     bounds: tuple[float, float] = (0.0, 1.0)
+    check_logits: bool = True
 
     def __post_init__(self) -> None:
-        settle(self, eps="(0, inf)", norm=("Linf", "L2", "L1"))
+        settle(self, eps="(0, inf)", norm=("Linf", "L2", "L1"), check_logits=bool)
         valid = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
         require(valid, "bounds", "be a pair (lower, upper), the range of the inputs", self.bounds)
         lower, upper = (checked("bounds", value, "(-inf, inf)") for value in self.bounds)
@@ -123,7 +125,7 @@ class SPATConfig(Threat):
 
 def plain_pgd(threat: Threat, steps: int) -> SPATConfig:
     """PGD of the threat model, as evaluations use it: full eps, hard labels, no mask."""
-    kept = {name: getattr(threat, name) for name in ("eps", "norm", "bounds")}
+    kept = {name: getattr(threat, name) for name in ("eps", "norm", "bounds", "check_logits")}
     return SPATConfig(**kept, steps=steps, smoothing=0)
 
 

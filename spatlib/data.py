@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import AnyPath, checked, expect, require
+from .errors import AnyPath, checked, expect, only, require, shown
 
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
 
@@ -55,7 +55,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
     limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
     known = isinstance(name, str | os.PathLike) and (name in NAMES or os.path.exists(name))
-    expect(known, f"data must be one of {NAMES} or the path of a .npz file, got {name!r:.99}")
+    expect(known, f"data must be one of {NAMES} or the path of a .npz file, got {shown(name)}")
     name = str(name) if name in NAMES else os.path.abspath(name)
     folder = None if dir is None else os.path.abspath(dir)
     if name == "digits":
@@ -147,7 +147,7 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     for batch in batches:
         pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
         expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
-        yield batch[0], batch[1]
+        yield only(batch[0]), batch[1]
     expect(batch is not None, none)
 
 

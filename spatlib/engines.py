@@ -24,8 +24,8 @@ class Engine(Protocol):
     def build_model(self, name: str, seed: int, **network: Any) -> Any:
         """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
 
-    def check(self, data: Any, threat: Threat) -> None:
-        """Raise DataError unless all inputs and labels have the right shapes and values."""
+    def check(self, model: Any, data: Any, threat: Threat, device: str | None = None) -> None:
+        """DataError unless data fit threat and model, called once: arrays whole, else a batch."""
 
     def fit(
         self, model: Any, data: Any, config: SPATConfig, monitor: Any, optimizer: Any = None

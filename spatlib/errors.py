@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 AnyPath = str | os.PathLike[str]
+ROUNDING = 1e-6  # share of the input range by which inputs may leave it
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
@@ -111,9 +112,23 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
     except DataError as error:
         raise DataError(f"{path} {error}: {advice}") from error
     except Exception as error:  # libraries raise almost anything, and some write long texts
-        what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
-        cause = f"{type(error).__name__}: {what.partition('. ')[0]:.90}"
-        raise DataError(f"{path} cannot be read ({cause}): {advice}") from error
+        raise DataError(f"{path} cannot be read ({cause(error)}): {advice}") from error
+
+
+def cause(error: Exception) -> str:
+    """The kind and the beginning of another library's error, on one line."""
+    what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
+    return f"{type(error).__name__}: {' '.join(what.partition('. ')[0].split()):.90}"
+
+
+def only(x: Any, name: str = "x") -> Any:
+    """x itself, or the one array in a dict, tuple or list; DataError for several."""
+    parts = list(x.values()) if isinstance(x, Mapping) else x
+    if not (isinstance(parts, list | tuple) and parts and hasattr(parts[0], "shape")):
+        return x
+    how = "wrap the model so that it takes one and holds the others"
+    expect(len(parts) == 1, f"{name} must be one array or tensor, got {len(parts)}: {how}")
+    return parts[0]
 
 
 def check_batch(x: Any, y: Any, name: str = "x") -> None:
@@ -125,7 +140,8 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
-    expect(one_each, f"y must hold one class index per example, {shape[:1]}, got shape {labels}")
+    what = f"y must hold one class index per example, {shape[:1]}, got shape {labels}"
+    expect(one_each, f"{what}: pass those of x")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
@@ -144,29 +160,45 @@ def check_range(
     extremes: Sequence[float], bounds: tuple[float, float], name: str = "x", fix: str = SCALE_IT
 ) -> None:
     """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
-    (low, high), (lower, upper) = extremes, bounds
-    slack = 1e-6 * (upper - lower)
+    (low, high), (lower, upper) = map(float, extremes), bounds
+    slack = ROUNDING * (upper - lower)
     inside = lower - slack <= low and high <= upper + slack  # never with NaN
     what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
     expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
 def check_labels(extremes: Sequence[float], classes: int) -> None:
-    """DataError unless the lowest and highest label are in 0..classes - 1."""
-    (first, last), most = map(int, extremes), f"{classes - 1} ({classes} outputs of the model)"
+    """DataError unless the extremes are in 0..classes - 1 (NaN: of rows that are not one-hot)."""
+    (first, last), most = map(float, extremes), f"{classes - 1} ({classes} outputs of the model)"
+    rows = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
+    expect(first == first, rows)
     known = first >= 0 and last < classes
-    expect(known, f"y must hold labels from 0 to {most}, got {first} to {last}: count from 0")
+    expect(known, f"y must hold labels from 0 to {most}, got {first:g} to {last:g}: count from 0")
 
 
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     """DataError unless the model's output is a tensor (N, K) with K >= 2."""
-    expect(is_tensor, f"model must return a tensor of logits, got {type(logits).__name__}: wrap it")
+    what, kind = "model must return a tensor, or an object with one as .logits", type(logits)
+    expect(is_tensor, f"{what}, got {kind.__name__}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
-        how = "return one per class and example, two for two classes"
+        how = "return one per class and example, [-z / 2, z / 2] for one logit z of two classes"
         raise DataError(f"model must return {what}: {how}")
+
+
+def classes_of(outputs: Any, check: bool) -> int:
+    """The number of classes of the model's outputs for a batch, an array (N, K).
+
+    With ``check`` DataError if all are in [0, 1] and the rows add up to 1 (a softmax), or some are
+    above 1/2 and not all equal (a sigmoid; a new network's few logits can lie below that).
+    """
+    low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
+    found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 1e-3)
+    how = "remove its softmax or sigmoid, or set check_logits=False if they are meant as logits"
+    expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
+    return int(outputs.shape[1])
 
 
 def check_same_shape(name: str, value: Any, x: Any) -> None:

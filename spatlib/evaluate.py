@@ -90,7 +90,7 @@ def evaluate(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
             DataError too if a callable leaves bounds or ball by more than rounding.
     """
-    checked("batch_size", batch_size, 1)
+    batch_size = checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
     threat = threat_of(threat, chosen, "threat", Threat)
     several = isinstance(eps, list | tuple) and len(eps) > 0

@@ -11,7 +11,7 @@ from . import plots
 from .config import SPATConfig, TrainConfig
 from .data import Dataset, as_array, as_dataset, is_pair, load_data
 from .engines import Engine, load_engine
-from .errors import BackendError, ConfigError, NonFiniteError, require, require_type
+from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import Recipe, find_recipe
@@ -138,11 +138,7 @@ def train(
     if isinstance(model, str):
         what = "be a network for data in batches, whose classes are not counted (see MODELS)"
         require(is_pair(dataset.train), "model", what, model)
-        engine.check(dataset.train, config)
         built = _architecture(model, dataset, chosen)
-    for part in (dataset.validation, dataset.test):
-        if part is not None:
-            engine.check(part, config)
     if run is not None:
         facts = {"backend": name, "data": dataset.source, "architecture": built or None}
         facts |= {"config": asdict(config), "training": asdict(training)}
@@ -174,6 +170,9 @@ def _fit(
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
+    for part in (held, data.test):  # before the training, not after it
+        if part is not None:
+            engine.check(model, part, config, plan.device)
     ordinary = label == STANDARD
     if ordinary:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
@@ -224,6 +223,8 @@ def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[st
     """What builds the network of this name, for the shape and the classes of the data."""
     parts = (dataset.train, dataset.validation, dataset.test)
     labels = [as_array(part[1]) for part in parts if is_pair(part)]
+    counted = all(y.dtype.kind in "iu" or y.ndim == 2 for y in labels)
+    expect(counted, "y must hold class indices to count the classes of: cast it to integers")
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1
     classes = labels[0].shape[1] if one_hot else 1 + max(int(y.max()) for y in labels)
     shape = tuple(map(int, dataset.train[0].shape[1:]))

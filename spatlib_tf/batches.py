@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from spatlib.config import PADDING, Threat, TrainConfig, fold
 from spatlib.data import is_pair, length, pairs
+from spatlib.errors import ROUNDING, DataError, check_labels, check_range, only
 
-from .ops import prepare
+from .ops import extremes, prepare, sound
 
 
 def batches(data: Any, size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:
@@ -69,6 +70,45 @@ class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no t
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         rows = np.sort(self.rows[index])  # as h5py's data sets need them
         return tuple(np.asarray(part[rows]) for part in self.data)
+
+
+class Seen(keras.metrics.Metric):  # type: ignore[misc]
+    """Notes the first batch since its reset that is not as it should be; its result is an error.
+
+    Graphs cannot raise, so this waits on the device until somebody asks for the metrics.
+    """
+
+    def __init__(self, bounds: tuple[float, float]) -> None:
+        super().__init__(name="seen")
+        self.bounds = bounds
+        self.count = self.add_variable((), "zeros", "float64", name="count")
+        # Of the batch: 1, its number, extremes of inputs and labels, number of classes; or zeros.
+        self.bad = self.add_variable((7,), "zeros", "float64", name="bad")
+
+    def update_state(self, x: Any, y: Any, classes: int) -> None:
+        """With inputs and labels as they came, before the former are clipped."""
+        (low, high), (first, last) = extremes(only(x)), extremes(sound(y, classes))
+        self.count.assign_add(1.0)
+        bad, count = map(tf.convert_to_tensor, (self.bad, self.count))
+        row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, classes)])
+        lower, upper = self.bounds
+        slack = ROUNDING * (upper - lower)
+        inside = (lower - slack <= low) & (high <= upper + slack)
+        fine = inside & (first >= 0) & (last < classes)
+        self.bad.assign(tf.where(fine | (bad[0] > 0), bad, row))
+
+    def result(self) -> dict[str, Any]:
+        """Nothing that a log would show; DataError if it can be read and there was such a batch."""
+        if tf.executing_eagerly():
+            found, *row = self.bad.numpy().tolist()
+            if found:
+                number, low, high, *labels, classes = (v / found for v in row)  # replicas add up
+                try:
+                    check_range((low, high), self.bounds)
+                    check_labels(labels, int(classes))
+                except DataError as error:
+                    raise DataError(f"batch {number:g}: {error}") from None
+        return {}
 
 
 def augment(x: Any, kind: str, lower: float, seed: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import Verdict, judge
+from spatlib.data import is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -19,7 +21,7 @@ from . import attack, ops
 from .batches import as_dataset, batches
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
-from .ops import as_tensor, check_device, check_label_values, check_model, logits_of, one_hot
+from .ops import as_tensor, check_batch, check_device, check_model, logits_of, one_hot
 
 CHANNELS_FIRST = False
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
@@ -37,15 +39,11 @@ def fit(
 ) -> list[dict[str, float]]:
     """See :class:`spatlib.engines.Engine`."""
     training = monitor.training
-    check_device(training.device)
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
-    # Training runs in a graph, where values cannot be checked: do it here.
-    check_model(model)
-    for x, y in batches(data, training.batch_size, config, model.variable_dtype):
-        if training.augment != "none":
-            check_images(x.shape)
-        check_label_values(y, logits_of(model, x[:1]).shape[1])
+    if training.augment != "none" and is_pair(data):
+        check_images(data[0].shape)
+    check(model, data, config, training.device)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
@@ -98,8 +96,7 @@ def survivors(
     classes, count = 0, 0
     with tf.device(device):
         for x, y in batches(data, batch_size, threat, model.variable_dtype):
-            classes = classes or logits_of(model, x).shape[1]
-            check_label_values(y, classes)
+            classes = check_batch(model, x, y, threat, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
             starts, count = [tf.cast(start, x.dtype) for start in starts], count + len(x)
@@ -127,10 +124,14 @@ def _graph(
     return tf.function(judge, input_signature=[x, y, [x] * runs], autograph=False)
 
 
-def check(data: Any, threat: Threat) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
-    for _ in batches(data, 1024, threat, keras.config.floatx()):
-        pass
+def check(model: keras.Model, data: Any, threat: Threat, device: str | None = None) -> None:
+    """See :class:`spatlib.engines.Engine`."""
+    check_device(device)
+    check_model(model)
+    parts, classes = batches(data, 256, threat, model.variable_dtype), 0
+    with tf.device(device):
+        for x, y in islice(parts, None if is_pair(data) else 1):
+            classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(

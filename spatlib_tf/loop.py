@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from spatlib.config import lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
-from spatlib.errors import NonFiniteError, expect
+from spatlib.errors import DataError, NonFiniteError, expect
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, pack, unpack
 
@@ -73,7 +73,11 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
         with self.bar:  # SPATModel's own fit would check the first batch once more
-            keras.Model.fit(self.trainer, self.data, callbacks=[self], **how)
+            try:
+                keras.Model.fit(self.trainer, self.data, callbacks=[self], **how)
+            except DataError:  # the network then has the weights of the last whole epoch
+                self.base.set_weights(self.good)
+                raise
         return self.history
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -113,9 +117,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             self.monitor.save(_packed(self.state, meta))
 
     def _require_finite(self, *values: Any) -> None:
-        """Raise unless all is finite; the network then has the weights of the last whole epoch."""
         if not all(np.isfinite(value).all() for value in values):
-            self.base.set_weights(self.good)
             raise NonFiniteError(self.step, self.history)
 
     def _average(self) -> list[np.ndarray]:

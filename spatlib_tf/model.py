@@ -1,6 +1,8 @@
 """A Keras model that trains adversarially; Keras owns the loop."""
 
 from dataclasses import asdict
+from itertools import chain
+from types import GeneratorType
 from typing import Any
 
 import keras
@@ -9,13 +11,12 @@ import tensorflow as tf
 from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, judge
 from spatlib.core.feasible import random_start
-from spatlib.errors import require, require_type
+from spatlib.errors import checked, only, require, require_type
 
 from . import ops
 from .attack import Draws, attacked, next_seed, outer, survivors_of
+from .batches import Seen
 from .ops import Tensor
-
-SQUASHING = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.log_softmax)
 
 
 @keras.saving.register_keras_serializable(package="spatlib")
@@ -26,7 +27,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and compiled
     metrics on clean inputs, and ``adv_accuracy``: the share of examples correct clean, at the start
     and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is in the
-    logs, where keras.callbacks.TerminateOnNaN looks for it.
+    logs, where keras.callbacks.TerminateOnNaN looks for it. Inputs out of bounds and labels that
+    name no class are a DataError: in a first batch at once, later when the metrics are read.
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
@@ -35,7 +37,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
 
     Raises:
-        ConfigError: ``base`` ends in a softmax or sigmoid, or ``config`` is no SPATConfig.
+        ConfigError: ``base`` is no Keras model, or ``config`` no SPATConfig.
     """
 
     def __init__(
@@ -50,20 +52,16 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         super().__init__(**kwargs)
         require_type("config", config, SPATConfig)
         ops.check_model(base)
-        last: Any = base
-        while getattr(last, "layers", None):  # a model may end in a model
-            last = last.layers[-1]
-        ends = isinstance(last, keras.layers.Softmax) or getattr(last, "activation", 0) in SQUASHING
-        what = "give logits (remove the softmax or sigmoid at its end, where gradients vanish)"
-        require(not ends, "base", what, last.name)
+        seed = None if seed is None else checked("seed", seed, 0)
         self.base, self.config, self.seed = base, config, seed
-        self.evaluation_steps = evaluation_steps
+        self.evaluation_steps = checked("evaluation_steps", evaluation_steps, 1)
         self.evaluation = plain_pgd(config, evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Separate from seed_generator, so that validation does not change the training.
         self.evaluation_seeds = keras.random.SeedGenerator(seed)
         self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
         self.stall_rate = keras.metrics.Mean(name="stall_rate")
+        self.seen = Seen(config.bounds)
         self.built = base.built
 
     def build(self, input_shape: Any) -> None:
@@ -85,29 +83,52 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.fit; bad values in the first batch are a DataError."""
-        return super().fit(*self._checked(x, y), *args, **kwargs)
+        """As keras.Model.fit; DataError for bad values, of a first batch before all else."""
+        size = args[0] if args else kwargs.get("batch_size")
+        if kwargs.get("validation_data") is not None:
+            held, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            kwargs["validation_data"] = self._looked(held, rest[0], size), *rest
+        return super().fit(self._looked(x, y, size), y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As keras.Model.evaluate; bad values in the first batch are a DataError."""
-        return super().evaluate(*self._checked(x, y), *args, **kwargs)
+        """As keras.Model.evaluate; DataError for bad values, of a first batch before all else."""
+        if not isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList):  # not in fit
+            x = self._looked(x, y, args[0] if args else kwargs.get("batch_size"))
+        return super().evaluate(x, y, *args, **kwargs)
 
-    def _checked(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """The data, after a look at one batch: the graph of a step cannot check values."""
-        batch = None if y is None else (x[:32], y[:32])  # None: a generator, used up by a look
-        if isinstance(x, keras.utils.PyDataset):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.train_on_batch; DataError, after the step, for bad values."""
+        logs = super().train_on_batch(*args, **kwargs)
+        self.seen.result()
+        return logs
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.test_on_batch; DataError for bad values."""
+        logs = super().test_on_batch(*args, **kwargs)
+        self.seen.result()
+        return logs
+
+    def _looked(self, x: Any, y: Any, size: int | None) -> Any:
+        """x, after a look at the first batch: what comes later is known after its step only."""
+        batch = None
+        if y is not None:
+            batch = only(x)[: size or 32], y[: size or 32]
+        elif isinstance(x, keras.utils.PyDataset):
             batch = x[0]
         elif isinstance(x, tf.data.Dataset):
             batch = next(iter(x.take(1)), None)
+        elif isinstance(x, GeneratorType):
+            batch = next(x, None)
+            x = (each for each in chain([] if batch is None else [batch], x))
         if batch is not None:
             some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
             some, labels = ops.prepare(some, labels, self.config, validate=True)
-            ops.check_label_values(labels, ops.logits_of(self.base, some[:1]).shape[1])
-        return x, y
+            ops.check_batch(self.base, some, labels, self.config)
+        return x
 
     def train_step(self, data: Any) -> Any:
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = ops.prepare(x, y, self.config, validate=False)
+        raw, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, labels = ops.prepare(raw, y, self.config, validate=False)
         if not self.built:
             self(x)  # the attack calls the base only
         attack = self._attack(x, labels)
@@ -120,6 +141,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
         self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
+        self.seen.update_state(raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
@@ -128,14 +150,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, labels = ops.prepare(x, y, self.config, validate=False)
+        raw, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, labels = ops.prepare(raw, y, self.config, validate=False)
         logits = ops.logits_of(self.base, x)
         losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         draws = Draws(next_seed(self.evaluation_seeds, x))
         own = self.evaluation, {"pgd": "pgd"}, [random_start(ops, x, self.evaluation, draws)]
         self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"].right)
+        self.seen.update_state(raw, labels, logits.shape[1])
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {name: value for name, value in results.items() if name != self.stall_rate.name}
 

@@ -1,5 +1,6 @@
 """TensorFlow's primitives: of arrays (:mod:`spatlib.core.ops`) and of batches, in and out."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import tensorflow as tf
 from spatlib import errors
 from spatlib.config import Threat
 from spatlib.core.ops import example_size
-from spatlib.errors import DataError, expect, require
+from spatlib.errors import DataError, cause, expect, require
 
 Tensor = Any
 
@@ -60,11 +61,11 @@ def mantissa_bits(x: Tensor) -> int:
     return {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[x.dtype.name]
 
 
-def extremes(x: Tensor) -> tuple[float, float]:
-    """The lowest and the highest value, read on the host: NaN if there is one."""
-    # NumPy's, as TensorFlow's may ignore a NaN; it knows no bfloat16.
-    values = (tf.cast(x, tf.float32) if x.dtype.size < 4 else x).numpy()
-    return float(values.min()), float(values.max())
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value in float64, NaN if there is one."""
+    x = tf.cast(x, tf.float64)
+    known = tf.reduce_all(x == x)  # TensorFlow's own may pass over a NaN
+    return where(known, tf.reduce_min(x), math.nan), where(known, tf.reduce_max(x), math.nan)
 
 
 def prepare(
@@ -75,13 +76,13 @@ def prepare(
     Shapes and dtypes are always checked, values if ``validate`` (not inside a tf.function). Errors
     call x by the name.
     """
-    x, y = as_tensor(name, x), as_tensor("y", y)
+    x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
     errors.check_batch(x, tf.argmax(y, axis=1) if len(y.shape) == 2 else y, name)
     if validate:
         errors.check_range(extremes(x), threat.bounds, name)
-    return clip(x, *threat.bounds), tf.cast(y, tf.int64) if y.dtype.is_integer else y
+    return clip(x, *threat.bounds), tf.cast(y, tf.int64 if len(y.shape) == 1 else tf.float64)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -89,8 +90,11 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
-        kind, advice = type(value).__name__, "convert it, e.g. by numpy.asarray"
-        what = f"{name} must be an array or tensor of numbers, got {kind} ({error}): {advice}"
+        got, advice = (
+            f"{type(value).__name__} ({cause(error)})",
+            "convert it, e.g. by numpy.asarray",
+        )
+        what = f"{name} must be an array or tensor of numbers, got {got}: {advice}"
         raise DataError(what) from error
     kind, numbers = tensor.dtype.name, tensor.dtype.is_floating or tensor.dtype.is_integer
     expect(numbers, f"{name} must be an array or tensor of numbers, got {kind}")
@@ -112,7 +116,8 @@ def check_device(device: str | None) -> None:
 
 def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits = model(x, training=training)
+    found = model(x, training=training)
+    logits = getattr(found, "logits", found)  # as transformers' models return them
     errors.check_logits(logits, tf.is_tensor(logits), x.shape[0])
     logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
     return tf.maximum(logits, errors.RULED_OUT)
@@ -122,18 +127,28 @@ def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
     classes = int(logits.shape[1])
     if len(y.shape) == 2:
-        what = f"y must be one-hot for the model's {classes} classes, got shape {tuple(y.shape)}"
-        expect(y.shape[1] == classes, what)
-        return tf.cast(y, logits.dtype)
+        return sound(tf.cast(y, logits.dtype), classes)
     rows = tf.one_hot(y, classes, dtype=logits.dtype)
     return rows / tf.reduce_sum(rows, axis=1, keepdims=True)  # 0 / 0 is NaN
 
 
+def sound(y: Tensor, classes: int) -> Tensor:
+    """Labels (N,) as they are; of rows (N, K) those that are not one-hot become NaN."""
+    if len(y.shape) == 1:
+        return y
+    what = f"y must be one-hot for the model's {classes} classes, got shape {tuple(y.shape)}"
+    expect(y.shape[1] == classes, what)
+    hard = y == tf.one_hot(tf.argmax(y, axis=1), classes, dtype=y.dtype)
+    return where(tf.reduce_all(hard, axis=1, keepdims=True), y, math.nan)
+
+
 def check_label_values(y: Tensor, classes: int) -> None:
     """DataError unless all labels name a class: not inside a tf.function."""
-    if len(y.shape) == 1:
-        errors.check_labels(extremes(y), classes)
-        return
-    hard = tf.one_hot(tf.argmax(y, axis=1), classes)
-    what = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
-    expect(bool(tf.reduce_all(one_hot(y, hard) == hard)), what)
+    errors.check_labels(extremes(sound(y, classes)), classes)
+
+
+def check_batch(model: keras.Model, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
+    """The number of classes, if 0 from a call; DataError if outputs or labels are no such."""
+    classes = classes or errors.classes_of(logits_of(model, x).numpy(), threat.check_logits)
+    check_label_values(y, classes)
+    return classes

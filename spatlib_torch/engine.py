@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
-from spatlib.errors import check_images, checked, require
+from spatlib.errors import check_images, checked, classes_of, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .loaders import CPU, Batches, keeping_globals, placed
+from .loaders import Batches, keeping_globals, placed
 from .loop import Loop, check_batch
 from .models import MODELS
 from .ops import as_tensor, check_label_values, logits_of, one_hot, prepare
@@ -47,11 +48,10 @@ def fit(
         config = replace(config, loss="pgd")
     modes = [(module, module.training) for module in model.modules()]
     with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
-        classes = 0
-        for x, y in batches if batches.in_arrays else ():  # all before anything changes
-            classes = check_batch(model, x, y, config, classes)
+        if batches.in_arrays:  # all before anything changes
+            check(model, batches.data, config, training.device)
             if training.augment != "none":
-                check_images(x.shape)
+                check_images(data[0].shape)
         made = _optimizer(model, training, optimizer)
         try:
             model.train()
@@ -83,7 +83,7 @@ def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    where, threat, count = placed(model, device), evaluation.threat, 0
+    where, threat, classes, count = placed(model, device), evaluation.threat, 0, 0
     with keeping_globals(where):  # a loader draws from them
         for x, y in Batches(data, batch_size, model, where, threat.bounds):
             x, y = prepare(x, y, threat, validate=True)
@@ -93,7 +93,7 @@ def survivors(
             with attack_state(unwrap(model), fork=where) as module:
                 predict = torch.no_grad()(partial(logits_of, module))
                 clean = predict(x)
-                classes = clean.shape[1]
+                classes = classes or classes_of(clean.numpy(force=True), threat.check_logits)
                 check_label_values(y, classes)
                 own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
                 batch = x, clean, label
@@ -110,11 +110,13 @@ def survivors(
             yield y, classes, found
 
 
-def check(data: Any, threat: Threat) -> None:
-    """Go through the data once: a DataError now rather than after the training."""
-    with keeping_globals(CPU):  # a loader draws from them
-        for x, y in Batches(data, 1024, nn.Identity(), CPU, threat.bounds):
-            prepare(x, y, threat, validate=True)
+def check(model: nn.Module, data: Any, threat: Threat, device: str | None = None) -> None:
+    """See :class:`spatlib.engines.Engine`."""
+    where, classes = placed(model, device), 0
+    batches = Batches(data, 256, model, where, threat.bounds)
+    with keeping_globals(where):  # a loader draws from them
+        for x, y in islice(batches, None if batches.in_arrays else 1):
+            classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(

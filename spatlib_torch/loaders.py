@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
-from spatlib.errors import ConfigError, DataError, check_images
+from spatlib.errors import ConfigError, DataError, cause, check_images, shown
 
 from .ops import check_model
 
@@ -55,7 +55,7 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
     try:
         found = own if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"device must be one PyTorch finds, got {device!r} ({error})") from error
+        raise ConfigError(f"device must be one PyTorch finds, got {shown(device)}") from error
     model.to(found)
     return found
 
@@ -158,7 +158,7 @@ def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
         return convert(part, *arguments)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         kind, advice = type(part).__name__, "convert it in a transform or by numpy.asarray"
-        what = f"data must hold arrays or tensors of numbers, got {kind} ({error}): {advice}"
+        what = f"data must hold arrays or tensors of numbers, got {kind} ({cause(error)}): {advice}"
         raise DataError(what) from error
 
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
-from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, require
+from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
 
@@ -199,11 +199,12 @@ def fill(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
-    """The number of classes; DataError for a batch that cannot be trained on."""
+    """The number of classes, if 0 from a call; DataError for a batch that cannot be trained on."""
     x, y = prepare(x, y, threat, validate=True)
     if not classes:  # once, so not worth compiling
         eager = torch.compiler.set_stance("force_eager")
         with eager, attack_state(unwrap(model), fork=x.device) as module, torch.no_grad():
-            classes = logits_of(module, x).shape[1]
+            logits = logits_of(module, x).numpy(force=True)
+        classes = classes_of(logits, threat.check_logits)
     check_label_values(y, classes)
     return classes

@@ -72,7 +72,7 @@ def prepare(
     Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
     Errors call x by the name.
     """
-    x, y = as_tensor(name, x), as_tensor("y", y)
+    x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     errors.check_batch(x, y, name)
     if validate:
         errors.check_range(extremes(x), threat.bounds, name)
@@ -92,7 +92,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits: Tensor = model(x)
+    found = model(x)
+    logits: Tensor = getattr(found, "logits", found)  # transformers' models return an object
     errors.check_logits(logits, isinstance(logits, Tensor), len(x))
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return logits.clamp(min=errors.RULED_OUT)

@@ -31,7 +31,9 @@ ALSO = {ConfigError: ValueError, DataError: ValueError, BackendError: ImportErro
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES))
 
 
 def check(error: type[SpatlibError], word: str, act: Callable[[], Any]) -> SpatlibError:
@@ -83,6 +85,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "inf": ({"x": with_value(math.inf)}, "finite"),
     "pixels": ({"x": (255 * X).to(torch.uint8)}, "255"),
     "numpy": ({"x": X.numpy()}, "torch.as_tensor"),
+    "several inputs": ({"x": (X, X)}, "got 2: wrap the model"),
     "numpy labels": ({"y": Y.numpy()}, "torch.as_tensor"),
     "no batch axis": ({"x": X.flatten()}, "batch"),
     "empty": ({"x": X[:0], "y": Y[:0]}, "at least one"),
@@ -96,7 +99,8 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "3-D logits": ({"model": Wrong(lambda z: z[..., None])}, "(N, K)"),
     "logits without batch": ({"model": Wrong(lambda z: z.sum(dim=0))}, "(N, K)"),
     "fewer logits than inputs": ({"model": Wrong(lambda z: z[:2])}, "(2, 3)"),
-    "one logit": ({"model": Wrong(lambda z: z[:, :1])}, "K >= 2"),
+    "one logit": ({"model": Wrong(lambda z: z[:, :1])}, "[-z / 2, z / 2] for one logit z"),
+    "a flat logit": ({"model": Wrong(lambda z: z[:, 0])}, "K >= 2"),
     "tuple": ({"model": Wrong(lambda z: (z, z))}, "tuple"),
     "detached": ({"model": Wrong(lambda z: z.detach())}, "autograd"),
     "no settings": ({"config": None}, "SPATConfig, got NoneType"),

@@ -122,7 +122,7 @@ class Landscape(nn.Module):
         self.holds = holds
 
     def forward(self, x: Tensor) -> Tensor:
-        score = torch.where(self.holds(x), 1.0, -1.0) - 1e-3 * x
+        score = torch.where(self.holds(x), 2.0, -2.0) - 1e-3 * x
         return torch.cat([score, torch.zeros_like(score)], dim=1)
 
 

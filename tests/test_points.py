@@ -30,7 +30,7 @@ class Landscape(keras.layers.Layer):
         self.holds = holds
 
     def call(self, x: Any) -> Any:
-        score = tf.where(self.holds(x), 1.0, -1.0) - 1e-3 * x
+        score = tf.where(self.holds(x), 2.0, -2.0) - 1e-3 * x
         return tf.concat([score, tf.zeros_like(score)], axis=1)
 
 

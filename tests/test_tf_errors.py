@@ -25,9 +25,9 @@ IMAGE = (*SHAPE[2:], 1)
 
 
 def network(
-    shape: tuple[int, ...] = IMAGE, end: Any = None, classes: int = CLASSES, trainable: bool = True
+    shape: tuple[int, ...] = IMAGE, classes: int = CLASSES, trainable: bool = True
 ) -> keras.Model:
-    dense = layers.Dense(classes, activation=end)
+    dense = layers.Dense(classes, kernel_initializer=keras.initializers.GlorotUniform(0))
     return keras.Sequential([layers.Input(shape), layers.Flatten(), dense], trainable)
 
 
@@ -59,6 +59,7 @@ OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "one-hot of another width": ({"y": np.eye(4)[Y]}, "3 classes"),
     "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "(3,)"),
     "soft labels": ({"y": np.full((N, CLASSES), 1 / 3)}, "pass hard labels"),
+    "several inputs": ({"x": {"a": BATCH["x"], "b": BATCH["x"]}}, "got 2: wrap the model"),
     "labels of three axes": ({"y": np.zeros((N, CLASSES, 1))}, "float64"),
     "strings": ({"x": np.full(BATCH["x"].shape, "a")}, "string"),
     "objects": ({"x": np.full(BATCH["x"].shape, None)}, "array"),
@@ -66,7 +67,8 @@ OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "logits without batch": ({"model": Wrong(lambda z: tf.reduce_sum(z, axis=0))}, "(N, K)"),
     "fewer logits than inputs": ({"model": Wrong(lambda z: z[:2])}, "(2, 3)"),
     "one logit": ({"model": Wrong(lambda z: z[:, :1])}, "K >= 2"),
-    "tuple": ({"model": Wrong(lambda z: (z, z))}, "got tuple: wrap it"),
+    "a flat logit": ({"model": Wrong(lambda z: z[:, 0])}, "[-z / 2, z / 2] for one logit z"),
+    "tuple": ({"model": Wrong(lambda z: (z, z))}, "got tuple: wrap it in a model"),
     "no gradient": ({"model": Wrong(tf.stop_gradient)}, "remove stop_gradient"),
 }
 TABLE = OWN_BATCHES | {
@@ -175,7 +177,6 @@ OWN_CALLS: dict[str, tuple[Any, Callable[[], Any], str]] = {
     ),
     "one logit": (DataError, lambda: train(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one logit to evaluate": (DataError, lambda: evaluate(network(SHAPE[1:], classes=1)), "K >= 2"),
-    "softmax": (ConfigError, lambda: train(network(SHAPE[1:], "softmax")), "base must give"),
     "one-hot of another width": (
         DataError,
         lambda: train(ours(), (ARRAYS[0], np.eye(4)[Y])),
@@ -216,33 +217,6 @@ def test_refused_data_leave_the_model_as_it_was() -> None:
     check(DataError, "3", lambda: train(model, [(X, Y), (X, Y + 1)]))
     check(ConfigError, "'constant'", lambda: train(model, Endless(), training=TrainConfig()))
     assert all(map(np.array_equal, model.get_weights(), before))
-
-
-SOFTMAX: dict[str, Callable[[], keras.Model]] = {
-    "softmax": lambda: network(end="softmax"),
-    "log_softmax": lambda: network(end="log_softmax"),
-    "sigmoid": lambda: network(end="sigmoid"),
-    "layer": lambda: keras.Sequential([network(), layers.Softmax()]),
-    "activation": lambda: keras.Sequential([network(), layers.Activation("softmax")]),
-    "nested": lambda: keras.Sequential([layers.Rescaling(2.0), network(end="softmax")]),
-    "functional": lambda: functional(layers.Softmax()),
-}
-
-
-def functional(last: keras.Layer) -> keras.Model:
-    inputs = keras.Input(IMAGE)
-    return keras.Model(inputs, last(network()(inputs)))
-
-
-@pytest.mark.parametrize("case", SOFTMAX)
-def test_a_base_that_ends_in_probabilities_is_refused(case: str) -> None:
-    error = check(ConfigError, "base must give logits", lambda: SPATModel(SOFTMAX[case](), CONFIG))
-    assert "remove the softmax or sigmoid" in str(error)
-
-
-def test_a_softmax_inside_the_base_is_fine() -> None:
-    base = keras.Sequential([layers.Softmax(), network()])
-    assert SPATModel(base, CONFIG).base is base
 
 
 LOSSES: dict[str, Any] = {

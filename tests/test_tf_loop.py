@@ -310,7 +310,8 @@ def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path:
     fit(expected, epochs=2)
     watched = Watched(x), Watched(y)
     fit(watching, watched, epochs=2)
-    reads = watched[0].reads
+    checked, *reads = watched[0].reads
+    assert len(checked) == COUNT
     assert max(map(len, reads)) == BATCH
     second, first = reads[-STEPS:], reads[-2 * STEPS : -STEPS]
     for epoch in (first, second):
