@@ -10,7 +10,7 @@ from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .data import as_array
 from .engines import engine_of, load_extra
-from .errors import check_labels, checked, expect
+from .errors import check_labels, check_range, checked, expect
 from .evaluate import attacked_examples
 
 
@@ -67,6 +67,8 @@ def audit(
     fits = x.shape == x_adv.shape and y.shape == x.shape[:1] and x.size > 0
     got = f"{x_adv.shape} and {y.shape} for x {x.shape}: pass the same examples in each"
     expect(fits, f"x_adv must have the shape of x (not empty), y a label each, got {got}")
+    for name, part in (("x", x), ("x_adv", x_adv)):
+        check_range((part.min(), part.max()), bounds, name)
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
     count, eye, known = len(y), np.eye(z.shape[1]), np.flatnonzero(z.argmax(axis=1) == y)
     check_labels((y.min(), y.max()), len(eye))

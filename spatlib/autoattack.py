@@ -8,7 +8,7 @@ import numpy as np
 from .config import Threat
 from .core import numpy_ops as ops
 from .core.ops import divisor, rivals
-from .core.target import objective
+from .core.target import finite, objective
 from .data import as_array
 from .engines import engine_of, load_extra
 
@@ -73,11 +73,12 @@ def _estimator(vjp: Any, loss: Any, facts: dict[str, Any]) -> Any:
 
         def loss_gradient(self, x: np.ndarray, y: np.ndarray, **_: Any) -> Any:
             z, pull = vjp(x)
-            return pull(loss(z, y)[1])
+            return finite(ops, pull(loss(z, y)[1]))[0]
 
         def class_gradient(self, x: np.ndarray, label: Any = None, **_: Any) -> np.ndarray:
             """(N, K, ...), or (N, 1, ...) of one label for all; DeepFool asks for nothing else."""
             rows = np.eye(self.nb_classes)[slice(None) if label is None else [label]]
-            return np.stack([vjp(x)[1](np.tile(row, (len(x), 1))) for row in rows], axis=1)
+            grads = (vjp(x)[1](np.tile(row, (len(x), 1))) for row in rows)
+            return np.stack([finite(ops, grad)[0] for grad in grads], axis=1)
 
     return Estimator(vjp, **facts)
