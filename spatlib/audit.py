@@ -10,7 +10,7 @@ from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .data import as_array
 from .engines import engine_of, load_extra
-from .errors import check_batch, check_labels, checked, classes_of, expect
+from .errors import check_batch, check_labels, check_range, checked, classes_of, expect
 from .evaluate import attacked_examples
 
 
@@ -67,6 +67,7 @@ def audit(
     x, x_adv, y = map(as_array, (x, x_adv, y))
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
+        check_range((part.min(), part.max()), bounds, name)
     got = f"{x_adv.shape}: pass the same examples in each"
     expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))

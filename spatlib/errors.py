@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -102,6 +103,14 @@ def expect(condition: bool, message: str) -> None:
     """Raise DataError unless the condition holds."""
     if not condition:
         raise DataError(message)
+
+
+def warn_of_holes(share: float, where: str = "") -> None:
+    """RuntimeWarning unless this share of the steps of attacks, gradients not finite, is 0."""
+    if share:
+        what = f"the gradient in x was NaN or infinite in {share:.2%} of the attack's steps{where}"
+        how = "look for a root, norm or logarithm at 0, or a division by 0, in the model"
+        warnings.warn(f"{what}, where NaN counted as 0: {how}", RuntimeWarning, stacklevel=2)
 
 
 @contextmanager

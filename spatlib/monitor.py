@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from .config import TrainConfig, check_length
 from .engines import Rows
-from .errors import expect
+from .errors import expect, warn_of_holes
 from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
-MEANS = ("loss", "adv_accuracy", "stall_rate")  # over the training examples of an epoch
+MEANS = ("loss", "adv_accuracy", "stall_rate", "hole_rate")  # over the examples of an epoch
 SHOWN = ("loss", "adv_accuracy", CLEAN, ROBUST)  # by the progress bar
 READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 COLLAPSE = 0.5  # robust accuracy has collapsed when it is below this share of its best
@@ -85,6 +85,7 @@ class Monitor:
         self, history: Rows, model: Any, weights: Content, averaged: Content | None = None
     ) -> None:
         """Validate ``model``, which has the average if there is one; keep the best weights."""
+        warn_of_holes(history[-1].get("hole_rate", 0.0), f" of epoch {len(history)}")
         if self.validate is not None:
             history[-1].update(self.validate(model))
             if len(history) > self.training.eps_warmup:

@@ -62,6 +62,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
         self.stall_rate = keras.metrics.Mean(name="stall_rate")
         self.seen = Seen(config.bounds)
+        self.hole_rate = keras.metrics.Mean(name="hole_rate")
         self.built = base.built
 
     def build(self, input_shape: Any) -> None:
@@ -143,6 +144,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
         self.seen.update_state(raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
+        self.hole_rate.update_state(attack.holes)
         if self.has_compiled_metrics:
             # Compiled metrics are those of clean inputs, in training as in validation.
             clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
@@ -160,7 +162,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"].right)
         self.seen.update_state(raw, labels, logits.shape[1])
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
-        return {name: value for name, value in results.items() if name != self.stall_rate.name}
+        of_training = self.stall_rate.name, self.hole_rate.name
+        return {name: value for name, value in results.items() if name not in of_training}
 
     def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)

@@ -37,6 +37,10 @@ def cast(x: Tensor, like: Tensor) -> Tensor:
     return tf.cast(x, like.dtype)
 
 
+def widen(x: Tensor) -> Tensor:
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+
+
 def argmax_one_hot(x: Tensor) -> Tensor:
     return tf.one_hot(tf.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype)
 
@@ -119,8 +123,7 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
     found = model(x, training=training)
     logits = getattr(found, "logits", found)  # as transformers' models return them
     errors.check_logits(logits, tf.is_tensor(logits), x.shape[0])
-    logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
-    return tf.maximum(logits, errors.RULED_OUT)
+    return tf.maximum(widen(logits), errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:

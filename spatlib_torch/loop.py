@@ -105,10 +105,10 @@ class Loop:
         moved = augment(x, training.augment, config.bounds[0], draws(seed(AUGMENT)))
         with torch.autocast(device.type, torch.bfloat16, low):
             moved, y = prepare(moved, y, config, validate=False)
-            x_adv, stalls = moved, moved.new_zeros(())
+            x_adv, rates = moved, [moved.new_zeros(())] * 2
             if not self.monitor.ordinary:
                 found = attack.attacked(model, moved, y, config, source=draws(seed(ATTACK)))
-                x_adv, stalls = found.x, found.stalls.mean()
+                x_adv, rates = found.x, [found.stalls.mean(), found.holes.mean()]
             losses, logits = attack.outer(model, moved, x_adv, y, config)
             loss = losses.mean()
         self.optimizer.zero_grad()
@@ -123,7 +123,7 @@ class Loop:
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + len(y)
         self.classes, accuracy = logits.shape[1], (logits.argmax(dim=1) == y).float().mean()
-        values = loss.detach(), accuracy, stalls, *torch.aminmax(x), *torch.aminmax(y)
+        values = loss.detach(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
         self.seen.append((self.done, len(y), torch.stack(values)))
 
     def _look(self) -> dict[str, float]:
@@ -131,12 +131,12 @@ class Loop:
         # A gradient that was not finite shows in the parameters; one read for all: a row per step,
         # and one of their size.
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
-        *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(7)]).tolist()
+        *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(8)]).tolist()
         self.seconds = time.perf_counter() - self.began
         for (number, count, _), row in zip(self.seen, rows, strict=True):
             try:
-                check_range(row[3:5], self.config.bounds)
-                check_labels(row[5:], self.classes)
+                check_range(row[4:6], self.config.bounds)
+                check_labels(row[6:], self.classes)
             except DataError as error:
                 raise DataError(f"epoch {len(self.history) + 1}, batch {number}: {error}") from None
             if not math.isfinite(row[0]):

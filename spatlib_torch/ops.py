@@ -32,6 +32,10 @@ def cast(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 
 
+def widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def argmax_one_hot(x: Tensor) -> Tensor:
     classes = torch.arange(x.shape[-1], device=x.device)  # one_hot reads values on the host
     return (x.argmax(dim=-1, keepdim=True) == classes).to(x.dtype)
@@ -95,8 +99,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     found = model(x)
     logits: Tensor = getattr(found, "logits", found)  # transformers' models return an object
     errors.check_logits(logits, isinstance(logits, Tensor), len(x))
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return logits.clamp(min=errors.RULED_OUT)
+    return widen(logits).clamp(min=errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:

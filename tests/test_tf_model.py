@@ -18,7 +18,7 @@ COUNT, BATCH, CLASSES, SHAPE = 20, 8, 3, (4, 4, 1)  # the last batch is smaller 
 CONFIG = SPATConfig(eps=0.1, steps=2, mask=Mask())
 NO_BUDGET = SPATConfig(eps=1e-12, steps=1)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-TRAIN_LOGS = {"loss", "adv_accuracy", "stall_rate"}
+TRAIN_LOGS = {"loss", "adv_accuracy", "stall_rate", "hole_rate"}
 
 
 def arrays(seed: int = 0, count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:

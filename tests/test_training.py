@@ -23,7 +23,7 @@ from .looping import Explode
 COUNT, CLASSES, BATCH = 24, 3, 8
 CONFIG = SPATConfig(eps=0.1, steps=2, mask=Mask())
 METRICS = {"clean", "pgd20", "margin20", "worst"}
-HISTORY = {"epoch", "loss", "adv_accuracy", "stall_rate", "lr", "seconds"}
+HISTORY = {"epoch", "loss", "adv_accuracy", "stall_rate", "hole_rate", "lr", "seconds"}
 
 
 def training(**settings: Any) -> TrainConfig:

@@ -23,7 +23,7 @@ class Adversarial(NamedTuple):
     mask: Array | None  # budget per pixel, None for all ones
     clean: Array | None  # the logits (N, K) at the clean inputs, where they were needed
     stalls: Array  # (N,) share of the steps at which unguarded ascent would have pulled back
-    holes: Array  # (N,) share of the steps at which the gradient was not finite
+    holes: Array  # (N,) share of them, and of the mask, at which a gradient was not finite
 
 
 class Verdict(NamedTuple):
@@ -56,10 +56,12 @@ def adversarial(
     the first perturbation, before it is projected (None: drawn), ``mask`` the budget per pixel
     (None: that of ``config.mask``).
     """
-    start = random_start(ops, x, config, draws) if start is None else start
+    start = random_start(ops, ops.widen(x), config, draws) if start is None else start
     clean, trades = None, config.loss == "trades"
+    lost, passes = 0.0, config.steps
     if mask is None and config.mask is not None and config.masked:
-        mask, clean = shared_mask(ops, x, vjp, one_hot, config.mask, draws)
+        mask, clean, lost = shared_mask(ops, x, vjp, one_hot, config.mask, draws)
+        passes += 1
     if trades and clean is None:
         clean = vjp(x)[0]
     allowed = FeasibleSet(ops, x, config, mask)
@@ -74,10 +76,10 @@ def adversarial(
             stalls = stalls + ops.cast(stalled(ops, label, log_p, config.smoothing), like=stalls)
         return allowed.step(d, grad, config.alpha), stalls, holes + bad
 
-    none = ops.max(0 * x, axis=example_axes(x))
-    d, stalls, holes = ops.repeat(ascend, config.steps, (allowed.begin(start), none, none))
+    none = ops.max(0 * allowed.x, axis=example_axes(x))
+    d, stalls, holes = ops.repeat(ascend, config.steps, (allowed.begin(start), none, none + lost))
     found = allowed.at(d)
-    return Adversarial(found, mask, clean, stalls / config.steps, holes / config.steps)
+    return Adversarial(found, mask, clean, stalls / config.steps, holes / passes)
 
 
 def survivors(

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from ..config import Mask, SPATConfig
-from ..errors import check_range, check_same_shape, require_type
+from ..errors import check_range, check_same_shape, require_type, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, begin, channel_axis, finish, shared_mask
+from .mask import Vjp, channel_axis, pixels, shared_mask
 from .ops import Array
 from .target import outer_loss
 
@@ -57,13 +57,14 @@ class Calls(NamedTuple):
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         """See ``shared_mask`` of the engine."""
         model, x, y, config = self._prepared(*batch, validate)
-        ops, mask = self.ops, config.mask or Mask()
-        if not config.masked:  # all ones, as where no class takes part
-            state = begin(ops, x, mask.score, channel_axis(ops, x, mask))
-            return finish(ops, state, mask.keep, mask.floor)
+        ops = self.ops
+        if config.mask is None or not config.masked:
+            return 1 + pixels(ops, 0 * ops.widen(x), channel_axis(ops, x, config.mask or Mask()))
         with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, validate)
-            return ops.detach(shared_mask(ops, x, vjp, label, mask, draws)[0])
+            mask, _, holes = shared_mask(ops, x, vjp, label, config.mask, draws)
+        self._warn(holes, validate)
+        return ops.detach(mask)
 
     def attacked(
         self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False
@@ -72,6 +73,7 @@ class Calls(NamedTuple):
         (model, x, y, config), (start, mask), ops = batch, own, self.ops
         with self.attacking(model, x, config, source, start) as (vjp, draws):
             found = adversarial(ops, vjp, self._label(y, check), x, config, start, mask, draws)
+        self._warn(found.holes, check)
         return found._replace(x=ops.detach(found.x))
 
     def outer(
@@ -88,12 +90,16 @@ class Calls(NamedTuple):
         require_type("config", config, SPATConfig)
         return model, *self.ops.prepare(x, y, config, validate), config
 
+    def _warn(self, holes: Array, check: bool) -> None:
+        if check:
+            warn_of_holes(float(self.ops.extremes(self.ops.sum(holes, axis=0))[0]) / len(holes))
+
     def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
-        """The user's start or mask in the dtype of x, clipped to its range."""
+        """The user's start or mask, clipped to its range."""
         if value is None:
             return None
         ops, (bounds, advice) = self.ops, GIVEN[name]
-        value = ops.cast(self.ops.as_tensor(name, value), like=x)
+        value = ops.cast(ops.as_tensor(name, value), like=ops.widen(x))
         check_same_shape(name, value, x)
         if validate:
             check_range(ops.extremes(value), bounds, name, advice)

@@ -31,11 +31,13 @@ class FeasibleSet:
     """B(x, m) = {d : ||d||_norm <= eps, |d_i| <= m_i eps, lo <= x + d <= hi}, per example.
 
     The inputs x (N, ...) are inside ``threat.bounds``, the mask m in [0, 1] is broadcastable to x
-    (None: all ones). ``lower`` and ``upper`` are the box, shaped like x; it encloses 0.
+    (None: all ones). ``lower`` and ``upper`` are the box, shaped like x; it encloses 0. All is
+    computed in float32 at least; x' is in the dtype of the inputs.
     """
 
     def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
-        self.ops, self.x, self.threat, self.mask = ops, x, threat, mask
+        self.ops, self.inputs, self.threat, self.mask = ops, x, threat, mask
+        self.x = x = ops.widen(x)
         budget = threat.eps if mask is None else threat.eps * ops.minimum(mask, 1.0)
         self.lower = ops.maximum(threat.bounds[0] - x, -budget)
         self.upper = ops.minimum(threat.bounds[1] - x, budget)
@@ -46,6 +48,7 @@ class FeasibleSet:
 
     def begin(self, start: Array) -> Array:
         """The first perturbation: ``start`` (N, ...), 0 where the mask is 0, then projected."""
+        start = self.ops.cast(start, like=self.x)
         if self.mask is not None:
             start = self.ops.where(self.mask > 0, start, 0.0)
         return self.project(start)
@@ -60,7 +63,19 @@ class FeasibleSet:
 
     def at(self, d: Array) -> Array:
         """x' = x + d, clipped to the bounds against rounding."""
-        return self.ops.clip(self.x + d, *self.threat.bounds)
+        moved = self.ops.clip(self.x + d, *self.threat.bounds)
+        return moved if self.inputs is self.x else narrowed(self.ops, moved, self.inputs)
+
+
+def narrowed(ops: Ops, moved: Array, x: Array) -> Array:
+    """``moved`` in the lower precision of x: a number next to it that is no further from x."""
+    wide, bits = ops.widen(x), ops.mantissa_bits(x)
+    shift = 2.0 ** (ops.mantissa_bits(moved) - bits) * moved
+    near = moved + shift - shift  # rounded: a cast and its inverse are nothing to some compilers
+    # Less than 3/2 of a spacing, below a power of 2 too: the cast then goes to the next number.
+    back = 5 / 8 * 2.0 ** (1 - bits) * ops.sign(near - wide) * ops.abs(near)
+    further = ops.abs(near - wide) > ops.abs(moved - wide)
+    return ops.cast(ops.where(further, near - back, near), like=x)
 
 
 def direction(ops: Ops, grad: Array, norm: str) -> Array:

@@ -33,18 +33,19 @@ class Score(NamedTuple):
 
 def shared_mask(
     ops: Ops, x: Array, vjp: Vjp, one_hot: Callable[[Array], Array], config: Mask, draws: Draws
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array | None, Array]:
     """The budget of every pixel, (N, ...) of the input's shape with one channel; and the logits.
 
-    ``vjp(x, many=True)`` is as for the attack, ``one_hot`` takes logits to the label (N, K). The
-    score ``random`` needs neither: its logits are None.
+    Last, (N,) 1 where a gradient was not finite. ``vjp(x, many=True)`` is as for the attack,
+    ``one_hot`` takes logits to the label (N, K); ``random`` needs neither: its logits are None.
     """
-    axis = channel_axis(ops, x, config)
-    state = begin(ops, x, config.score, axis)
+    axis, zeros = channel_axis(ops, x, config), 0 * ops.widen(x)
+    state = begin(ops, zeros, config.score, axis)
     if config.score == "random":
         noise = draws.uniform(state.score, "mask")
         state = Score(noise, state.scale, noise + math.inf)
-        return finish(ops, state, config.keep, config.floor), None
+        holes = ops.max(zeros, axis=example_axes(zeros))
+        return finish(ops, state, config.keep, config.floor), None, holes
     logits, pull = vjp(x, many=True)
     label = one_hot(logits)
     classes = int(label.shape[1])
@@ -58,16 +59,16 @@ def shared_mask(
     def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
         """Fold in row k, or of all classes the one of the largest logit in ``rest`` (N, K)."""
         row = ops.argmax_one_hot(rest) if every else rows[k]
-        grad, _ = finite(ops, pull(centred(ops, row), last=False))
-        new = fold(ops, Score(*score), grad, config.score, axis)
+        grad = ops.widen(pull(centred(ops, row), last=False))
+        new = fold(ops, Score(*score), finite(ops, grad)[0], config.score, axis)
         return k + 1, rivals(ops, rest, row), total + grad, *new
 
     passes = classes - 1 if every else int(rows.shape[0])
-    *_, total, score, scale, reach = ops.repeat(one, passes, (0, logits, 0 * x, *state))
-    state = Score(score, scale, reach)
+    *_, total, score, scale, reach = ops.repeat(one, passes, (0, logits, zeros, *state))
+    state, (last, holes) = Score(score, scale, reach), finite(ops, total)
     if every:  # the centred gradients add up to zero: but for its sign, total is the last one's
-        state = fold(ops, state, total, config.score, axis)
-    return finish(ops, state, config.keep, config.floor), logits
+        state = fold(ops, state, last, config.score, axis)
+    return finish(ops, state, config.keep, config.floor), logits, holes
 
 
 def channel_axis(ops: Ops, x: Array, config: Mask) -> int | None:
@@ -86,9 +87,9 @@ def centred(ops: Ops, rows: Array) -> Array:
 
 def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Score:
     """The running score before any fold."""
-    pixels = _pixels(ops, 0 * x, axis)
-    scale = ops.sum(pixels, axis=example_axes(pixels), keepdims=True)
-    return Score(pixels + math.inf if score in ("min", "neutral") else pixels, scale, pixels)
+    none = pixels(ops, 0 * x, axis)
+    scale = ops.sum(none, axis=example_axes(none), keepdims=True)
+    return Score(none + math.inf if score in ("min", "neutral") else none, scale, none)
 
 
 def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> Score:
@@ -98,7 +99,7 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
     saliency. ``rms``: the sum over probes of the squared gradient, summed over channels. (A mean
     over as many classes or probes, and its root, rank the pixels of an example alike.)
     """
-    s = _pixels(ops, ops.abs(grad), axis)
+    s = pixels(ops, ops.abs(grad), axis)
     reach = ops.maximum(state.reach, s)
     if score == "rms":
         # In units of the largest entry so far: the squares of tiny gradients would vanish.
@@ -106,7 +107,7 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
         largest = ops.maximum(state.scale, largest)
         unit = divisor(ops, largest)
         old, new = state.scale / unit, grad / unit
-        return Score(state.score * old * old + _pixels(ops, new * new, axis), largest, reach)
+        return Score(state.score * old * old + pixels(ops, new * new, axis), largest, reach)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     s = s / divisor(ops, total)
     if score == "mean":
@@ -130,5 +131,6 @@ def finish(ops: Ops, state: Score, keep: float, floor: float) -> Array:
     return ops.where(((score >= threshold) & used) | none, 0 * scale + 1.0, 0 * scale + floor)
 
 
-def _pixels(ops: Ops, x: Array, axis: int | None) -> Array:
+def pixels(ops: Ops, x: Array, axis: int | None) -> Array:
+    """The sum over the channels, which are on this axis, if there are any."""
     return x if axis is None else ops.sum(x, axis=axis, keepdims=True)

@@ -19,6 +19,10 @@ def cast(x: Array, like: Array) -> Array:
     return np.asarray(x).astype(like.dtype)
 
 
+def widen(x: Array) -> Array:
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
+
+
 def log_softmax(x: Array) -> Array:
     centred = x - np.max(x, axis=1, keepdims=True)  # x - logsumexp(x) would cancel
     return centred - np.log(np.sum(np.exp(centred), axis=1, keepdims=True))

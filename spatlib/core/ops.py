@@ -35,6 +35,7 @@ class Ops(Protocol):
     def sum(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
     def max(self, x: Array, axis: Axes, keepdims: bool = ...) -> Array: ...
     def cast(self, x: Array, like: Array) -> Array: ...  # x in the dtype of like
+    def widen(self, x: Array) -> Array: ...  # float16 and bfloat16 as float32, others as they are
     def log_softmax(self, x: Array) -> Array: ...  # of (N, K), finite for finite x of any size
     def logsumexp(self, x: Array) -> Array: ...  # of (N, K) to (N,), entries of -inf are absent
     def argmax_one_hot(self, x: Array) -> Array: ...  # 1 at one largest entry of each row, else 0

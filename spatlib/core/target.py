@@ -92,7 +92,9 @@ def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     """The gradient (N, ...) without its holes, and (N,) 1 where an example had some, else 0.
 
     NaN counts as 0. Infinite entries keep their signs and outweigh all finite ones of the example.
+    It is in float32 at least.
     """
+    grad = ops.widen(grad)
     axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
     endless = ops.cast(ops.abs(known) == math.inf, like=grad)
     some = ops.max(endless, axis=axes, keepdims=True) > 0

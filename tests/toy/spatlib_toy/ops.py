@@ -27,6 +27,10 @@ def cast(x: Array, like: Array) -> Array:
     return xp.astype(x, like.dtype)
 
 
+def widen(x: Array) -> Array:
+    return xp.astype(x, xp.float32) if x.dtype == "float16" else x
+
+
 def log_softmax(x: Array) -> Array:
     centred = x - max(x, -1, keepdims=True)
     return centred - xp.log(sum(xp.exp(centred), -1, keepdims=True))
