@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig
 from spatlib.core.attack import survivors
-from spatlib.core.calls import Calls
+from spatlib.core.calls import Calls, alone
 from spatlib.errors import expect, require
 
 from . import ops
@@ -95,22 +95,29 @@ def _split(seed: Tensor, number: int | Tensor) -> Tensor:
 
 
 @contextmanager
+def unmoved(model: keras.Model) -> Iterator[None]:
+    """Put back what its layers assign when called, in either mode; another thread has to wait."""
+    with alone(model):
+        before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+
+
+@contextmanager
 def _attacking(
     model: keras.Model, x: Tensor, config: SPATConfig, source: Any, start: Any
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
-    """In training mode the variables that the attack moves (BatchNorm's, say) are put back."""
     train = config.attack_mode == "train"
     what = "be 'eval' until the model was called on a batch"
     require(model.built or not train, "attack_mode", what, config.attack_mode)
     # With a start and no generator nothing is drawn from TensorFlow's own.
     fixed = source is None and start is not None
     seed = tf.zeros(2, tf.int32) if fixed else next_seed(source, x)
-    before = [(v, tf.identity(v.value)) for v in model.non_trainable_variables if train]
-    try:
+    with unmoved(model):
         yield partial(vjp, model, train), Draws(seed)
-    finally:
-        for variable, value in before:
-            variable.assign(value)
 
 
 _calls = Calls(ops, _attacking, partial(ops.logits_of, training=True))
@@ -191,7 +198,8 @@ def survivors_of(
     model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], seeds: Any
 ) -> dict[str, Tensor]:
     """The verdicts (N,) under every named attack, one seed (2,) per restart."""
-    clean = ops.logits_of(model, x)
-    own = partial(vjp, model, False), partial(ops.logits_of, model)
-    batch = x, clean, ops.one_hot(y, clean)
-    return survivors(ops, *own, named, threat, batch, map(Draws, seeds))
+    with unmoved(model):
+        clean = ops.logits_of(model, x)
+        own = partial(vjp, model, False), partial(ops.logits_of, model)
+        batch = x, clean, ops.one_hot(y, clean)
+        return survivors(ops, *own, named, threat, batch, map(Draws, seeds))

@@ -97,7 +97,7 @@ def survivors(
     graph = _graphs.get(model) or cache(partial(_graph, model))
     attacks = evaluation.threat, tuple(evaluation.named.items()), len(sources)
     table, classes = [], 0
-    with tf.device(device):
+    with tf.device(device), attack.unmoved(model):
         for x, y in batches(data, batch_size, evaluation.threat, model.variable_dtype):
             classes = logits_of(model, x[:1]).shape[1]
             check_label_values(y, classes)
@@ -106,7 +106,9 @@ def survivors(
             seeds = tf.stack([attack.next_seed(source) for source in sources])
             verdicts = graph(*attacks, *batch)(x, y, seeds)
             for key, call in evaluation.callables.items():
-                found = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
+                with attack.unmoved(model):
+                    found = call(model, x, y)
+                found = tf.cast(as_tensor(f"x_adv of {key}", found), x.dtype)
                 before, after = (tf.cast(part, tf.float64).numpy() for part in (x, found))
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                 moved = logits_of(model, found)
@@ -149,10 +151,12 @@ def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
     """See :class:`spatlib.engines.Engine`."""
     rows = range(0, len(x), batch_size)
     parts = (tf.cast(x[k : k + batch_size], model.variable_dtype) for k in rows)
-    return np.concatenate([logits_of(model, part).numpy() for part in parts])
+    with attack.unmoved(model):
+        return np.concatenate([logits_of(model, part).numpy() for part in parts])
 
 
 def vjp(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """See :class:`spatlib.engines.Engine`."""
-    z, pull = attack.vjp(model, False, tf.cast(x, model.variable_dtype))
+    with attack.unmoved(model):
+        z, pull = attack.vjp(model, False, tf.cast(x, model.variable_dtype))
     return tf.cast(z, tf.float64).numpy(), lambda c: pull(tf.cast(c, z.dtype)).numpy()
