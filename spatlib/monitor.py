@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .config import TrainConfig, check_length
+from .data import as_array
 from .engines import Rows
 from .errors import expect, warn_of_holes
 from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
@@ -54,8 +56,12 @@ class Monitor:
         """The checkpoint to go on from, if there is one; a new run deletes old files now."""
         return self.run.begin() if self.run is not None else None
 
-    def resume(self, history: Rows) -> None:
-        """Go on after these rows, those of the checkpoint, with the best weights so far."""
+    def resume(self, history: Rows, again: Callable[[], Any] | None = None) -> None:
+        """Go on after these rows with the best weights so far, on data that ``again`` begins."""
+        looks = [next(iter(again())) for _ in range(2)] if again is not None else []
+        if not all(np.array_equal(as_array(a), as_array(b)) for a, b in zip(*looks, strict=True)):
+            what = "passes through its data differ (persistent workers, generators of its own)"
+            warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
         if self.run is None or not history:
             return
         self.run.write_history(history)  # the process may have ended before it wrote the last one

@@ -14,7 +14,7 @@ from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
-from .recipes import Recipe, find_recipe
+from .recipes import RECIPES, Recipe, find_recipe
 from .report import Report, table
 from .runs import STANDARD, Run
 
@@ -72,7 +72,8 @@ def train(
     """Train ``model`` by semantics-preserving adversarial training and measure it.
 
     Args:
-        model: Gives logits (N, K); trained in place, on its device. Or a name in the engine's
+        model: Gives logits (N, K); trained in place, on its device, a torch module in inference
+            mode whole, another as its modules stand. Or a name in the engine's
             ``models.MODELS`` (``"wrn34_10"``), built for the images. Default: the recipe's.
         data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)`` in arrays
             or tensors with x in ``config.bounds``, batches such as a DataLoader, for torch a
@@ -120,9 +121,12 @@ def train(
     if training is None:
         training = chosen.training if chosen else TrainConfig()
     require_type("training", training, TrainConfig)
-    for name in ("lr", "momentum", "weight_decay") if own and optimizer is not None else ():
+    # The values of a recipe of ours are for its own optimizer; others are what the user means.
+    ours = [r.training for r in RECIPES.values() if not own and chosen and r.data == chosen.data]
+    for name in ("lr", "momentum", "weight_decay") if optimizer is not None and not saved else ():
         value, what = getattr(training, name), "be left out of training beside optimizer"
-        require(value == getattr(TrainConfig, name), name, f"{what} (set it there)", value)
+        known = value in [getattr(plan, name) for plan in (TrainConfig, *ours)]
+        require(known, name, f"{what} (set it there)", value)
     data = chosen.data if data is None and chosen else data
     model = chosen.model if model is None and chosen else model
     require(model is not None, "model", "be a network that returns logits, or a name", model)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig
 from spatlib.core.attack import Verdict, survivors
-from spatlib.core.calls import Calls
+from spatlib.core.calls import Calls, alone
 from spatlib.errors import expect, require
 
 from . import ops
@@ -90,29 +90,33 @@ def _split(seed: Tensor, number: int | Tensor) -> Tensor:
 
 
 @contextmanager
+def unmoved(model: keras.Model, foreign: bool = False) -> Iterator[None]:
+    """Put back what its layers assign when called, after ``foreign`` code all variables.
+
+    In either mode; another thread has to wait.
+    """
+    with alone(model):
+        variables = model.variables if foreign else model.non_trainable_variables
+        before = [(v, tf.identity(v.value)) for v in variables]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+
+
+@contextmanager
 def _attacking(
     model: keras.Model, x: Tensor, config: SPATConfig, source: Any, start: Any
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
-    """In training mode the variables that the attack moves (BatchNorm's, say) are put back."""
     train = config.attack_mode == "train"
     what = "be 'eval' until the model was called on a batch"
     require(model.built or not train, "attack_mode", what, config.attack_mode)
     # With a start and no generator nothing is drawn from TensorFlow's own.
     fixed = source is None and start is not None
     seed = tf.zeros(2, tf.int32) if fixed else next_seed(source, x)
-    with keeping(model.non_trainable_variables if train else []):
+    with unmoved(model):
         yield partial(vjp, model, train), Draws(seed)
-
-
-@contextmanager
-def keeping(variables: list[keras.Variable]) -> Iterator[None]:
-    """Put their values back at the end of the block, also after an exception."""
-    before = [(variable, tf.identity(variable.value)) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
 
 
 _calls = Calls(ops, _attacking, partial(ops.logits_of, training=True))
@@ -193,7 +197,8 @@ def survivors_of(
     model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], starts: Any
 ) -> dict[str, Verdict]:
     """See :func:`spatlib.core.attack.survivors`; ``starts`` are tensors (N, ...)."""
-    clean = ops.logits_of(model, x)
-    own = partial(vjp, model, False), partial(ops.logits_of, model)
-    batch = x, clean, ops.one_hot(y, clean)
-    return survivors(ops, *own, named, threat, batch, starts)
+    with unmoved(model):
+        clean = ops.logits_of(model, x)
+        own = partial(vjp, model, False), partial(ops.logits_of, model)
+        batch = x, clean, ops.one_hot(y, clean)
+        return survivors(ops, *own, named, threat, batch, starts)

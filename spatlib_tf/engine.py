@@ -94,7 +94,7 @@ def survivors(
     graph = _graphs.get(model) or cache(partial(_graph, model))
     threat, named = evaluation.threat, tuple(evaluation.named.items())
     classes, count = 0, 0
-    with tf.device(device):
+    with tf.device(device), attack.unmoved(model):
         for x, y in batches(data, batch_size, threat, model.variable_dtype):
             classes = check_batch(model, x, y, threat, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
@@ -103,7 +103,7 @@ def survivors(
             specs = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
             found = graph(threat, named, len(starts), *specs)(x, y, starts)
             for key, call in evaluation.callables.items():
-                with attack.keeping(model.variables):
+                with attack.unmoved(model, foreign=True):
                     x_adv = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
                 before, after = (tf.cast(part, tf.float64).numpy() for part in (x, x_adv))
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
@@ -148,10 +148,12 @@ def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
     """See :class:`spatlib.engines.Engine`."""
     rows = range(0, len(x), batch_size)
     parts = (tf.cast(x[k : k + batch_size], model.variable_dtype) for k in rows)
-    return np.concatenate([logits_of(model, part).numpy() for part in parts])
+    with attack.unmoved(model):
+        return np.concatenate([logits_of(model, part).numpy() for part in parts])
 
 
 def vjp(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """See :class:`spatlib.engines.Engine`."""
-    z, pull = attack.vjp(model, False, tf.cast(x, model.variable_dtype))
+    with attack.unmoved(model):
+        z, pull = attack.vjp(model, False, tf.cast(x, model.variable_dtype))
     return tf.cast(z, tf.float64).numpy(), lambda c: pull(tf.cast(c, z.dtype)).numpy()

@@ -53,7 +53,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         self.data, self.training, self.monitor = data, monitor.training, monitor
         self.optimizer: Any = trainer.optimizer
         self.optimizer.build(trainer.trainable_variables)
-        self.rate = float(self.optimizer.learning_rate)
+        self.rate = float(self.optimizer.learning_rate.numpy())
         self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
         self.total = self.training.epochs * (length(data) or 0)
         self.bar = monitor.progress(self.total)
@@ -68,7 +68,8 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             meta = _put(self.state, content, CHECKPOINT)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
-            self.monitor.resume(self.history)
+            own = None if isinstance(self.data, Shuffled) else lambda: self.data
+            self.monitor.resume(self.history, own)
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
@@ -87,7 +88,6 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         attack = warmed_up(self.config, self.training.eps_warmup, epoch)
         if attack != self.trainer.config:
             self.trainer.config = attack
-            self.trainer.make_train_function(force=True)  # the graph holds eps as a constant
 
     # Not on_train_batch_end: for it Keras reads the logs, and so waits for the device, each time.
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -104,12 +104,14 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         # A gradient may have been infinite although the loss was not.
         self._require_finite(logs["loss"], *self.base.get_weights())
         row = {"epoch": epoch + 1, **{name: logs[name] for name in MEANS}}
-        rate, seconds = float(self.optimizer.learning_rate), time.perf_counter() - self.began
-        self.history.append(row | {"lr": rate, "seconds": seconds})
+        rate = float(self.optimizer.learning_rate.numpy())
+        self.history.append(row | {"lr": rate, "seconds": time.perf_counter() - self.began})
         raw = self._average()
         averaged = partial(_packed, self.good) if self.training.ema else None
-        self.monitor.epoch(self.history, self.base, partial(_packed, raw), averaged)
-        self.base.set_weights(raw)
+        try:
+            self.monitor.epoch(self.history, self.base, partial(_packed, raw), averaged)
+        finally:
+            self.base.set_weights(raw)
         show(self.bar, self.step, self.history[-1])
         self.trainer.stop_training = self.monitor.stopped(self.history)
         if self.monitor.run is not None:  # here only: Keras cannot resume inside an epoch

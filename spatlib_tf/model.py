@@ -32,7 +32,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     Args:
         base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
-        config: Threat model and method, constant in graphs: for others wrap ``base`` anew.
+        config: Threat model and method; graphs are traced anew when another one is set.
         seed: Fixes the random starts and the mask's draws.
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
 
@@ -50,12 +50,10 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_type("config", config, SPATConfig)
         ops.check_model(base)
         seed = None if seed is None else checked("seed", seed, 0)
         self.base, self.config, self.seed = base, config, seed
         self.evaluation_steps = checked("evaluation_steps", evaluation_steps, 1)
-        self.evaluation = plain_pgd(config, evaluation_steps)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Separate from seed_generator, so that validation does not change the training.
         self.evaluation_seeds = keras.random.SeedGenerator(seed)
@@ -64,6 +62,14 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.seen = Seen(config.bounds)
         self.hole_rate = keras.metrics.Mean(name="hole_rate")
         self.built = base.built
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config":
+            require_type(name, value, SPATConfig)
+        super().__setattr__(name, value)
+        if name in ("config", "evaluation_steps") and self.compiled:  # constants of the graphs
+            self.make_train_function(force=True)
+            self.make_test_function(force=True)
 
     def build(self, input_shape: Any) -> None:
         if not self.base.built:
@@ -80,11 +86,19 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         plain = kind(from_logits=True, name=loss.name).get_config() if known else None
         what = "be left out (config.loss chooses it), or plain cross-entropy with from_logits=True"
         require(loss is None or (known and loss.get_config() == plain), "loss", what, loss)
-        self.has_compiled_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
-        super().compile(optimizer=optimizer, loss=None, **kwargs)
+        own = {name: kwargs.get(name) or None for name in ("metrics", "weighted_metrics")}
+        self.has_compiled_metrics = any(own.values())
+        super().compile(optimizer=optimizer, loss=None, **kwargs | own)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.export, of ``base``."""
+        return self.base.export(*args, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.fit; DataError for bad values, of a first batch before all else."""
+        for callback in keras.tree.flatten([args[3:4], kwargs.get("callbacks")]):
+            if getattr(callback, "monitor", None) in ("adv_accuracy", "val_adv_accuracy"):
+                callback.mode = callback.mode.replace("auto", "max")  # which Keras cannot infer
         size = args[0] if args else kwargs.get("batch_size")
         if kwargs.get("validation_data") is not None:
             held, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
@@ -133,6 +147,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         if not self.built:
             self(x)  # the attack calls the base only
         attack = self._attack(x, labels)
+        loss_scale = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        floats = [v for v in self.base.non_trainable_variables if loss_scale and "float" in v.dtype]
+        before = [tf.identity(v.value) for v in floats]
         with tf.GradientTape() as tape:
             losses, logits = outer(self.base, x, attack.x, labels, self.config)
             loss = _total(losses, weight, self.losses)
@@ -141,6 +158,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
+        for v, value in zip(floats, before, strict=True):  # such a step leaves the weights alone
+            v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, value))
         self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
         self.seen.update_state(raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
@@ -157,8 +176,9 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         logits = ops.logits_of(self.base, x)
         losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
+        threat = plain_pgd(self.config, self.evaluation_steps)
         draws = Draws(next_seed(self.evaluation_seeds, x))
-        own = self.evaluation, {"pgd": "pgd"}, [random_start(ops, x, self.evaluation, draws)]
+        own = threat, {"pgd": "pgd"}, [random_start(ops, x, threat, draws)]
         self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"].right)
         self.seen.update_state(raw, labels, logits.shape[1])
         results = self.compute_metrics(x, y, logits, sample_weight=weight)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -29,13 +30,14 @@ CHANNELS_FIRST = True
 def build_model(name: str, seed: int, **network: Any) -> nn.Module:
     """A network by name; the global generator stays as it was."""
     build = MODELS[checked("model", name, tuple(MODELS))]
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(**network)
-    # The first convolution gives its output this format, and so do the layers after it.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+        # The first convolution gives its output this format, and so do the layers after it.
+        return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
+@torch.inference_mode(False)
 def fit(
     model: nn.Module, data: Any, config: SPATConfig, monitor: Monitor, optimizer: Any = None
 ) -> list[dict[str, float]]:
@@ -54,7 +56,12 @@ def fit(
                 check_images(data[0].shape)
         made = _optimizer(model, training, optimizer)
         try:
-            model.train()
+            if not model.training:  # else its owner chose what is in inference mode
+                model.train()
+            for module in model.modules():  # as in Keras, where trainable=False does it
+                own = [p.requires_grad for p in module.parameters(recurse=False)]
+                if own and not any(own) and next(module.buffers(recurse=False), None) is not None:
+                    module.training = False
             return Loop(model, batches, config, made, monitor, bar).run()
         finally:
             for module, flag in modes:
@@ -76,6 +83,9 @@ def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.opti
     held = {id(p) for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
     require(held <= set(map(id, parameters)), "optimizer", what, made)
+    closure = signature(made.step).parameters.get("closure")
+    what = "step without a closure, which would have to attack and descend several times a step"
+    require(closure is None or closure.default is None, "optimizer", what, type(made).__name__)
     return made
 
 

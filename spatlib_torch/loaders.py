@@ -48,6 +48,7 @@ def keeping_globals(device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+@torch.inference_mode(False)
 def placed(model: nn.Module, device: str | None) -> torch.device:
     """Move the model to this device; by default to that of its first parameter, or the CPU."""
     check_model(model)
@@ -94,15 +95,17 @@ class Batches:
 
     def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before."""
-        names = ("sampler", "batch_sampler", "dataset")
-        parts = (self.data, *(getattr(self.data, name, None) for name in names))
+        parts, names = [self.data], ("sampler", "batch_sampler", "dataset")
+        for part in parts:  # and in what is found in it
+            inner = (getattr(part, name, None) for name in names)
+            parts += [new for new in inner if all(new is not old for old in (None, *parts))]
         for i, part in enumerate(parts, 1):  # tell each which epoch begins
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(fold(seed, epoch, i, ORDER))
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        seed_globals(fold(seed, epoch, 0, ORDER), self.device)
-        order = torch.randperm(self.count or 0)[: len(self) * self.batch_size]
+        source = torch.Generator().manual_seed(fold(seed, epoch, 0, ORDER))
+        order = torch.randperm(self.count or 0, generator=source)[: len(self) * self.batch_size]
         seed_globals(fold(seed, epoch, 0, FETCH), self.device)
         for step, part in enumerate(self._cut(order)):
             if step >= first:

@@ -4,7 +4,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
+from spatlib.core.calls import alone
 from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
@@ -23,7 +23,7 @@ from spatlib.runs import CHECKPOINT, unpack
 from . import attack
 from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
 from .ops import check_label_values, logits_of, prepare
-from .state import attack_state, load_optimizer, optimizer_state, packed, put, unwrap, weights
+from .state import attack_state, bare, load_optimizer, optimizer_state, packed, put, unwrap, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 
@@ -40,7 +40,7 @@ class Loop:
     bar: Any
 
     def __post_init__(self) -> None:
-        named = unwrap(self.model).named_parameters()
+        named = bare(self.model).named_parameters()
         self.training = training = self.monitor.training
         self.trained = {name: p for name, p in named if p.requires_grad}
         self.average = clones(self.trained if training.ema else {})
@@ -75,7 +75,8 @@ class Loop:
         for x, y in self.batches.epoch(self.training.seed, epoch, self.done):
             if self.step == 0 and not self.batches.in_arrays:
                 check_batch(self.model, x, y, self.config)
-            self.train_on(x, y)
+            with alone(bare(self.model)):
+                self.train_on(x, y)
             due = self.monitor.due()
             if due or self.step % READ_EVERY == 0:
                 self._look()
@@ -86,13 +87,14 @@ class Loop:
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
         self.kept = clones(self._model() | self.average)
-        raw, averaged = unwrap(self.model).state_dict(), None
-        if self.average:
-            raw, averaged = deepcopy(raw), partial(weights, self.model)
-            fill(self.trained, self.average)
-        self.monitor.epoch(self.history, self.model, partial(packed, raw), averaged)
-        if self.average:
-            put(self.model, raw, "average")
+        raw = clones(self.trained if self.average else {})
+        latest = partial(packed, bare(self.model).state_dict() | raw)
+        averaged = partial(weights, self.model) if self.average else None
+        fill(self.trained, self.average)
+        try:
+            self.monitor.epoch(self.history, self.model, latest, averaged)
+        finally:
+            fill(self.trained, raw)
         if self.monitor.run is not None:
             self.monitor.save(self._checkpoint())
 
@@ -150,11 +152,11 @@ class Loop:
         return means
 
     def _model(self) -> dict[str, Tensor]:
-        module = unwrap(self.model)
+        module = bare(self.model)
         return dict(module.named_parameters()) | dict(module.named_buffers())
 
     def _checkpoint(self) -> bytes:
-        module, meta = unwrap(self.model), {name: getattr(self, name) for name in PROGRESS}
+        module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
         state, optimizer = optimizer_state(self.optimizer, self.trained)
         parts: dict[str, Mapping[str, Tensor]] = {"average": self.average, "optimizer": state}
         parts |= {"model": module.state_dict(), "buffers": dict(module.named_buffers())}
@@ -181,7 +183,8 @@ class Loop:
             setattr(self, name, meta[name])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
-        self.monitor.resume(self.history)
+        again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
+        self.monitor.resume(self.history, again if self.batches.count is None else None)
         show(self.bar, self.step, {})
         return parts["kept"]
 

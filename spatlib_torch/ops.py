@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spatlib import errors
 from spatlib.config import Threat
@@ -117,7 +118,8 @@ def check_label_values(y: Tensor, classes: int) -> None:
 
 
 def check_model(model: Any) -> None:
-    """ConfigError unless it is a module."""
-    require(
-        isinstance(model, nn.Module), "model", "be a torch.nn.Module that returns logits", model
-    )
+    """ConfigError unless it is a module that autograd can go through."""
+    what, known = "be a torch.nn.Module that returns logits", isinstance(model, nn.Module)
+    require(known, "model", what, model)
+    made = any(p.is_inference() for p in model.parameters() if not is_lazy(p))
+    require(not made, "model", f"{what}, made outside torch.inference_mode", type(model).__name__)

@@ -7,17 +7,16 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from spatlib.core.calls import alone
 from spatlib.errors import DataError, require
 from spatlib.runs import pack, unpack
 
-from .models import BatchNorm
-
 Named = Mapping[str, Tensor]
 PLAIN = (int, float, str, type(None))  # JSON gives them back as they were
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNorm)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -26,30 +25,44 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The user's own module, with its own names: torch.compile's wrapper is not attacked by it."""
+    module = unwrap(model)
+    return next(module.children()) if type(module).__name__ == "OptimizedModule" else module
+
+
 @contextmanager
 def attack_state(
     model: nn.Module, mode: str = "eval", fork: torch.device | None = None, foreign: bool = False
 ) -> Iterator[nn.Module]:
-    """Set the model up for gradients with respect to its input only.
+    """Set the model up for gradients with respect to its input only; another thread has to wait.
 
     Modules are in inference mode (``mode="eval"``) or as they stand (``"train"``), parameters
     frozen, autograd on even inside no_grad or inference_mode. Afterwards, also after an exception,
     every training flag, requires_grad and buffer (value, shape and identity) and, with ``fork``,
-    the global generators of the CPU and of that device are as before. Copied for ``foreign`` code
-    alone: parameters, and the statistics of BatchNorm in inference mode. Lazy modules take their
-    shapes, those with buffers in inference mode.
+    the global generators of the CPU and of that device are as before; after ``foreign`` code the
+    parameters too. Lazy modules take their shapes, those with buffers in inference mode.
     """
     forked = torch.random.fork_rng([fork] if fork and fork.type == "cuda" else [], fork is not None)
-    with forked, torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
+    # Out of inference mode autograd is on, inside no_grad too.
+    with alone(bare(model)), forked, torch.inference_mode(False), ExitStack() as undo:
         for module in model.modules():  # module.eval() would also run overridden train() methods
             undo.callback(setattr, module, "training", module.training)
             own = dict(module.named_buffers(recurse=False))
             known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
             module.training &= mode == "train" and len(known) == len(own)
             known |= dict(module.named_parameters(recurse=False)) if foreign else {}
-            if foreign or module.training or type(module) not in NORMS:
-                for name, buffer in known.items():
-                    undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
+            for name, buffer in known.items():
+                undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
+        modules = set(model.modules())
+
+        def watch(module: nn.Module, name: str, buffer: Tensor | None) -> None:
+            if module in modules and buffer is not None and getattr(module, name, None) is None:
+                if not hasattr(module, name):
+                    undo.callback(delattr, module, name)
+                undo.callback(setattr, module, name, None)
+
+        undo.callback(register_module_buffer_registration_hook(watch).remove)
         for p in model.parameters():
             undo.callback(setattr, p, "requires_grad", p.requires_grad)
             p.requires_grad = False  # requires_grad_() refuses lazy parameters
@@ -88,7 +101,7 @@ def packed(named: Named, meta: Any = None) -> bytes:
 
 def weights(model: nn.Module) -> bytes:
     """All parameters and buffers, as the content of a safetensors file."""
-    return packed(unwrap(model).state_dict())
+    return packed(bare(model).state_dict())
 
 
 def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> None:
@@ -99,7 +112,7 @@ def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> N
 def put(model: nn.Module, named: Named, source: str) -> None:
     """Load a state dict; DataError if it is that of another architecture."""
     try:
-        unwrap(model).load_state_dict(named)
+        bare(model).load_state_dict(named)
     except RuntimeError as error:
         what = f"{source} must hold weights of this architecture: build the model as it was trained"
         raise DataError(what) from error

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import callbacks, layers
 
 from spatlib import Mask, SPATConfig
@@ -85,6 +86,30 @@ def test_early_stopping_follows_the_adversarial_accuracy() -> None:
     assert len(recorder.epochs) == 4
     assert equal(model.base.get_weights(), recorder.epochs[1])
     assert not equal(model.base.get_weights(), recorder.epochs[3])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: callbacks.EarlyStopping("val_adv_accuracy"),
+        lambda path: callbacks.ModelCheckpoint(path, "adv_accuracy", save_best_only=True),
+        lambda path: callbacks.ReduceLROnPlateau("val_adv_accuracy"),
+    ],
+)
+def test_more_adversarial_accuracy_is_better(make: Any, tmp_path: Path) -> None:
+    callback = make(tmp_path / "best.keras")
+    train(callback)
+    assert callback.monitor_op(0.6, 0.4)
+
+
+@pytest.mark.parametrize("base", [network, subclassed])
+def test_export_after_fit(base: Any, tmp_path: Path) -> None:
+    model = spat(base())
+    fit(model, epochs=1)
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    found = served.serve(arrays()[0])
+    np.testing.assert_allclose(found, model.predict(arrays()[0], verbose=0), rtol=1e-5)
 
 
 def test_checkpoint_keeps_the_most_robust_model(tmp_path: Path) -> None:
@@ -202,7 +227,7 @@ def test_configuration_goes_round(config: SPATConfig) -> None:
     assert again.config == config
     assert (again.seed, again.evaluation_steps, again.name) == (3, 7, "robust")
     assert again.base.get_config() == model.base.get_config()
-    assert again.evaluation == model.evaluation
+    assert again.evaluation_steps == model.evaluation_steps
     assert dataclasses.asdict(again.config) == dataclasses.asdict(config)
 
 

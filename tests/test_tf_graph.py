@@ -184,9 +184,9 @@ import json, sys
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-import spatlib_tf
+import spatlib, spatlib_tf
 from spatlib import Mask, SPATConfig
-from spatlib.core import feasible
+from tests.test_tf_loop import Fails
 from tests.test_tf_model import arrays, network, spat
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -211,11 +211,20 @@ def draws():
             model, tf.constant(x[:4]), tf.constant(y[:4]), config, generator=generator))
     return [[value.numpy().tolist() for value in both().values] for _ in range(2)]
 
+def stopped():
+    model = network(Fails(2, "loss"))
+    before = model.get_weights()
+    try:
+        spatlib.train(model, (x, y), backend="tf", config=SPATConfig(eps=0.1, steps=1),
+                      training=spatlib.TrainConfig(epochs=1, batch_size={BATCH}, progress=False))
+    except spatlib.NonFiniteError:
+        return all(map(np.array_equal, before, model.get_weights()))
+
 results = {{loss: [run(loss)] for loss in ("pgd", "mart")}}
 with strategy.scope():
     for loss, runs in results.items():
         runs.append(run(loss))
-    results["draws"] = draws()
+    results["draws"], results["stopped"] = draws(), stopped()
 print(json.dumps(results))
 """
 
@@ -243,6 +252,10 @@ def test_two_replicas_train_as_one_device(replicas: dict[str, Any], loss: str) -
     for ours, expected, before in zip(distributed, weights, network().get_weights(), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
         assert np.abs(expected - before).max() > 1e-3
+
+
+def test_a_loss_that_is_not_finite_stops_replicas_too(replicas: dict[str, Any]) -> None:
+    assert replicas["stopped"] is True
 
 
 def test_replicas_draw_different_starts(replicas: dict[str, Any]) -> None:

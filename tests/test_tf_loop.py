@@ -161,11 +161,13 @@ def test_nan_after_a_resumption_leaves_what_the_run_had(tmp_path: Path) -> None:
     assert len(stopped.value.history) == 1
 
 
-def test_nan_stops_train_within_fifty_steps() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_nan_stops_train_within_fifty_steps(scaled: bool) -> None:
+    optimizer = optimizers.LossScaleOptimizer(optimizers.SGD(0.05)) if scaled else None
     model, steps = network(Fails(3, "loss")), 60
     x, y = (np.concatenate([part[:4]] * steps) for part in arrays())
     with pytest.raises(NonFiniteError, match=r"step 50\b") as stopped:
-        fit(model, (x, y), batch_size=4)
+        fit(model, (x, y), batch_size=4, optimizer=optimizer)
     assert stopped.value.history == []
     assert same(model, network(Fails(3, "loss")))
 

@@ -241,8 +241,9 @@ def test_logs_report_training_and_validation_clean_and_under_attack() -> None:
     assert all(np.isfinite(values).all() for values in history.values())
 
 
-def test_metrics_are_optional() -> None:
-    history = fit(spat(), validation_data=arrays())
+@pytest.mark.parametrize("given", [{}, {"metrics": []}, {"weighted_metrics": {}}], ids=str)
+def test_metrics_are_optional(given: dict[str, Any]) -> None:
+    history = fit(spat(**given), epochs=1, validation_data=arrays())
     assert set(history) == {*TRAIN_LOGS, "val_loss", "val_adv_accuracy"}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization
+from torch.nn.functional import batch_norm
 
 from spatlib_torch import perturb, spat_loss
 
@@ -50,9 +51,44 @@ def set_data(module: nn.Module, x: Tensor) -> None:
     module.r.data = 0.9 * module.r.data + x.detach().mean()
 
 
+class Filled(nn.Module):
+    """Its running mean begins with the first batch: None until then, or not there."""
+
+    def __init__(self, declared: bool) -> None:
+        super().__init__()
+        if declared:
+            self.register_buffer("r", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if getattr(self, "r", None) is None:
+            self.register_buffer("r", x.mean())
+        else:
+            self.r = 0.9 * self.r + x.mean()
+        return x + self.r
+
+
+class Around(nn.Module):
+    """It moves the statistics of a BatchNorm that does not move them itself."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.norm, self.functional = nn.BatchNorm2d(1, affine=False), functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, gray = self.norm.running_mean, self.norm.running_var, x.mean(1, keepdim=True)
+        if self.functional:
+            return x + batch_norm(gray, mean, var, training=True)
+        mean.mul_(0.9).add_(x.detach().mean())
+        return x + self.norm(gray)
+
+
 MOVERS: dict[str, Callable[[], nn.Module]] = {
     **{move.__name__: partial(Moving, move) for move in (replace, grow, move_in_place)},
     **{move.__name__: partial(Moving, move) for move in (resize_in_place, set_data)},
+    "declared": partial(Filled, True),
+    "new": partial(Filled, False),
+    "parent": partial(Around, False),
+    "functional": partial(Around, True),
     **{
         kind.__name__: kind
         for kind in (

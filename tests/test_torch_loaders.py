@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, TensorDataset
 
 import spatlib
 from spatlib import DataError
@@ -223,7 +225,48 @@ def test_a_sampler_is_told_the_epoch_also_after_a_stop() -> None:
     sampler, rest = data()
     at = Keeper(training(epochs=3), keeper.kept[STEPS + 1])
     assert fit(rest, monitor=at, epochs=3) == expected
-    assert sampler.orders == [1, 2]
+    assert sampler.orders == [1, 1, 1, 2]  # twice to see whether it depends on the epoch alone
+
+
+class Drawn(Sampler[int]):
+    """An order by a generator of its own, which goes on from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.generator.permutation(COUNT).tolist())
+
+
+def drawn() -> DataLoader[Any]:
+    return DataLoader(Pictures(moves=False), batch_size=BATCH, sampler=Drawn())
+
+
+def nested() -> DataLoader[Any]:
+    order = RandomSampler(range(COUNT), generator=torch.Generator())
+    return DataLoader(Pictures(), batch_sampler=BatchSampler(order, BATCH, drop_last=False))
+
+
+def kept(moves: bool) -> DataLoader[Any]:
+    workers = {"num_workers": 1, "persistent_workers": True}
+    return DataLoader(Pictures(moves), batch_size=BATCH, shuffle=True, **workers)
+
+
+@pytest.mark.parametrize(
+    ("make", "alike"), [(drawn, False), (nested, True), (partial(kept, True), False)]
+)
+def test_a_run_that_cannot_go_on_bit_for_bit_says_so(make: Any, alike: bool) -> None:
+    keeper, warned = (
+        Keeper(training()),
+        pytest.warns(RuntimeWarning, match="passes through its data differ"),
+    )
+    expected = fit(make(), monitor=keeper)
+    with nullcontext() if alike else warned:
+        found = fit(make(), monitor=Keeper(training(), keeper.kept[STEPS + 1]))
+    assert (found == expected) == alike
 
 
 def test_the_generator_of_a_loader_is_seeded_in_each_epoch() -> None:

@@ -159,6 +159,13 @@ def test_a_setting_that_the_optimizer_would_ignore_is_refused(setting: dict[str,
         )
 
 
+@pytest.mark.parametrize("setting", [{"lr": 0.3}, {"momentum": 0.5}, {"weight_decay": 0.0}])
+def test_so_is_one_that_was_changed_in_a_recipe(setting: dict[str, float]) -> None:
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name} must be left out of training beside optimizer"):
+        spatlib.train(recipe=RECIPES["digits"].change(**setting), optimizer=torch.optim.AdamW)
+
+
 def test_those_of_a_recipe_are_not_meant_for_it() -> None:
     recipe = RECIPES["digits"].change(epochs=1, steps=1, baseline=False, progress=False)
     made: list[torch.optim.Optimizer] = []

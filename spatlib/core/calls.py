@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import RLock
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
 from ..errors import check_range, check_same_shape, require_type, warn_of_holes
@@ -18,6 +20,12 @@ GIVEN = {  # the range of what a user may pass beside x, and what to do if it is
     "start": ((-math.inf, math.inf), "look at where it comes from"),
     "mask": ((0.0, 1.0), "give each pixel its share of eps"),
 }
+_locks: Any = WeakKeyDictionary()
+
+
+def alone(model: Any) -> Any:
+    """The lock of a model, as an attack changes its state for a while: other threads wait."""
+    return _locks.setdefault(model, RLock())
 
 
 class Calls(NamedTuple):
@@ -80,8 +88,9 @@ class Calls(NamedTuple):
         self, model: Any, x: Array, x_adv: Array, y: Array, config: SPATConfig, check: bool = False
     ) -> tuple[Array, Array]:
         """The outer loss of each example (N,) and the logits (N, K) at x'."""
-        clean = None if config.loss == "pgd" else self.forward(model, x)
-        logits = self.forward(model, x_adv)
+        with alone(model):
+            clean = None if config.loss == "pgd" else self.forward(model, x)
+            logits = self.forward(model, x_adv)
         label = self._label(y, check)(logits)
         return outer_loss(self.ops, config.loss, config.beta, label, clean, logits), logits
 
