@@ -68,8 +68,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             meta = _put(self.state, content, CHECKPOINT)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
-            own = None if isinstance(self.data, Shuffled) else lambda: self.data
-            self.monitor.resume(self.history, own)
+            self.monitor.resume(self.history, lambda: self.data)
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}

@@ -149,7 +149,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         attack = self._attack(x, labels)
         loss_scale = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         floats = [v for v in self.base.non_trainable_variables if loss_scale and "float" in v.dtype]
-        before = [tf.identity(v.value) for v in floats]
+        kept = [(v, tf.identity(v.value)) for v in floats]
         with tf.GradientTape() as tape:
             losses, logits = outer(self.base, x, attack.x, labels, self.config)
             loss = _total(losses, weight, self.losses)
@@ -158,8 +158,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
-        for v, value in zip(floats, before, strict=True):  # such a step leaves the weights alone
-            v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, value))
+        for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
+            v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
         self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
         self.seen.update_state(raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)

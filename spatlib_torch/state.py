@@ -26,7 +26,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The user's own module, with its own names: torch.compile's wrapper is not attacked by it."""
+    """The user's own module, inside torch.compile's wrapper too, which changes all names."""
     module = unwrap(model)
     return next(module.children()) if type(module).__name__ == "OptimizedModule" else module
 
