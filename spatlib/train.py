@@ -25,9 +25,8 @@ class Result:
 
     Attributes:
         model: With its best, averaged or last weights (:func:`spatlib.train`).
-        history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on the training
-            batches under their attack), ``stall_rate``, ``hole_rate`` (shares of its steps: at
-            which unguarded ascent pulls back, of no finite gradient), ``lr``, ``seconds``.
+        history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
+            batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
         config, training: The settings used.
         measured_on: ``"test"``, or ``"training"`` if there are no other data.
         report, baseline: The reports on ``model`` and, if asked for, on an ordinarily trained

@@ -90,7 +90,15 @@ def test_judges_of_all_engines_say_the_same_of_arrays_and_tensors(name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "bad", [{"x_adv": np.zeros((2, 15))}, {"y": np.zeros(3, int)}, {"y": np.full(2, 4)}], ids=str
+    "bad",
+    [
+        {"x_adv": np.zeros((2, 15))},
+        {"x_adv": np.full((2, 16), np.nan)},
+        {"x_adv": np.full((2, 16), -np.inf)},
+        {"y": np.zeros(3, int)},
+        {"y": np.full(2, 4)},
+    ],
+    ids=str,
 )
 def test_what_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
     arguments = {"x": np.zeros((2, 16)), "x_adv": np.zeros((2, 16)), "y": np.zeros(2, int)} | bad

@@ -50,6 +50,26 @@ def test_it_finds_what_is_there_and_stays_inside(
     assert report.metrics["autoattack"] == report.metrics["apgd5"] < 7 / 8
 
 
+def trapped(ops: Ops, x: Array, array: Callable[[Any], Array]) -> Array:
+    """The same logits, whose gradient in one pixel is NaN: 0 times that of log at 0."""
+    pixel = x[:, :, :1, :1]
+    log = ops.log(pixel * ops.cast(pixel > 2, like=x))
+    return waves(ops, x, array) + ops.sum(ops.where(pixel > 2, log, 0.0), axis=(1, 2, 3))[:, None]
+
+
+def test_gradients_that_are_not_numbers_do_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name_of, number in FEW.items():
+        monkeypatch.setattr(art, name_of, number)
+    x = np.random.default_rng(1).uniform(size=(8, 1, 8, 8)).astype(np.float32)
+    y = (x.reshape(8, 64) @ np.random.default_rng(0).normal(size=(64, 4))).argmax(axis=1)
+    whole, broken = (
+        measure("torch", model("torch", logits), x, y, ("autoattack",)).metrics
+        for logits in (waves, trapped)
+    )
+    assert broken == whole
+    assert whole["autoattack"] < whole["clean"] == 1
+
+
 def test_the_logits_ratio_has_the_gradient_of_its_values() -> None:
     rng = np.random.default_rng(0)
     z, label = 3 * rng.normal(size=(6, 5)), np.eye(5)[rng.integers(5, size=6)]

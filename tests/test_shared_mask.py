@@ -214,6 +214,9 @@ def test_engines_find_the_channels_on_the_axis_that_is_named(engine: Any, axis: 
     expected = np.moveaxis(mask(3, Mask(channel_axis=3)), 3, axis)
     assert 0.5 < expected.mean() < 1
     np.testing.assert_array_equal(mask(axis, Mask(channel_axis=axis)), expected)
+    off = mask(axis, Mask(keep=1, channel_axis=axis))
+    np.testing.assert_array_equal(off, np.ones_like(expected))
+    assert off.shape == expected.shape
     if axis == backend.ops.CHANNEL_AXIS % 4:
         np.testing.assert_array_equal(mask(axis, Mask()), expected)
 

@@ -78,8 +78,7 @@ def adversarial(
 
     none = ops.max(0 * allowed.x, axis=example_axes(x))
     d, stalls, holes = ops.repeat(ascend, config.steps, (allowed.begin(start), none, none + lost))
-    found = allowed.at(d)
-    return Adversarial(found, mask, clean, stalls / config.steps, holes / passes)
+    return Adversarial(allowed.at(d), mask, clean, stalls / config.steps, holes / passes)
 
 
 def survivors(

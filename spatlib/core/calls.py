@@ -11,7 +11,7 @@ from ..config import Mask, SPATConfig
 from ..errors import check_range, check_same_shape, require_type, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, channel_axis, pixels, shared_mask
+from .mask import Vjp, begin, channel_axis, shared_mask
 from .ops import Array
 from .target import outer_loss
 
@@ -67,7 +67,8 @@ class Calls(NamedTuple):
         model, x, y, config = self._prepared(*batch, validate)
         ops = self.ops
         if config.mask is None or not config.masked:
-            return 1 + pixels(ops, 0 * ops.widen(x), channel_axis(ops, x, config.mask or Mask()))
+            axis = channel_axis(ops, x, config.mask or Mask())
+            return 1 + begin(ops, ops.widen(x), "mean", axis).score
         with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, validate)
             mask, _, holes = shared_mask(ops, x, vjp, label, config.mask, draws)

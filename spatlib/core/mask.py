@@ -87,9 +87,9 @@ def centred(ops: Ops, rows: Array) -> Array:
 
 def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Score:
     """The running score before any fold."""
-    none = pixels(ops, 0 * x, axis)
-    scale = ops.sum(none, axis=example_axes(none), keepdims=True)
-    return Score(none + math.inf if score in ("min", "neutral") else none, scale, none)
+    pixels = _pixels(ops, 0 * x, axis)
+    scale = ops.sum(pixels, axis=example_axes(pixels), keepdims=True)
+    return Score(pixels + math.inf if score in ("min", "neutral") else pixels, scale, pixels)
 
 
 def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> Score:
@@ -99,7 +99,7 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
     saliency. ``rms``: the sum over probes of the squared gradient, summed over channels. (A mean
     over as many classes or probes, and its root, rank the pixels of an example alike.)
     """
-    s = pixels(ops, ops.abs(grad), axis)
+    s = _pixels(ops, ops.abs(grad), axis)
     reach = ops.maximum(state.reach, s)
     if score == "rms":
         # In units of the largest entry so far: the squares of tiny gradients would vanish.
@@ -107,7 +107,7 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
         largest = ops.maximum(state.scale, largest)
         unit = divisor(ops, largest)
         old, new = state.scale / unit, grad / unit
-        return Score(state.score * old * old + pixels(ops, new * new, axis), largest, reach)
+        return Score(state.score * old * old + _pixels(ops, new * new, axis), largest, reach)
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     s = s / divisor(ops, total)
     if score == "mean":
@@ -131,6 +131,5 @@ def finish(ops: Ops, state: Score, keep: float, floor: float) -> Array:
     return ops.where(((score >= threshold) & used) | none, 0 * scale + 1.0, 0 * scale + floor)
 
 
-def pixels(ops: Ops, x: Array, axis: int | None) -> Array:
-    """The sum over the channels, which are on this axis, if there are any."""
+def _pixels(ops: Ops, x: Array, axis: int | None) -> Array:
     return x if axis is None else ops.sum(x, axis=axis, keepdims=True)

@@ -89,10 +89,9 @@ def objective(ops: Ops, name: str, logits: Array, label: Array, goal: Array) -> 
 
 
 def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
-    """The gradient (N, ...) without its holes, and (N,) 1 where an example had some, else 0.
+    """The gradient (N, ...), float32 at least, and (N,) 1 where an example had holes, else 0.
 
     NaN counts as 0. Infinite entries keep their signs and outweigh all finite ones of the example.
-    It is in float32 at least.
     """
     grad = ops.widen(grad)
     axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
