@@ -81,14 +81,19 @@ def test_the_threat_model_matters(settings: dict[str, Any]) -> None:
 
 
 def test_attacks_take_twenty_steps_of_the_full_budget() -> None:
-    restarts, x = 2, tensors()[0]
-    seen = shown(restarts=restarts)
+    restarts, x, eps = 2, tensors()[0], 0.01  # which some examples survive
+    seen = shown(restarts=restarts, threat=Threat(eps=eps))
     # Clean, then for each restart the start, and for each attack the iterates and the end.
     assert len(seen) == 1 + restarts * (1 + 2 * (STEPS + 1))
     assert torch.equal(seen[0], x)
     distances = torch.stack([(z - x).abs().flatten(1).max(dim=1).values for z in seen])
-    assert distances.max() <= EPS + 1e-6
-    assert distances[-1].min() > EPS - 1e-6  # every example moved to its limit
+    assert distances.max() <= eps + 1e-6
+    assert distances[-1].min() > eps - 1e-6  # every example moved to its limit
+
+
+def test_nothing_more_is_tried_on_a_cpu_where_all_examples_are_decided() -> None:
+    seen = shown(threat=Threat(eps=1.0), attacks=("pgd", "targeted", "apgd"), restarts=3)
+    assert len(seen) < 1 + 3 * (1 + 3 * (STEPS + 1))
 
 
 @pytest.mark.parametrize("seed", range(6))
