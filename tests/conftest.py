@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -118,6 +119,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test: Any = getattr(item, "obj", None)
         if is_hypothesis_test(test) and not hasattr(test.hypothesis.inner_test, "__wrapped__"):
             test.hypothesis.inner_test = record.counted(test.hypothesis.inner_test)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays: no collection need go through it again
 
 
 @pytest.hookimpl(wrapper=True)
