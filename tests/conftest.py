@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -10,6 +11,7 @@ for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREA
     os.environ.setdefault(_name, "1")
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,11 +96,33 @@ def one_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure", measure)
 
 
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The result and directory of a run of one's own network, never stopped; not to be changed."""
+    from .running import train
+
+    directory = tmp_path_factory.mktemp("own")
+    return train(directory), directory
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The same of a network by name."""
+    from .running import train_digits
+
+    directory = tmp_path_factory.mktemp("digits")
+    return train_digits(directory), directory
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         test: Any = getattr(item, "obj", None)
         if is_hypothesis_test(test) and not hasattr(test.hypothesis.inner_test, "__wrapped__"):
             test.hypothesis.inner_test = record.counted(test.hypothesis.inner_test)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays: no collection need go through it again
 
 
 @pytest.hookimpl(wrapper=True)

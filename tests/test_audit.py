@@ -146,7 +146,7 @@ def test_similarity_is_the_mean_over_the_examples_that_the_judge_knows() -> None
 
 
 def test_the_command_compares_the_training_attack_with_pgd(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None, one_attack: None
 ) -> None:
     target, judge = tmp_path / "target", tmp_path / "judge"
     for directory, framework, seed in ((target, "torch", 0), (judge, "tf", 1)):

@@ -33,12 +33,6 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    process = start(*arguments)
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
-
-
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
@@ -119,14 +113,16 @@ def test_the_sheet_has_a_column_for_the_mask_if_there_is_one() -> None:
     assert width(0.5) / width(1.0) == pytest.approx(4 / 3, rel=0.01)
 
 
-def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_by_its_directory_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_pictures: None
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     often = (*QUICK, "--epochs", "4", "--checkpoint-minutes", "0")
-    code, expected, error = run("train", "--run-dir", whole, *often)
-    assert code == 0, error
+    assert main(("train", "--run-dir", str(whole), *often)) == 0, capsys.readouterr().err
+    expected = capsys.readouterr().out
     for number in (signal.SIGKILL, signal.SIGINT):
-        resume = ("--resume",) if killed.exists() else often
-        process = start("train", "--run-dir", killed, *resume)
+        options = ("--resume",) if killed.exists() else often
+        process = start("train", "--run-dir", killed, *options)
         before = time.time()
         while not any(p.stat().st_mtime > before for p in killed.glob("checkpoint.safetensors")):
             assert process.poll() is None, process.communicate()
@@ -134,13 +130,14 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(tmp_path: Path) -> None:
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == {2: 130, 9: -9}[number]
-    code, _, error = run("train", "--run-dir", killed, "--resume", "--steps", "2", "--lr", "1")
-    assert code == 2
+    resume = ("train", "--run-dir", str(killed), "--resume")
+    assert main((*resume, "--steps", "2", "--lr", "1")) == 2
+    error = capsys.readouterr().err
     assert "config.steps = 2 instead of 1, training.lr = 1.0 instead of 0.05" in error
     assert "leave them out" in error
-    free = ("--device", "cpu", "--no-progress")
-    code, out, error = run("train", "--run-dir", killed, "--resume", *free)
-    assert code == 0, error
+    process = start(*resume, "--device", "cpu", "--no-progress")
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
     assert lines(out)[-1] == lines(expected)[-1]
     name = "last.safetensors"
     assert (killed / name).read_bytes() == (whole / name).read_bytes()

@@ -22,13 +22,6 @@ from .running import CONFIG, TRAINING, content, copied, rows, train, weights
 pytestmark = pytest.mark.usefixtures("without_pictures", "handlers")
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[spatlib.Result, Path]:
-    """A run of one's own network, never stopped."""
-    directory = tmp_path_factory.mktemp("own")
-    return train(directory), directory
-
-
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Those of a process in the foreground: a shell lets its background ignore SIGINT."""

@@ -33,20 +33,6 @@ from .running import (
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[spatlib.Result, Path]:
-    """A run of one's own network, never stopped."""
-    directory = tmp_path_factory.mktemp("own")
-    return train(directory), directory
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[spatlib.Result, Path]:
-    """A run of a network by name."""
-    directory = tmp_path_factory.mktemp("digits")
-    return train_digits(directory), directory
-
-
 def of_numbers(settings: dict[str, Any]) -> None:
     """A mark, and settings that are out of their range."""
     settings["config"]["eps"] = -1

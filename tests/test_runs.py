@@ -34,20 +34,6 @@ from .running import (
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[spatlib.Result, Path]:
-    """A run of one's own network, never stopped."""
-    directory = tmp_path_factory.mktemp("own")
-    return train(directory), directory
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[spatlib.Result, Path]:
-    """A run of a network by name."""
-    directory = tmp_path_factory.mktemp("digits")
-    return train_digits(directory), directory
-
-
 def test_a_run_has_its_mark_and_what_decides_its_result(own: Any, digits: Any) -> None:
     settings = saved(own[1])
     assert settings["spatlib_run"] == 2
