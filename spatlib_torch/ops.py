@@ -117,5 +117,6 @@ def check_label_values(y: Tensor, classes: int) -> None:
 
 def check_model(model: Any) -> None:
     """ConfigError unless it is a module."""
-    what = "be a torch.nn.Module that returns logits"
-    require(isinstance(model, nn.Module), "model", what, model)
+    require(
+        isinstance(model, nn.Module), "model", "be a torch.nn.Module that returns logits", model
+    )
