@@ -78,7 +78,7 @@ def _estimator(vjp: Any, loss: Any, facts: dict[str, Any]) -> Any:
         def class_gradient(self, x: np.ndarray, label: Any = None, **_: Any) -> np.ndarray:
             """(N, K, ...), or (N, 1, ...) of one label for all; DeepFool asks for nothing else."""
             rows = np.eye(self.nb_classes)[slice(None) if label is None else [label]]
-            grads = (vjp(x)[1](np.tile(row, (len(x), 1))) for row in rows)
-            return np.stack([finite(ops, grad)[0] for grad in grads], axis=1)
+            pulled = (vjp(x)[1](np.tile(row, (len(x), 1))) for row in rows)
+            return np.stack([finite(ops, grad)[0] for grad in pulled], axis=1)
 
     return Estimator(vjp, **facts)

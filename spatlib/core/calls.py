@@ -11,7 +11,7 @@ from ..config import Mask, SPATConfig
 from ..errors import check_range, check_same_shape, require_type, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, begin, channel_axis, shared_mask
+from .mask import Vjp, begin, channel_axis, finish, shared_mask
 from .ops import Array
 from .target import outer_loss
 
@@ -65,15 +65,15 @@ class Calls(NamedTuple):
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         """See ``shared_mask`` of the engine."""
         model, x, y, config = self._prepared(*batch, validate)
-        ops = self.ops
-        if config.mask is None or not config.masked:
-            axis = channel_axis(ops, x, config.mask or Mask())
-            return 1 + begin(ops, ops.widen(x), "mean", axis).score
+        ops, mask = self.ops, config.mask or Mask()
+        if not config.masked:  # all ones, as where no class takes part
+            state = begin(ops, ops.widen(x), mask.score, channel_axis(ops, x, mask))
+            return finish(ops, state, mask.keep, mask.floor)
         with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, validate)
-            mask, _, holes = shared_mask(ops, x, vjp, label, config.mask, draws)
+            budget, _, holes = shared_mask(ops, x, vjp, label, mask, draws)
         self._warn(holes, validate)
-        return ops.detach(mask)
+        return ops.detach(budget)
 
     def attacked(
         self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False
