@@ -207,7 +207,7 @@ class Experiment:
             data = (x[few], y[few])
             moved, _ = compare_attacks(networks, data, result.config, len(x[few]), **how)
         held = measure(self.split(seed).validation, attacks=("pgd", "margin"))
-        robust = [value for key, value in pgd.metrics.items() if key != "clean"]
+        robust = [value for key, value in pgd.metrics.items() if key not in ("clean", "worst")]
         return {
             "dataset": self.name,
             "arm": name,
@@ -217,7 +217,7 @@ class Experiment:
             "worst": min(robust),
             "apgd": apgd.metrics[f"apgd{self.setting.apgd_steps}"],
             "held_clean": held.metrics["clean"],
-            "held_robust": min(held.metrics.values()),
+            "held_robust": min(held.metrics["pgd20"], held.metrics["margin20"]),
             **{
                 key: moved["training"][key]
                 for key in ("success", "drift", "evidence_lost", "rival_gain", "entropy_gain")
