@@ -49,7 +49,12 @@ ALSO = {
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
     ),
 }
-STATE = ("tests/test_errors.py", "tests/test_torch_state.py", "tests/test_torch_contexts.py")
+STATE = (  # the quicker ones first
+    "tests/test_errors.py",
+    "tests/test_draws.py",
+    "tests/test_torch_contexts.py",
+    "tests/test_torch_state.py",
+)
 DRAWS = tuple(
     f"tests/test_draws.py::test_{name}"
     for name in (
@@ -85,15 +90,13 @@ SELECTION: dict[str, tuple[str, ...]] = {
         f"{STALL}[torch-0.3]",
         f"{ALL_ONES}[torch]",
         *STATE,
-        "tests/test_draws.py",
     ),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",
         f"{STALL}[torch-0.0]",
-        "tests/test_torch_plain.py",
         *STATE,
-        "tests/test_draws.py",
+        "tests/test_torch_plain.py",
     ),
     "spatlib_tf/attack.py": (
         *DRAWS,
