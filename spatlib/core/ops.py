@@ -1,10 +1,9 @@
 """What the core needs of an array framework.
 
-One plain module per framework implements :class:`Ops` (``spatlib.core.numpy_ops``,
-``spatlib_torch.ops``, ``spatlib_tf.ops``). Arithmetic and comparisons are operators. The first
-axis is the batch; its size need not be known. What ``sign``, ``where`` and the arithmetic return
-is new memory. Functions never update an argument in place, never read a value back to the host,
-and never branch on one. Gradients and random numbers are not here: they belong to the engines.
+One plain module per framework implements :class:`Ops`; arithmetic and comparisons are operators.
+The first axis is the batch, whose size need not be known. What ``sign``, ``where`` and arithmetic
+return is new memory. Functions never update an argument in place, read a value back to the host or
+branch on one. Gradients and random numbers belong to the engines.
 """
 
 import math
