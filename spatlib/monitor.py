@@ -93,8 +93,14 @@ class Monitor:
         warn_of_holes(history[-1].get("hole_rate", 0.0), f" of epoch {len(history)}")
         if self.validate is not None:
             history[-1].update(self.validate(model))
-            if len(history) > self.training.eps_warmup:
-                _warn_of_collapse(history)
+            *earlier, last = history
+            robust, single = (max((r[k] for r in earlier), default=0.0) for k in (ROBUST, SINGLE))
+            # Robust to one step only (Wong et al. 2020, arXiv:2001.03994).
+            collapsed = last[ROBUST] < COLLAPSE * robust and last[SINGLE] >= single
+            if collapsed and len(history) > self.training.eps_warmup:
+                what = f"{last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
+                text = f"catastrophic overfitting in epoch {last['epoch']:g}, accuracy {what}"
+                warnings.warn(f"{text}: take smaller steps", RuntimeWarning, stacklevel=2)
         if best_epoch(history, self.measure) == history[-1]["epoch"]:
             self.best_weights = (averaged or weights)()
             if self.run is not None:
@@ -142,13 +148,3 @@ def show(bar: Any, step: int, row: Mapping[str, float]) -> None:
     """Move the bar to this step, with measures of its epoch beside it."""
     bar.update(step - bar.n)
     bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
-
-
-def _warn_of_collapse(history: Rows) -> None:
-    """Catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994): robust to one step only."""
-    *earlier, last = history
-    robust, single = (max((row[name] for row in earlier), default=0.0) for name in (ROBUST, SINGLE))
-    if last[ROBUST] < COLLAPSE * robust and last[SINGLE] >= single:
-        what = f"accuracy {last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
-        text = f"catastrophic overfitting in epoch {last['epoch']:g}, {what}: take smaller steps"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)

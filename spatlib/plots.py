@@ -72,6 +72,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file := io.BytesIO(), format="png", dpi=110)
     return file.getvalue()

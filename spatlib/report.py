@@ -24,8 +24,7 @@ class Report:
         restarts: Random restarts of each named attack.
         per_class: The metrics on the examples of each class, NaN where there are none.
         attacks: What the named attacks are called in print; others go by their key.
-        broken: Share of examples at which logits or gradients were not finite: such logits count
-            as wrong, but an attack without gradients finds little.
+        broken: Share of examples with logits (they count as wrong) or gradients not finite.
         outcomes: Booleans (N,) by metric, True where an example is correct; not in JSON.
         x_adv: Arrays (N, ...) by attack, if asked for: of each example the first x' that is not
             correct (the input, where that is not), else the last one tried; not in JSON.

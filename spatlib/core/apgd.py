@@ -13,8 +13,7 @@ RISING = 0.75  # rho: the share of steps that have to raise the loss
 # p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), in hundredths of all steps.
 CHECKED = (0, 22, 41, 57, 70, 80, 87, 93, 99)
 
-Point: TypeAlias = tuple[Array, ...]
-"""Arrays that belong to one d (N, ...), such as f there and the gradient of f."""
+Point: TypeAlias = tuple[Array, ...]  # what belongs to one d (N, ...), such as f there
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -87,8 +87,7 @@ def direction(ops: Ops, grad: Array, norm: str) -> Array:
     if norm == "L2":
         # Relative to the largest entry, so that tiny gradients keep their direction.
         ray = grad / divisor(ops, ops.max(size, axis=axes, keepdims=True))
-        length = ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True))
-        return ray / divisor(ops, length)
+        return ray / divisor(ops, ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True)))
     count = max(1, math.floor(example_size(grad) / L1_SHARE + 0.5))
     chosen = ops.where(size >= ops.kth_largest(size, count), ops.sign(grad), 0.0)
     length = ops.sum(ops.abs(chosen), axis=axes, keepdims=True)
@@ -120,7 +119,6 @@ def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str
         return eps * radius ** (1 / example_size(draws)) * direction(ops, draws, "L2")
     signed = 2 * draws - 1
     # 1 - |signed| is 0 where a draw was exactly 0: 2^-24 is positive even in float16.
-    uniform = (ops.maximum(1 - u, 2.0**-24) for u in (ops.abs(signed), radius))
-    sizes, rest = (-ops.log(u) for u in uniform)
+    sizes, rest = (-ops.log(ops.maximum(1 - u, 2.0**-24)) for u in (ops.abs(signed), radius))
     total = ops.sum(sizes, axis=example_axes(sizes), keepdims=True) + rest
     return eps * ops.sign(signed) * (sizes / total)

@@ -16,11 +16,9 @@ from .feasible import Draws
 from .ops import Array, Ops, divisor, example_axes, example_size, rivals
 from .target import finite
 
+# x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x. Called with many=True
+# where pull is called several times, each time with last=False.
 Vjp: TypeAlias = Callable[..., tuple[Array, Callable[..., Any]]]
-"""x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x.
-
-Called with ``many=True`` where pull is called several times, each time with ``last=False``.
-"""
 
 
 class Score(NamedTuple):

@@ -10,17 +10,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-Array: TypeAlias = Any
-"""An array of the framework behind ``ops``."""
-
+Array: TypeAlias = Any  # of the framework behind ops
 Axes: TypeAlias = int | tuple[int, ...]
 
 
 class Ops(Protocol):
     """The primitives; ``axis`` counts from 0 and reductions keep their axes when asked."""
 
-    CHANNEL_AXIS: int
-    """Where images have their channels: 1 or -1."""
+    CHANNEL_AXIS: int  # where images have their channels: 1 or -1
 
     def abs(self, x: Array) -> Array: ...
     def sign(self, x: Array) -> Array: ...
@@ -45,8 +42,7 @@ class Ops(Protocol):
     ) -> tuple[Array, ...]:
         """``state = body(*state)``, so many times; shapes and dtypes stay the same.
 
-        It may end earlier where all of ``done(*state)`` holds, if asking is free (eagerly on a
-        CPU); more rounds must do no harm.
+        Or until all of ``done(*state)`` holds, where asking is free; more rounds must do no harm.
         """
 
 

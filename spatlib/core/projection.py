@@ -45,13 +45,8 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 
     def meet(q: Array, low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
         f = total(ops.minimum(q * ray, wall))
-        above = f > 1
-        return (
-            ops.where(above, low, q),
-            ops.where(above, f_low, f),
-            ops.where(above, q, high),
-            ops.where(above, f, f_high),
-        )
+        above, ends = f > 1, ((low, q), (f_low, f), (q, high), (f, f_high))
+        return tuple(ops.where(above, one, other) for one, other in ends)
 
     def chords(low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
         before, f_before = high, f_high
