@@ -181,7 +181,7 @@ def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
-        raise DataError(f"model must return {what}: make one logit z [-z / 2, z / 2]")
+        raise DataError(f"model must return {what}: [-z / 2, z / 2] for one logit z")
 
 
 def classes_of(outputs: Any, check: bool) -> int:

@@ -47,7 +47,7 @@ class Monitor:
 
     def progress(self, steps: int) -> Any:
         """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""
-        schedule, what = self.training.schedule, "be 'constant' for data of unknown length"
+        schedule, what = self.training.schedule, "be 'constant' for data without a len()"
         require(steps > 0 or schedule == "constant", "schedule", what, schedule)
         hidden = None if self.training.progress else True  # None: shown in a terminal only
         return tqdm(total=steps or None, desc=self.label, unit="step", leave=False, disable=hidden)
@@ -100,7 +100,7 @@ class Monitor:
             if collapsed and len(history) > self.training.eps_warmup:
                 what = f"{last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
                 text = f"catastrophic overfitting in epoch {last['epoch']:g}, accuracy {what}"
-                warnings.warn(f"{text}: take smaller steps", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"{text}: take more or smaller steps", RuntimeWarning, stacklevel=2)
         if best_epoch(history, self.measure) == history[-1]["epoch"]:
             self.best_weights = (averaged or weights)()
             if self.run is not None:
