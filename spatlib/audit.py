@@ -59,8 +59,8 @@ def audit(
         bounds, ssim: The input range, and whether to compute SSIM of images with it, in windows of
             at most 7 pixels (scikit-image; BackendError if it is missing).
 
-    DataError for shapes that do not fit each other, inputs that are no floats, labels that the
-    judge does not know, or a judge that returns probabilities.
+    DataError for shapes that do not fit, inputs that are no floats, labels that the judge does not
+    know, or a judge that returns probabilities.
     """
     batch_size = checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
@@ -68,8 +68,7 @@ def audit(
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
         check_range((part.min(), part.max()), (-np.inf, np.inf), name, "leave such examples out")
-    got = f"{x_adv.shape}: pass the same examples in each"
-    expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
+    expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
     count, eye, known = len(y), np.eye(classes_of(z, True)), np.flatnonzero(z.argmax(axis=1) == y)
     check_labels((y.min(), y.max()), len(eye))
@@ -104,12 +103,10 @@ def audit(
 def compare_attacks(
     networks: Any, data: Any, config: SPATConfig, count: int, shown: int, seed: int, ssim: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a judge says of the training attack and of plain PGD at the same eps and steps.
+    """What the judge of ``networks`` says of attacks on their first, the target, by attack.
 
-    ``networks`` are the target and the judge; the first ``count`` of ``data``, in the target's
-    layout, are attacked. Returns by attack (``"training"``, ``"pgd"``) the audit's facts and
-    ``success``, the share of the target's correct examples that it fools; and, for
-    :func:`spatlib.plots.drift`, the ``shown`` that drifted most, under the training attack first.
+    The audit's facts and ``success``, the share of the target's correct examples that are fooled;
+    and, as :func:`spatlib.plots.drift` draws them, the ``shown`` that drifted most.
     """
     target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)

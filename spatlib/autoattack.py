@@ -15,6 +15,7 @@ from .engines import engine_of, load_extra
 ART = "adversarial-robustness-toolbox"
 # ART's defaults: steps of Auto-PGD and DeepFool, restarts of Auto-PGD and Square, queries of Square
 STEPS, RESTARTS, QUERIES = 100, 5, 5000
+cross_entropy = partial(objective, ops, "apgd-ce")  # its order, which is all that ART asks for
 
 
 def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
@@ -41,11 +42,6 @@ def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
     attacks.append(evasion.SquareAttack(crossed, **ball, **square))
     found: np.ndarray = evasion.AutoAttack(crossed, attacks=attacks, **shared).generate(x, y)
     return found
-
-
-def cross_entropy(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What orders points as -log p_y does, which is all that ART asks; and its gradient, scaled."""
-    return objective(ops, "apgd-ce", z, label, label)
 
 
 def logits_ratio(z: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The command line: ``spatlib train | evaluate | audit | show | compare | recipes``."""
+"""The command line: ``spatlib train | evaluate | audit | show | recipes``."""
 
 import json
 import sys
@@ -16,9 +16,8 @@ from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
 from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
-from .errors import ConfigError, NonFiniteError, SpatlibError, checked, reading, require
+from .errors import ConfigError, NonFiniteError, SpatlibError, checked, require
 from .evaluate import attacked_examples
-from .report import Report, table
 from .runs import EVALUATION, KEPT, Run, load_model
 
 DEFAULT = "digits"  # the recipe where none is named
@@ -27,7 +26,7 @@ NUMBERS = tyro.constructors.ConstructorRegistry()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1 if training broke down, 2 for bad input, 130 for Ctrl-C."""
-    commands: Any = Train | Evaluate | Audit | Show | Compare | Recipes
+    commands: Any = Train | Evaluate | Audit | Show | Recipes
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     how: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__, "config": style}
     try:
@@ -214,24 +213,6 @@ class Show(Trained):
         run.write("curves.png", plots.curves(run.history()))
         run.write("sheet.png", plots.sheet(shown, config.bounds))
         print(run.directory / "curves.png", run.directory / "sheet.png", sep="\n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compare:
-    """Set the evaluations of runs side by side, one row each."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]  # Directories that spatlib evaluate has measured.
-
-    def __call__(self) -> None:
-        reports = dict[str, Report]()
-        for run in self.runs:
-            content = Run(run, resume=True).read(EVALUATION)
-            with reading(run / EVALUATION, f"run spatlib evaluate {run}"):
-                reports[str(run)] = Report.from_json(json.loads(content or b""))
-        kinds = {(r.threat, r.count, r.restarts, *r.metrics) for r in reports.values()}
-        require(len(kinds) == 1, "runs", "be measured alike (by the same options)", [*reports])
-        text = table(reports, next(iter(reports.values())))
-        _say({name: report.as_json() for name, report in reports.items()}, text)
 
 
 @dataclass(frozen=True)

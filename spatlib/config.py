@@ -215,12 +215,6 @@ def warmed_up(config: SPATConfig, warmup: int, epoch: int) -> SPATConfig:
     return replace(config, eps=part * config.eps, step_size=size)
 
 
-def check_length(schedule: str, steps: int) -> None:
-    """ConfigError if the schedule needs the number of steps and that is unknown, 0."""
-    what = "be 'constant' for data of unknown length (or give the data a __len__)"
-    require(steps > 0 or schedule == "constant", "schedule", what, schedule)
-
-
 def fold(seed: int, *numbers: int) -> int:
     """A seed in 0..2**63 - 1, a hash of ``seed`` and e.g. epoch, step and purpose of a draw."""
     return int(np.random.SeedSequence((seed, *numbers)).generate_state(1, np.uint64)[0]) >> 1

@@ -32,8 +32,7 @@ class Engine(Protocol):
     ) -> Rows:
         """Train in place as the :class:`spatlib.monitor.Monitor` says, return the history.
 
-        It has the settings ``training``, is told of steps and epochs and says when to stop;
-        ``ordinary``: without attack, of ``config`` the bounds only.
+        It has the settings, is told of steps and epochs, and may ask for no attack (``ordinary``).
         """
 
     def weights(self, model: Any) -> bytes:

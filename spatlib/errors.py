@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,12 +31,9 @@ class BackendError(SpatlibError, ImportError):
 
 
 class NonFiniteError(DataError):
-    """The training loss or a gradient stopped being finite.
+    """The training loss or a gradient stopped being finite."""
 
-    ``result`` is the :class:`spatlib.Result` so far, of the last whole epoch and not evaluated.
-    """
-
-    result: Any = None
+    result: Any = None  # the spatlib.Result so far, of the last whole epoch and not evaluated
 
     def __init__(self, step: int, history: list[dict[str, float]]) -> None:
         what = f"the loss or a weight is not finite at step {step}: lower lr, or look at its data"
@@ -61,28 +58,25 @@ def checked(name: str, value: Any, rule: Any) -> Any:
 
     A rule is bool, a tuple of choices, the least integer, or an interval such as ``"[0, 1)"``.
     """
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    try:
-        number = float(value) if real else math.nan
-    except OverflowError:  # an integer beyond the floats
-        number = math.nan
-    kind: Any
+    real, number = isinstance(value, Real) and not isinstance(value, bool), math.nan
     if rule is bool:
-        kind, valid, what = bool, isinstance(value, bool), "be True or False"
-    elif isinstance(rule, tuple):
-        kind, valid = str, isinstance(value, str) and value in rule
-        what = f"be one of {', '.join(map(repr, rule))}"
-    elif isinstance(rule, int):
-        whole = real and isinstance(value, Integral)
-        kind, valid = int, whole and value >= rule
-        what = f"be an integer of at least {rule}"
-    else:
-        low, high = map(float, rule[1:-1].split(","))
-        ends = {low: rule[0] == "[", high: rule[-1] == "]"}  # never of infinity
-        kind, valid = float, low <= number <= high and ends.get(number, True)
-        what = f"be a number in {rule}"
-    require(valid, name, what, value)
-    return kind(value)
+        require(isinstance(value, bool), name, "be True or False", value)
+        return value
+    if isinstance(rule, tuple):
+        known = isinstance(value, str) and value in rule
+        require(known, name, f"be one of {', '.join(map(repr, rule))}", value)
+        return str(value)
+    if isinstance(rule, int):
+        whole = real and isinstance(value, Integral) and int(value) >= rule
+        require(whole, name, f"be an integer of at least {rule}", value)
+        return int(value)
+    with suppress(OverflowError):  # of an integer beyond the floats
+        number = float(value) if real else number
+    low, high = map(float, rule[1:-1].split(","))
+    ends = {low: rule[0] == "[", high: rule[-1] == "]"}  # never of infinity
+    inside = low <= number <= high and ends.get(number, True)
+    require(inside, name, f"be a number in {rule}", value)
+    return number
 
 
 def settle(settings: Any, **rules: Any) -> None:
@@ -118,10 +112,9 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
     """Any error inside is a DataError that names the file; what a DataError says is said of it."""
     try:
         yield
-    except DataError as error:
-        raise DataError(f"{path} {error}: {advice}") from error
     except Exception as error:  # libraries raise almost anything, and some write long texts
-        raise DataError(f"{path} cannot be read ({cause(error)}): {advice}") from error
+        what = error if isinstance(error, DataError) else f"cannot be read ({cause(error)})"
+        raise DataError(f"{path} {what}: {advice}") from error
 
 
 def cause(error: Exception) -> str:
@@ -135,8 +128,7 @@ def only(x: Any, name: str = "x") -> Any:
     parts = list(x.values()) if isinstance(x, Mapping) else x
     if not (isinstance(parts, list | tuple) and parts and hasattr(parts[0], "shape")):
         return x
-    how = "wrap the model so that it takes one and holds the others"
-    expect(len(parts) == 1, f"{name} must be one array or tensor, got {len(parts)}: {how}")
+    expect(len(parts) == 1, f"{name} must be one array, got {len(parts)}: wrap the model")
     return parts[0]
 
 
@@ -144,13 +136,11 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     """DataError unless x is a batch of floats (N, ...) and y integer labels (N,), as tensors."""
     x_dtype, y_dtype = (str(getattr(t.dtype, "name", t.dtype)) for t in (x, y))
     shape, labels = tuple(x.shape), tuple(y.shape)
-    floats, one_each = "float" in x_dtype, same(labels, shape[:1])
-    expect(floats, f"{name} must hold floats, got {x_dtype}: scale it to bounds, as in x / 255")
+    expect("float" in x_dtype, f"{name} must hold floats, got {x_dtype}: scale it, as in x / 255")
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
-    what = f"y must hold one class index per example, {shape[:1]}, got shape {labels}"
-    expect(one_each, f"{what}: pass those of x")
+    expect(same(labels, shape[:1]), f"y must hold one index per example of {shape}, got {labels}")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
@@ -161,8 +151,7 @@ def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
 
 def check_images(shape: Sequence[int | None]) -> None:
     """ConfigError unless the batch that is to be augmented holds images."""
-    what = "be 'none' for inputs that are no images of four axes (grey ones have them too)"
-    require(len(shape) == 4, "augment", what, tuple(shape))
+    require(len(shape) == 4, "augment", "be 'none' for inputs without four axes", tuple(shape))
 
 
 def check_range(
@@ -178,32 +167,27 @@ def check_range(
 
 def check_labels(extremes: Sequence[float], classes: int) -> None:
     """DataError unless the extremes are in 0..classes - 1 (NaN: of rows that are not one-hot)."""
-    (first, last), most = map(float, extremes), f"{classes - 1} ({classes} outputs of the model)"
-    rows = "y must be one-hot rows, a single 1 and zeros: pass hard labels, not mixtures of classes"
-    expect(first == first, rows)
-    known = first >= 0 and last < classes
-    expect(known, f"y must hold labels from 0 to {most}, got {first:g} to {last:g}: count from 0")
+    first, last = map(float, extremes)
+    expect(first == first, "y must be one-hot rows, a single 1 and zeros: pass hard labels")
+    what = f"y must hold labels from 0 to {classes - 1} ({classes} outputs of the model)"
+    expect(first >= 0 and last < classes, f"{what}, got {first:g} to {last:g}: count from 0")
 
 
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     """DataError unless the model's output is a tensor (N, K) with K >= 2."""
-    what, kind = "model must return a tensor, or an object with one as .logits", type(logits)
-    expect(is_tensor, f"{what}, got {kind.__name__}: wrap it in a model that does")
+    what, kind = "a tensor, or an object with one as .logits", type(logits).__name__
+    expect(is_tensor, f"model must return {what}, got {kind}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
-        how = "return one per class and example, [-z / 2, z / 2] for one logit z of two classes"
-        raise DataError(f"model must return {what}: {how}")
+        raise DataError(f"model must return {what}: [-z / 2, z / 2] for one logit z")
 
 
 def classes_of(outputs: Any, check: bool) -> int:
-    """The number of classes of the model's outputs for a batch, an array (N, K).
-
-    With ``check`` DataError if all are in [0, 1] and the rows add up to 1 (a softmax), or some are
-    above 1/2 and not all equal (a sigmoid; a new network's few logits can lie below that).
-    """
+    """The number of classes of outputs (N, K); with ``check`` DataError for probabilities."""
     low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
+    # Rows of sum 1 (softmax), or some above 1/2 (sigmoid; a new network's few logits are smaller).
     found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 1e-3)
     how = "remove its softmax or sigmoid, or set check_logits=False if they are meant as logits"
     expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")

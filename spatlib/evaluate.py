@@ -118,10 +118,9 @@ def measure(
 def attacked_examples(
     engine: Engine, model: Any, data: Any, config: SPATConfig, count: int = 8, seed: int = 0
 ) -> dict[str, Any]:
-    """The first examples of ``data`` under the training attack, as :mod:`spatlib.plots` draws them.
+    """The first examples under the training attack: ``x``, ``x_adv`` and ``mask``, channels last.
 
-    Arrays with channels last, ``x``, ``x_adv`` and ``mask``, and (N,) the labels ``y`` and those
-    predicted for x and x', ``clean`` and ``adversarial``.
+    And (N,) the labels ``y`` and those predicted for x and x', ``clean`` and ``adversarial``.
     """
     x, y = (part[:count] for part in (data if is_pair(data) else next(iter(data))))
     x_adv, mask = engine.perturb(model, x, y, config, seed)
@@ -140,8 +139,7 @@ def attacked_examples(
 def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) -> T:
     """The setting given, else the recipe's; ConfigError if there is neither, or of another kind."""
     found: Any = recipe.config if given is None and recipe is not None else given
-    example = 'spatlib.SPATConfig(eps=8 / 255, norm="Linf") for images in [0, 1]'
-    what = f"be given for data of your own, to state what an attack may do, e.g. {example}"
+    what = 'be given for data of your own, such as spatlib.SPATConfig(eps=8 / 255, norm="Linf")'
     require(found is not None, name, what, found)
     require_type(name, found, kind)
     return found  # type: ignore[no-any-return]
@@ -150,9 +148,7 @@ def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) 
 class Evaluation:
     """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric.
 
-    ``threat`` is what the attacks may do, ``seeds`` one number per random start of the named (of
-    ``runs``, the first the same for any number), ``keys`` all metrics but the worst in order.
-    Other attacks, or two of one name, are a ConfigError.
+    ``seeds`` has one number per restart of the named, ``keys`` all metrics but the worst in order.
     """
 
     def __init__(
@@ -175,25 +171,26 @@ class Evaluation:
                 self.named[key] = item
             else:
                 own = partial(autoattack.attack, self.threat) if by_name else item
-                bound = hasattr(own, "model")
-                self.callables[key] = (lambda _, x, y, own=own: own(x, y)) if bound else own
+                alone = hasattr(own, "model")  # that is called with x and y
+                self.callables[key] = (lambda _, *xy, own=own: own(*xy)) if alone else own
         self.seeds = [fold(seed, r) for r in range(runs) if self.named]
 
     def starts(self, first: int, shape: Sequence[int], axis: int) -> list[np.ndarray]:
-        """One per seed for the batch (N, ...) that begins with the example ``first`` of the data.
+        """One per seed, raw and in float64, for the batch that begins with the example ``first``.
 
-        Raw, in float64. Each example has a generator of its own, and is drawn with the channels,
-        which are on ``axis``, last: neither the size of the batches nor the engine changes a start.
+        Each example has a generator of its own, and is drawn with the channels, which are on
+        ``axis``, last: neither the size of the batches nor the engine changes a start.
         """
-        like, found = np.moveaxis(np.zeros(shape), axis, -1), list[np.ndarray]()
-        for seed in self.seeds:
+        like = np.moveaxis(np.zeros(shape), axis, -1)
+
+        def start(seed: int) -> np.ndarray:
             rngs = [np.random.default_rng((seed, first + row)) for row in range(len(like))]
-            draws: Any = SimpleNamespace(
-                uniform=lambda x, _, rngs=rngs: np.stack([r.random(x.shape[1:]) for r in rngs]),
-                normal=lambda x, _, rngs=rngs: np.stack([r.normal(size=x.shape[1:]) for r in rngs]),
-            )
-            found.append(np.moveaxis(random_start(ops, like, self.threat, draws), -1, axis))
-        return found
+            draws: Any = SimpleNamespace()
+            draws.uniform = lambda x, _: np.stack([rng.random(x.shape[1:]) for rng in rngs])
+            draws.normal = lambda x, _: np.stack([rng.normal(size=x.shape[1:]) for rng in rngs])
+            return np.moveaxis(random_start(ops, like, self.threat, draws), -1, axis)
+
+        return [start(seed) for seed in self.seeds]
 
     def report(self, batches: Iterable[Any], keep: bool = False) -> Report:
         """Of what :meth:`spatlib.engines.Engine.survivors` yields; with x_adv if ``keep``."""
@@ -208,8 +205,7 @@ class Evaluation:
         broken = 1 - float(np.logical_and.reduce([sound for _, sound, *_ in rows.values()]).mean())
         if broken:
             what = f"logits or gradients are not finite at {broken:.1%} of the examples"
-            text = f"{what}: such logits count as wrong, but an attack is weak without gradients"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{what}: attacks are weak there", RuntimeWarning, stacklevel=2)
         y, metrics, per_class = np.concatenate(labels), dict[str, float](), dict[str, Any]()
         members = [y == k for k in range(classes)]
         for key, right in outcomes.items():
@@ -225,8 +221,8 @@ class Evaluation:
 
     def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
         """DataError if x_adv (float64) leaves bounds or ball by more than rounding to ``bits``."""
-        name, shape = f"x_adv of {key}", x.shape
-        expect(x_adv.shape == shape, f"{name} must have the shape {shape}, got {x_adv.shape}")
+        name = f"x_adv of {key}"
+        expect(x_adv.shape == x.shape, f"{name} must have the shape {x.shape}, got {x_adv.shape}")
         (low, high), eps, norm = self.threat.bounds, self.threat.eps, self.threat.norm
         d, order = (x_adv - x).reshape(len(x), -1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
         # Four ulps per entry; attacks on float64 may compute in float32.

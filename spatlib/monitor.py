@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .config import TrainConfig, check_length
+from .config import TrainConfig
 from .data import as_array
 from .engines import Rows
-from .errors import expect, warn_of_holes
+from .errors import expect, require, warn_of_holes
 from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
@@ -41,14 +41,14 @@ class Monitor:
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
 
     def __post_init__(self) -> None:
-        # The column of the history that is highest in the best epoch: without attack clean
-        # accuracy, as the robust one is best before training.
+        # What is highest in the best epoch: without attack robustness is best before training.
         self.measure = CLEAN if self.ordinary else ROBUST
         self.label = STANDARD if self.ordinary else "SPAT"
 
     def progress(self, steps: int) -> Any:
         """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""
-        check_length(self.training.schedule, steps)
+        schedule, what = self.training.schedule, "be 'constant' for data without a len()"
+        require(steps > 0 or schedule == "constant", "schedule", what, schedule)
         hidden = None if self.training.progress else True  # None: shown in a terminal only
         return tqdm(total=steps or None, desc=self.label, unit="step", leave=False, disable=hidden)
 
@@ -62,10 +62,9 @@ class Monitor:
         if not all(np.array_equal(as_array(a), as_array(b)) for a, b in zip(*looks, strict=True)):
             what = "passes through its data differ (persistent workers, generators of its own)"
             warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
-        if self.run is None or not history:
-            return
-        self.run.write_history(history)  # the process may have ended before it wrote the last one
-        if best_epoch(history, self.measure) is not None:
+        if self.run is not None and history:
+            self.run.write_history(history)  # the process may have ended before the last one
+        if self.run is not None and best_epoch(history, self.measure) is not None:
             self.best_weights, path = self.run.read(BEST), self.run.directory / BEST
             lost = f"{path}, the weights of the best epoch, is missing: put it back"
             expect(self.best_weights is not None, lost)
@@ -83,8 +82,8 @@ class Monitor:
         if self.run is not None and self._rows:
             self.run.write_history(self._rows)
             self._rows = []
-        number, self.signal = self.signal, None
-        if number is not None:
+        if number := self.signal:
+            self.signal = None
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def epoch(
@@ -94,14 +93,19 @@ class Monitor:
         warn_of_holes(history[-1].get("hole_rate", 0.0), f" of epoch {len(history)}")
         if self.validate is not None:
             history[-1].update(self.validate(model))
-            if len(history) > self.training.eps_warmup:
-                _warn_of_collapse(history)
-        best = best_epoch(history, self.measure) == history[-1]["epoch"]
-        if best:
+            *earlier, last = history
+            robust, single = (max((r[k] for r in earlier), default=0.0) for k in (ROBUST, SINGLE))
+            # Robust to one step only (Wong et al. 2020, arXiv:2001.03994).
+            collapsed = last[ROBUST] < COLLAPSE * robust and last[SINGLE] >= single
+            if collapsed and len(history) > self.training.eps_warmup:
+                what = f"{last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
+                text = f"catastrophic overfitting in epoch {last['epoch']:g}, accuracy {what}"
+                warnings.warn(f"{text}: take more or smaller steps", RuntimeWarning, stacklevel=2)
+        if best_epoch(history, self.measure) == history[-1]["epoch"]:
             self.best_weights = (averaged or weights)()
-        if self.run is not None:
-            if best and self.best_weights is not None:
+            if self.run is not None:
                 self.run.write(BEST, self.best_weights)
+        if self.run is not None:
             self.run.write(LAST, weights())
             if averaged is not None:
                 self.run.write(EMA, averaged())
@@ -144,13 +148,3 @@ def show(bar: Any, step: int, row: Mapping[str, float]) -> None:
     """Move the bar to this step, with measures of its epoch beside it."""
     bar.update(step - bar.n)
     bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
-
-
-def _warn_of_collapse(history: Rows) -> None:
-    """Catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994): robust to one step only."""
-    *earlier, last = history
-    robust, single = (max((row[name] for row in earlier), default=0.0) for name in (ROBUST, SINGLE))
-    if last[ROBUST] < COLLAPSE * robust and last[SINGLE] >= single:
-        what = f"accuracy is {last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
-        text = f"catastrophic overfitting in epoch {last['epoch']:g}: {what}; take more or smaller"
-        warnings.warn(f"{text} attack steps, or a smaller lr", RuntimeWarning, stacklevel=2)

@@ -12,33 +12,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from .errors import ConfigError, checked, require
+from .errors import checked, require
 
 Shape = Sequence[int]
 Numbers = Sequence[float] | None
 
 
 class Layout(NamedTuple):
-    """The layers between normalisation and logits, and the fewest pixels per side they take.
-
-    Weights begin uniform in +-1 / sqrt(fan_in); with ``he`` those of convolutions normal with
-    variance 2 / fan_out (He et al. 2015) and all biases at 0.
-    """
+    """The layers between normalisation and logits. Weights begin uniform in +-1 / sqrt(fan_in)."""
 
     layers: list[tuple[Any, ...]]
-    least: int = 1
-    he: bool = True
+    least: int = 1  # pixels per side
+    he: bool = True  # convolutions begin normal, variance 2 / fan_out (He et al. 2015), biases at 0
 
     def check(self, shape: Shape, classes: int, mean: Any, std: Any, channels_first: bool) -> None:
         """ConfigError unless there is such a network for images of this shape."""
         checked("classes", classes, 2)
         sides, axis = (shape[1:], 0) if channels_first else (shape[:-1], -1)
-        if len(shape) != 3 or min(sides) < self.least:
-            raise ConfigError(
-                f"shape must be {'(C, H, W)' if channels_first else '(H, W, C)'} of at least "
-                f"{self.least} x {self.least} pixels, got {tuple(shape)}: add a channel axis, "
-                "enlarge the images, or pass a network of your own"
-            )
+        layout, fits = "CHW" if channels_first else "HWC", len(shape) == 3
+        what = f"be ({', '.join(layout)}) of at least {self.least} x {self.least} pixels"
+        require(fits and min(sides) >= self.least, "shape", what, tuple(shape))
         what = f"be {shape[axis]} numbers, one per channel (those of these data, or None for both)"
         for name, values in (("mean", mean), ("std", std)):
             if mean is not None or std is not None:

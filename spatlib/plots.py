@@ -32,10 +32,7 @@ def curves(history: list[dict[str, float]]) -> bytes:
 
 
 def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
-    """Image, mask (if there is one), perturbation and perturbed image, a row per example.
-
-    Of :func:`spatlib.evaluate.attacked_examples` on images; ``bounds`` are black and white.
-    """
+    """A row for each of :func:`spatlib.evaluate.attacked_examples`; ``bounds``: black and white."""
     d, lower, width = examples["x_adv"] - examples["x"], bounds[0], bounds[1] - bounds[0]
     size = np.maximum(np.abs(d).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     columns = {"label {y}, predicted {clean}": (examples["x"] - lower) / width}
@@ -47,10 +44,7 @@ def sheet(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
 
 
 def drift(examples: dict[str, Any], bounds: tuple[float, float]) -> bytes:
-    """Image, and what the training attack and PGD made of it, with what the judge reads.
-
-    Of :func:`spatlib.audit.compare_attacks` on images; ``bounds`` are black and white.
-    """
+    """A row for each of :func:`spatlib.audit.compare_attacks`; ``bounds``: black and white."""
     shown = {"label {y}": "x", "training attack, judged {training read}": "training x_adv"}
     shown["pgd attack, judged {pgd read}"] = "pgd x_adv"
     width = bounds[1] - bounds[0]
@@ -78,6 +72,5 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file := io.BytesIO(), format="png", dpi=110)
     return file.getvalue()

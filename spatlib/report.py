@@ -1,7 +1,7 @@
 """The accuracies of a model under attack: what is reported, how sure it is, and how it prints."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from io import BytesIO
 from typing import Any
 
@@ -24,8 +24,7 @@ class Report:
         restarts: Random restarts of each named attack.
         per_class: The metrics on the examples of each class, NaN where there are none.
         attacks: What the named attacks are called in print; others go by their key.
-        broken: Share of examples at which logits or gradients were not finite: such logits count
-            as wrong, but an attack without gradients finds little.
+        broken: Share of examples with logits (they count as wrong) or gradients not finite.
         outcomes: Booleans (N,) by metric, True where an example is correct; not in JSON.
         x_adv: Arrays (N, ...) by attack, if asked for: of each example the first x' that is not
             correct (the input, where that is not), else the last one tried; not in JSON.
@@ -47,25 +46,17 @@ class Report:
         return {name: wilson(round(p * self.count), self.count) for name, p in self.metrics.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values, None for NaN, with the intervals; see :meth:`from_json`."""
+        """As plain values, None for NaN, with the intervals."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
         own = {k: [None if p != p else p for p in row] for k, row in self.per_class.items()}
-        plain = asdict(replace(self, outcomes={}, x_adv={}))
-        del plain["outcomes"], plain["x_adv"]
-        return plain | {"per_class": own, "interval": self.interval}
+        return plain | {"threat": asdict(self.threat), "per_class": own, "interval": self.interval}
 
     def as_npz(self) -> bytes:
         """The content of a .npz file: ``outcomes_pgd20`` and so on, ``x_adv_pgd20`` if kept."""
-        arrays: dict[str, Any] = {f"outcomes_{key}": v for key, v in self.outcomes.items()}
-        arrays |= {f"x_adv_{key}": v for key, v in self.x_adv.items()}
+        kinds = {"outcomes": self.outcomes, "x_adv": self.x_adv}
+        arrays: Any = {f"{kind}_{key}": v for kind, of in kinds.items() for key, v in of.items()}
         np.savez(file := BytesIO(), **arrays)
         return file.getvalue()
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Report":
-        """The report with these values of :meth:`as_json`."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        own = {k: [math.nan if p is None else p for p in v] for k, v in values["per_class"].items()}
-        return cls(**known | {"per_class": own, "threat": Threat(**values["threat"])})
 
     def __str__(self) -> str:
         return table({"model": self}, self)

@@ -43,10 +43,9 @@ class Run:
     weights after the last epoch, after that of the best robust validation accuracy, averaged;
     ``checkpoint.safetensors``: what training goes on from.
 
-    ``settings`` is what config.json holds, or is to hold; empty if there is no run. ``resume`` goes
-    on with a run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when
-    training begins. ConfigError if a run is there and neither was asked for, or files of these
-    names that no run of this format wrote: they are never touched.
+    ``settings`` is what config.json is to hold; empty if there is no run. ``resume`` goes on with a
+    run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when training
+    begins. ConfigError if a run is there and neither was asked for, or files of others.
     """
 
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -89,8 +88,7 @@ class Run:
         """Delete what this run replaces, write the settings; the checkpoint to go on from."""
         checkpoint = self.read(CHECKPOINT) if self.resumed else None
         lost = self.resumed and checkpoint is None and len(self.history()) > 0
-        missing = f"{self.directory / CHECKPOINT} is missing beside {METRICS}"
-        expect(not lost, f"{missing}: put it back, or begin a new run")
+        expect(not lost, f"{self.directory / CHECKPOINT} is missing beside {METRICS}: put it back")
         if self.parent is not None:
             self.parent.begin()
         for place in self._old:

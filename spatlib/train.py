@@ -177,8 +177,7 @@ def _fit(
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan.device)
-    ordinary = label == STANDARD
-    if ordinary:  # there is no attack that could grow
+    if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
@@ -204,11 +203,9 @@ def _check_whole(recipe: Recipe, named: bool, **given: Any) -> None:
     """ConfigError if what is given would drop other settings of the recipe."""
     passed = [name for name, value in given.items() if value is not None]
     what = f"{' and '.join(passed)} would drop settings of the recipe for {recipe.data!r}"
-    how = "change those that you mean, recipe=RECIPES[...].change(steps=20, epochs=5)"
-    if passed and named:
-        raise ConfigError(f"{what}: {how}")
-    if len(passed) == 1:
-        raise ConfigError(f"{what}: {how}, or pass both config and training")
+    if len(passed) == 1 or (passed and named):
+        both = "" if named else ", or pass both config and training"
+        raise ConfigError(f"{what}: use recipe=RECIPES[...].change(steps=20, epochs=5){both}")
 
 
 def _recipe_of(run: Run, **passed: Any) -> Recipe:
@@ -225,8 +222,8 @@ def _recipe_of(run: Run, **passed: Any) -> Recipe:
 
 def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[str, Any]:
     """What builds the network of this name, for the shape and the classes of the data."""
-    parts = (dataset.train, dataset.validation, dataset.test)
-    labels = [as_array(part[1]) for part in parts if is_pair(part)]
+    parts = filter(is_pair, (dataset.train, dataset.validation, dataset.test))
+    labels = [as_array(y) for _, y in parts]
     counted = all(y.dtype.kind in "iu" or y.ndim == 2 for y in labels)
     expect(counted, "y must hold class indices to count the classes of: cast it to integers")
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1

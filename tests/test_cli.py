@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import RECIPES, Report, SPATConfig, TrainConfig, load_data, plots
+from spatlib import RECIPES, SPATConfig, TrainConfig, load_data, plots
 from spatlib.cli import main
 from spatlib.runs import EVALUATION, Run
 
@@ -38,7 +37,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 @BACKENDS
-def test_train_evaluate_show_compare(
+def test_train_evaluate_show(
     framework: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -59,10 +58,6 @@ def test_train_evaluate_show_compare(
         epochs=2, batch_size=128, lr=0.05, seed=3, validation=100, patience=5, progress=False
     )
 
-    code, _, error = run("compare", directory)
-    assert code == 2
-    assert "spatlib evaluate" in error
-
     code, out, error = run("evaluate", directory, "--attacks", "pgd", "--steps", "20")
     assert code == 0, error
     (report,) = lines(out)
@@ -72,8 +67,8 @@ def test_train_evaluate_show_compare(
     assert len(report["per_class"]["pgd20"]) == 10
     low, high = report["interval"]["clean"]
     assert low < report["metrics"]["clean"] < high
-    again = json.loads(json.dumps(Report.from_json(report).as_json()))
-    assert {k: report[k] for k in again} == again
+    assert (report["measured_on"], report["seed"]) == ("test", 0)
+    assert json.loads((directory / EVALUATION).read_bytes()) == report
 
     code, out, error = run("show", directory, "--count", "3")
     assert code == 0, error
@@ -81,21 +76,10 @@ def test_train_evaluate_show_compare(
     assert [picture.name for picture in pictures] == ["curves.png", "sheet.png"]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
-    code, out, error = run("compare", directory, directory)
-    assert code == 0, error
-    facts = {k: v for k, v in report.items() if k not in ("weights", "seed", "measured_on")}
-    assert json.loads(out) == {str(directory): facts}
-    assert (report["measured_on"], report["seed"]) == ("test", 0)
-
-    shutil.copytree(directory, other := tmp_path / "other")
-    (other / EVALUATION).write_text(json.dumps({**report, "count": 449}), encoding="utf-8")
-    code, _, error = run("compare", directory, other)
-    assert code == 2
-    assert "measured alike" in error
     quick = ("--attacks", "pgd", "--limit", "20", "--eps", "1/255", "--keep")
-    code, out, error = run("evaluate", other, *quick)
+    code, out, error = run("evaluate", directory, *quick)
     assert code == 0, error
-    with np.load(other / "evaluation.npz", allow_pickle=False) as arrays:
+    with np.load(directory / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["outcomes_pgd20"].mean() == lines(out)[0]["metrics"]["pgd20"]
         moved = np.abs(arrays["x_adv_pgd20"] - arrays["x_adv_clean"]).max()
     assert 0 < moved <= 1 / 255 + 1e-6

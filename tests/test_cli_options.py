@@ -92,7 +92,6 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("train --mask.keep 3/2", ("keep must be a number in (0, 1]",)),
         ("train mnist --no-mask --mask.keep 1/2", ("--no-mask", "keep")),
         ("train mnist --epochs 3 --eps-warmup 3", ("eps_warmup must be below epochs (3)",)),
-        ("compare", ("measured alike",)),
     ],
 )
 def test_bad_input_is_said_in_a_sentence(
@@ -154,7 +153,7 @@ def test_every_setting_is_an_option_with_the_default_of_the_recipe(
 def test_help_names_the_recipes_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"• {name} " in helped(capsys, "train") for name in RECIPES)
     text = helped(capsys)
-    for name in ("train", "evaluate", "audit", "show", "compare", "recipes"):
+    for name in ("train", "evaluate", "audit", "show", "recipes"):
         assert f"• {name} " in text
     for option in ("--weights", "--attacks", "--restarts", "--eps", "--limit", "--data-dir"):
         assert f"{option} " in helped(capsys, "evaluate")

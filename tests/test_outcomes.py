@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import spatlib
-from spatlib import ConfigError, Report, Threat
+from spatlib import ConfigError, Threat
 from spatlib.core.ops import Array, Ops
 from spatlib.evaluate import Evaluation
 
@@ -105,13 +105,12 @@ def test_several_radii_give_a_report_each() -> None:
         report("torch", eps=[-1])
 
 
-def test_reports_of_before_can_be_read_and_arrays_stay_out_of_json() -> None:
+def test_arrays_stay_out_of_json() -> None:
     found = report("torch")
     values = json.loads(json.dumps(found.as_json()))
     assert not {"outcomes", "x_adv"} & set(values)
-    assert Report.from_json(values) == found
-    del values["broken"], values["metrics"]["worst"]
-    assert Report.from_json(values).metrics["pgd2"] == found.metrics["pgd2"]
+    assert values["metrics"] == found.metrics
+    assert values["broken"] == found.broken
     with np.load(io.BytesIO(found.as_npz()), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["outcomes_worst"], found.outcomes["worst"])
         np.testing.assert_array_equal(arrays["x_adv_pgd2"], found.x_adv["pgd2"])

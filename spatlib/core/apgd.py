@@ -13,8 +13,7 @@ RISING = 0.75  # rho: the share of steps that have to raise the loss
 # p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), in hundredths of all steps.
 CHECKED = (0, 22, 41, 57, 70, 80, 87, 93, 99)
 
-Point: TypeAlias = tuple[Array, ...]
-"""Arrays that belong to one d (N, ...), such as f there and the gradient of f."""
+Point: TypeAlias = tuple[Array, ...]  # what belongs to one d (N, ...), such as f there
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -33,15 +32,9 @@ def auto_ascend(
     so far, if (1) fewer than 3/4 of the steps since the last checkpoint raised f, or (2) s was
     not halved at the last checkpoint and the best f is still what it was there.
 
-    Args:
-        look: At d (N, ...): f (N,), its gradient (N, ...), and booleans (N,): whether the label
-            stands, and whether all numbers were finite. Called once more than ``steps``.
-        d: The start, inside the feasible set.
-        allowed: The feasible set, of norm Linf or L2.
-
-    Returns:
-        The d of each example at which its label fell first, else that of its largest f; and
-        whether the label stood, and all numbers were finite, at every d on the way.
+    ``look`` says of d (N, ...) what f (N,) and its gradient are, and in booleans (N,) whether the
+    label stands and all numbers are finite. Returns the d of each example at which its label fell
+    first, else that of its largest f; and whether both held at every d on the way, from the first.
     """
     each = (slice(None), *(None,) * len(example_axes(d)))  # (N,) -> (N, 1, ..., 1)
     ends, project = checkpoints(steps), allowed.project
@@ -74,10 +67,9 @@ def auto_ascend(
         return number, size, halved, rises, mark, at, points, fallen, stands, sound
 
     value, grad, stands, sound = look(d)
-    value = value[each]
+    begin = (d, value[each], grad)
     zero = 0 * ops.cast(stands, like=value)[each]  # a loss that is not a number would give others
-    begin = (d, value, grad)
     first = zero + 2 * allowed.threat.eps
-    state = (zero, first, zero, zero, value, d, (begin, begin), d, stands, sound)
+    state = (zero, first, zero, zero, value[each], d, (begin, begin), d, stands, sound)
     *_, (_, best), fallen, stands, sound = ops.repeat(move, steps, state)
     return ops.where(stands[each], best[0], fallen), stands, sound

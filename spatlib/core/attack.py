@@ -12,8 +12,7 @@ from .mask import Vjp, shared_mask
 from .ops import Array, Ops, example_axes, rivals
 from .target import TARGETS, ascent, finite, objective, stalled
 
-AUTO = ("apgd-ce", "apgd-t")
-PARTS = {"apgd": AUTO}  # attacks that one name stands for
+PARTS = {"apgd": ("apgd-ce", "apgd-t")}  # attacks that one name stands for
 
 
 class Adversarial(NamedTuple):
@@ -50,15 +49,13 @@ def adversarial(
     mask: Array | None,
     draws: Draws,
 ) -> Adversarial:
-    """Projected gradient ascent inside B(x, m); see docs/method.md.
+    """Projected gradient ascent inside B(x, m) from x (N, ...) in bounds; see docs/method.md.
 
-    ``one_hot`` takes logits to the label (N, K); x (N, ...) is in ``config.bounds``. ``start`` is
-    the first perturbation, before it is projected (None: drawn), ``mask`` the budget per pixel
-    (None: that of ``config.mask``).
+    ``one_hot`` takes logits to the label (N, K). ``start`` is the first perturbation, before it is
+    projected (None: drawn), ``mask`` the budget per pixel (None: that of ``config.mask``).
     """
     start = random_start(ops, ops.widen(x), config, draws) if start is None else start
-    clean, trades = None, config.loss == "trades"
-    lost, passes = 0.0, config.steps
+    clean, lost, passes, trades = None, 0.0, config.steps, config.loss == "trades"
     if mask is None and config.mask is not None and config.masked:
         mask, clean, lost = shared_mask(ops, x, vjp, one_hot, config.mask, draws)
         passes += 1
@@ -92,12 +89,9 @@ def survivors(
 ) -> dict[str, Verdict]:
     """The verdicts by metric: after the clean input, the start and the end of all runs.
 
-    Args:
-        predict: x -> logits (N, K).
-        named: By metric the name of :func:`spatlib.core.target.objective`, or "apgd" for both.
-        threat: Of :func:`spatlib.config.plain_pgd`: full eps, hard labels, no mask.
-        batch: x (N, ...), its logits and its one-hot labels (N, K).
-        starts: The first perturbation (N, ...) of each restart, before it is projected.
+    ``predict`` takes x to the logits (N, K), ``named`` has the :func:`objective` (or "apgd") by
+    metric, ``batch`` x (N, ...), its logits and one-hot labels (N, K), and ``starts`` the first
+    perturbation (N, ...) of each restart, before it is projected.
     """
     x, clean, label = batch
     allowed = FeasibleSet(ops, x, threat)
@@ -116,7 +110,7 @@ def survivors(
             _, grad, _, fine = look(d)
             return allowed.step(d, grad, threat.alpha), sound & fine
 
-        if name in AUTO:
+        if name in PARTS["apgd"]:
             d, right, sound = auto_ascend(ops, look, d, allowed, threat.steps)
         else:
             d, sound = ops.repeat(climb, threat.steps, (d, verdict[1]))

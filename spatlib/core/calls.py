@@ -16,10 +16,7 @@ from .ops import Array
 from .target import outer_loss
 
 Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
-GIVEN = {  # the range of what a user may pass beside x, and what to do if it is outside
-    "start": ((-math.inf, math.inf), "look at where it comes from"),
-    "mask": ((0.0, 1.0), "give each pixel its share of eps"),
-}
+GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0)}  # what a user may pass: its range
 _locks: Any = WeakKeyDictionary()
 
 
@@ -32,18 +29,12 @@ class Calls(NamedTuple):
     """The public functions of an engine, over what its framework does in its own way.
 
     With ``validate`` (or ``check``) values are looked at, which reads them on the host.
-
-    Attributes:
-        ops: The module of :class:`spatlib.core.ops.Ops`, which has more for batches: check_model,
-            as_tensor, prepare, one_hot, check_label_values, extremes and detach.
-        attacking: A context, of model, x, config, random source and start, in which the model is
-            set up for an attack; it gives the core's vjp and draws.
-        forward: (model, x) -> logits (N, K) for the outer loss.
     """
 
-    ops: Any
+    ops: Any  # with functions of batches too, such as prepare
+    # Of model, x, config, random source and start: the model set up, the core's vjp and draws.
     attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
-    forward: Callable[[Any, Array], Array]
+    forward: Callable[[Any, Array], Array]  # (model, x) -> logits (N, K) for the outer loss
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
         """See ``perturb`` of the engine."""
@@ -108,11 +99,11 @@ class Calls(NamedTuple):
         """The user's start or mask, clipped to its range."""
         if value is None:
             return None
-        ops, (bounds, advice) = self.ops, GIVEN[name]
+        ops, bounds = self.ops, GIVEN[name]
         value = ops.cast(ops.as_tensor(name, value), like=ops.widen(x))
         check_same_shape(name, value, x)
         if validate:
-            check_range(ops.extremes(value), bounds, name, advice)
+            check_range(ops.extremes(value), bounds, name, "look at where it comes from")
         return ops.clip(value, *bounds)
 
     def _label(self, y: Array, check: bool) -> Callable[[Array], Array]:

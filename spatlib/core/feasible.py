@@ -30,9 +30,8 @@ class Draws(Protocol):
 class FeasibleSet:
     """B(x, m) = {d : ||d||_norm <= eps, |d_i| <= m_i eps, lo <= x + d <= hi}, per example.
 
-    The inputs x (N, ...) are inside ``threat.bounds``, the mask m in [0, 1] is broadcastable to x
-    (None: all ones). ``lower`` and ``upper`` are the box, shaped like x; it encloses 0. All is
-    computed in float32 at least; x' is in the dtype of the inputs.
+    The inputs x (N, ...) are in ``threat.bounds``, the mask in [0, 1] broadcasts to x (None: ones);
+    all is computed in float32 at least, x' is in the dtype of the inputs.
     """
 
     def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
@@ -62,28 +61,25 @@ class FeasibleSet:
         return self.project(move)
 
     def at(self, d: Array) -> Array:
-        """x' = x + d, clipped to the bounds against rounding."""
-        moved = self.ops.clip(self.x + d, *self.threat.bounds)
-        return moved if self.inputs is self.x else narrowed(self.ops, moved, self.inputs)
-
-
-def narrowed(ops: Ops, moved: Array, x: Array) -> Array:
-    """``moved`` in the lower precision of x: a number next to it that is no further from x."""
-    wide, bits = ops.widen(x), ops.mantissa_bits(x)
-    shift = 2.0 ** (ops.mantissa_bits(moved) - bits) * moved
-    near = moved + shift - shift  # rounded: a cast and its inverse are nothing to some compilers
-    # Less than 3/2 of a spacing, below a power of 2 too: the cast then goes to the next number.
-    back = 5 / 8 * 2.0 ** (1 - bits) * ops.sign(near - wide) * ops.abs(near)
-    further = ops.abs(near - wide) > ops.abs(moved - wide)
-    return ops.cast(ops.where(further, near - back, near), like=x)
+        """x' = x + d, clipped; in lower precision a number next to it that is no further from x."""
+        ops, x = self.ops, self.x
+        moved = ops.clip(x + d, *self.threat.bounds)
+        if self.inputs is x:
+            return moved
+        bits = ops.mantissa_bits(self.inputs)
+        shift = 2.0 ** (ops.mantissa_bits(moved) - bits) * moved
+        near = moved + shift - shift  # rounded: some compilers drop a cast and its inverse
+        # Less than 3/2 of a spacing, below a power of 2 too: the cast then goes to the next number.
+        back = 5 / 8 * 2.0 ** (1 - bits) * ops.sign(near - x) * ops.abs(near)
+        further = ops.abs(near - x) > ops.abs(moved - x)
+        return ops.cast(ops.where(further, near - back, near), like=self.inputs)
 
 
 def direction(ops: Ops, grad: Array, norm: str) -> Array:
-    """The step of unit length towards a larger <grad, d>; a zero gradient gives zero.
+    """The step of unit length towards a larger <grad, d> per example; 0 of a zero gradient.
 
-    Of each example of (N, ...) by itself. Linf: the sign. L2: grad / ||grad||. L1: the sign on the
-    n = max(1, floor(D/20 + 1/2)) largest of D entries and all that tie with the n-th, scaled to
-    unit L1 norm.
+    Linf: the sign. L2: grad / ||grad||. L1: the sign on the n = max(1, floor(D/20 + 1/2)) largest
+    of D entries and all that tie with the n-th, scaled to unit L1 norm.
     """
     if norm == "Linf":
         return ops.sign(grad)
@@ -91,8 +87,7 @@ def direction(ops: Ops, grad: Array, norm: str) -> Array:
     if norm == "L2":
         # Relative to the largest entry, so that tiny gradients keep their direction.
         ray = grad / divisor(ops, ops.max(size, axis=axes, keepdims=True))
-        length = ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True))
-        return ray / divisor(ops, length)
+        return ray / divisor(ops, ops.sqrt(ops.sum(ray * ray, axis=axes, keepdims=True)))
     count = max(1, math.floor(example_size(grad) / L1_SHARE + 0.5))
     chosen = ops.where(size >= ops.kth_largest(size, count), ops.sign(grad), 0.0)
     length = ops.sum(ops.abs(chosen), axis=axes, keepdims=True)
@@ -114,21 +109,16 @@ def random_start(ops: Ops, x: Array, config: SPATConfig, draws: Draws) -> Array:
 def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str) -> Array:
     """A point drawn uniformly from the ball ||d||_norm <= eps.
 
-    Linf: eps (2u - 1). L2: a Gaussian direction times eps U^(1/D). L1: D exponentials with
-    random signs over the sum of D + 1 (Devroye 1986, ch. 5), so that the rest is the distance to
-    the sphere. ``draws`` (N, ...) are uniform in [0, 1), for L2 standard normal; U is ``radius``
-    (N, 1, ..., 1), uniform in [0, 1), not used for Linf.
+    Of ``draws`` (N, ...), uniform in [0, 1), for L2 normal, and U, the ``radius`` (N, 1, ..., 1).
+    Linf: eps (2u - 1). L2: a Gaussian direction times eps U^(1/D). L1: D exponentials with random
+    signs over the sum of D + 1 (Devroye 1986, ch. 5): the rest is the distance to the sphere.
     """
     if norm == "Linf":
         return eps * (2 * draws - 1)
     if norm == "L2":
         return eps * radius ** (1 / example_size(draws)) * direction(ops, draws, "L2")
     signed = 2 * draws - 1
-    sizes = _exponential(ops, ops.abs(signed))
-    total = ops.sum(sizes, axis=example_axes(sizes), keepdims=True) + _exponential(ops, radius)
+    # 1 - |signed| is 0 where a draw was exactly 0: 2^-24 is positive even in float16.
+    sizes, rest = (-ops.log(ops.maximum(1 - u, 2.0**-24)) for u in (ops.abs(signed), radius))
+    total = ops.sum(sizes, axis=example_axes(sizes), keepdims=True) + rest
     return eps * ops.sign(signed) * (sizes / total)
-
-
-def _exponential(ops: Ops, uniform: Array) -> Array:
-    # 1 - uniform is 0 where a signed draw was exactly -1: 2^-24 is positive even in float16.
-    return -ops.log(ops.maximum(1 - uniform, 2.0**-24))

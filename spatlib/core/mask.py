@@ -16,11 +16,9 @@ from .feasible import Draws
 from .ops import Array, Ops, divisor, example_axes, example_size, rivals
 from .target import finite
 
+# x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x. Called with many=True
+# where pull is called several times, each time with last=False.
 Vjp: TypeAlias = Callable[..., tuple[Array, Callable[..., Any]]]
-"""x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x.
-
-Called with ``many=True`` where pull is called several times, each time with ``last=False``.
-"""
 
 
 class Score(NamedTuple):
@@ -47,13 +45,12 @@ def shared_mask(
         holes = ops.max(zeros, axis=example_axes(zeros))
         return finish(ops, state, config.keep, config.floor), None, holes
     logits, pull = vjp(x, many=True)
-    label = one_hot(logits)
+    label, probes = one_hot(logits), config.score == "rms"
     classes = int(label.shape[1])
     count = config.classes or classes
     expect(count <= classes, f"classes of the mask must be at most {classes}, got {count}")
-    every = config.score != "rms" and count == classes
+    every = not probes and count == classes
     if not every:
-        probes = config.score == "rms"
         rows = draws.signs(label, config.probes) if probes else draws.classes(label, count)
 
     def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
@@ -96,15 +93,14 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
     """Fold in one more gradient: of a class's centred logit, or of a probe (``rms``).
 
     ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, over the classes with some
-    saliency. ``rms``: the sum over probes of the squared gradient, summed over channels. (A mean
-    over as many classes or probes, and its root, rank the pixels of an example alike.)
+    saliency; ``rms``: the sum over probes of the squared gradient. (Means and roots rank alike.)
     """
     s = _pixels(ops, ops.abs(grad), axis)
     reach = ops.maximum(state.reach, s)
     if score == "rms":
         # In units of the largest entry so far: the squares of tiny gradients would vanish.
-        largest = ops.max(ops.abs(grad), axis=example_axes(grad), keepdims=True)
-        largest = ops.maximum(state.scale, largest)
+        entry = ops.max(ops.abs(grad), axis=example_axes(grad), keepdims=True)
+        largest = ops.maximum(state.scale, entry)
         unit = divisor(ops, largest)
         old, new = state.scale / unit, grad / unit
         return Score(state.score * old * old + _pixels(ops, new * new, axis), largest, reach)

@@ -29,8 +29,7 @@ def log_softmax(x: Array) -> Array:
 
 
 def logsumexp(x: Array) -> Array:
-    top = np.max(x, axis=1, keepdims=True)
-    return np.log(np.sum(np.exp(x - top), axis=1)) + np.ravel(top)
+    return np.logaddexp.reduce(x, axis=1)
 
 
 def argmax_one_hot(x: Array) -> Array:
@@ -38,8 +37,7 @@ def argmax_one_hot(x: Array) -> Array:
 
 
 def kth_largest(x: Array, k: int) -> Array:
-    flat = x.reshape(len(x), example_size(x))
-    kth = np.partition(flat, flat.shape[1] - k, axis=1)[:, flat.shape[1] - k]
+    kth = np.partition(x.reshape(len(x), example_size(x)), -k, axis=1)[:, -k]
     return kth[(..., *(None,) * len(example_axes(x)))]
 
 

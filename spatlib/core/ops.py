@@ -1,27 +1,23 @@
 """What the core needs of an array framework.
 
-One plain module per framework implements :class:`Ops` (``spatlib.core.numpy_ops``,
-``spatlib_torch.ops``, ``spatlib_tf.ops``). Arithmetic and comparisons are operators. The first
-axis is the batch; its size need not be known. What ``sign``, ``where`` and the arithmetic return
-is new memory. Functions never update an argument in place, never read a value back to the host,
-and never branch on one. Gradients and random numbers are not here: they belong to the engines.
+One plain module per framework implements :class:`Ops`; arithmetic and comparisons are operators.
+The first axis is the batch, whose size need not be known. What ``sign``, ``where`` and arithmetic
+return is new memory. Functions never update an argument in place, read a value back to the host or
+branch on one. Gradients and random numbers belong to the engines.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-Array: TypeAlias = Any
-"""An array of the framework behind ``ops``."""
-
+Array: TypeAlias = Any  # of the framework behind ops
 Axes: TypeAlias = int | tuple[int, ...]
 
 
 class Ops(Protocol):
     """The primitives; ``axis`` counts from 0 and reductions keep their axes when asked."""
 
-    CHANNEL_AXIS: int
-    """Where images have their channels: 1 or -1."""
+    CHANNEL_AXIS: int  # where images have their channels: 1 or -1
 
     def abs(self, x: Array) -> Array: ...
     def sign(self, x: Array) -> Array: ...
@@ -46,8 +42,7 @@ class Ops(Protocol):
     ) -> tuple[Array, ...]:
         """``state = body(*state)``, so many times; shapes and dtypes stay the same.
 
-        It may end earlier where all of ``done(*state)`` holds, if asking is free (eagerly on a
-        CPU); more rounds must do no harm.
+        Or until all of ``done(*state)`` holds, where asking is free; more rounds must do no harm.
         """
 
 

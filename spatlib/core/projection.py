@@ -25,12 +25,11 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     """Solve ||clip(s d)|| = eps for s in (0, 1].
 
     As a function of q = (s max|d| / eps)^2 the squared norm f, in units of eps^2, is concave and
-    piecewise linear. A chord through a point on either side of the root ends at or above it, and
-    the line through two points above it, prolonged, at or below it: cheap rounds that as a rule
-    end within rounding. Where walls follow each other closely they do not, and Newton's method
-    takes over: its step from anywhere lands at or below the root, and is exact from the root's own
-    linear piece. If a step from below does not pass the middle of the bracket (in the logarithm),
-    the next one leaves from there: each wall might free just enough room to meet the next.
+    piecewise linear. A chord through a point on either side of the root ends at or above it, the
+    line through two points above it at or below it: cheap rounds that as a rule end within
+    rounding. Where walls follow each other closely Newton's method takes over: its step lands at or
+    below the root, exactly from the root's own piece. If one from below does not pass the middle of
+    the bracket (in the logarithm), the next leaves from there: each wall might free just a little.
     """
     axes = example_axes(d)
 
@@ -46,13 +45,8 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 
     def meet(q: Array, low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
         f = total(ops.minimum(q * ray, wall))
-        above = f > 1
-        return (
-            ops.where(above, low, q),
-            ops.where(above, f_low, f),
-            ops.where(above, q, high),
-            ops.where(above, f, f_high),
-        )
+        above, ends = f > 1, ((low, q), (f_low, f), (q, high), (f, f_high))
+        return tuple(ops.where(above, one, other) for one, other in ends)
 
     def chords(low: Array, f_low: Array, high: Array, f_high: Array) -> tuple[Array, ...]:
         before, f_before = high, f_high
@@ -77,14 +71,12 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     inside = f_high == 0
     state = (zero, zero, end, f_high)
 
-    def near(f_low: Array, f_high: Array) -> Array:
+    def near(low: Array, f_low: Array, high: Array, f_high: Array) -> Array:
         return inside | (1 - f_low <= tolerance) | (f_high - 1 <= tolerance)
 
-    low, f_low, high, f_high = ops.repeat(
-        chords, CHORD_ROUNDS, state, lambda _, f_low, __, f_high: near(f_low, f_high)
-    )
+    low, f_low, high, f_high = state = ops.repeat(chords, CHORD_ROUNDS, state, near)
     q = ops.where(f_high - 1 < 1 - f_low, high, low)
-    met = near(f_low, f_high)
+    met = near(*state)
     low, high = ops.where(met, q, low), ops.where(met, q, high)
     low, _, _ = ops.repeat(newton, NEWTON_ROUNDS, (low, high, q), lambda low, high, _: high <= low)
     s = ops.where(inside, 1.0, ops.sqrt(low) * (eps / ops.where(inside, eps, largest)))

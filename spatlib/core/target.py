@@ -19,12 +19,10 @@ def ascent(
     a_n = min(a, max(b_y - p_y, 0) / (2 (b_y - 1/K))) per example, and 0 where b_y <= 1/K: then
     p_y - q_y <= max(p_y - b_y, 0), so ascent never raises the label of a one-hot b.
 
-    It is computed in the log domain, in units of exp(m), m the largest logarithm that takes part.
-    p - b sums to zero over the classes: its entry at the largest b_k is minus the sum of the
-    others, which is exact where 1 - p_k would round to 0.
-
+    Computed in units of exp(m), m the largest logarithm that takes part; p - b sums to zero, and
+    its entry at the largest b_k is minus the sum of the others: 1 - p_k would round to 0.
     ``base`` is log b (N, K) of the clean input (TRADES), or None for the one-hot ``label`` (N, K);
-    ``log_p`` the log-probabilities (N, K) at the current iterate, finite.
+    ``log_p`` the finite log-probabilities (N, K) at the iterate.
     """
     classes = int(label.shape[1])
     if base is None:
@@ -55,7 +53,9 @@ def stalled(ops: Ops, label: Array, log_p: Array, smoothing: float) -> Array:
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
-def objective(ops: Ops, name: str, logits: Array, label: Array, goal: Array) -> tuple[Array, Array]:
+def objective(
+    ops: Ops, name: str, logits: Array, label: Array, goal: Array = None
+) -> tuple[Array, Array]:
     """What an evaluation attack ascends, (N,), and its cotangent (N, K), up to a positive factor.
 
     - ``"margin"``: max over k != y of z_k, minus z_y (Carlini & Wagner 2017).

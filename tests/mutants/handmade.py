@@ -56,7 +56,7 @@ CORE: dict[str, Faults] = {
         ),
         "gradient at the input": ("logits, pull = vjp(allowed.at(d))", "logits, pull = vjp(x)"),
         "start ignored": ("draws) if start is None else start", "draws)"),
-        "result not clipped": ("found = allowed.at(d)", "found = x + d"),
+        "result not clipped": ("Adversarial(allowed.at(d),", "Adversarial(x + d,"),
     },
     "feasible": {
         "bounds forgotten": (
