@@ -23,10 +23,7 @@ PURPOSES = ("start", "radius", "mask")  # of a draw: each has a seed of its own
 def vjp(
     model: keras.Model, training: bool, x: Tensor, *, many: bool = False
 ) -> tuple[Tensor, Callable[..., Tensor]]:
-    """The logits at x, and the map from a cotangent (N, K) to the gradient in x.
-
-    With ``many`` the map can be called several times.
-    """
+    """The logits at x, and the map, once or ``many`` times, from cotangent to gradient in x."""
     with tf.GradientTape(persistent=many, watch_accessed_variables=False) as tape:
         tape.watch(x)
         logits = ops.logits_of(model, x, training=training)
@@ -53,12 +50,9 @@ def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = N
 
 
 class Draws(NamedTuple):
-    """See :class:`spatlib.core.feasible.Draws`; from a seed (2,), by stateless Philox.
+    """See :class:`spatlib.core.feasible.Draws`; alike eagerly, in a graph and under XLA."""
 
-    The numbers are the same eagerly, in a graph and under XLA.
-    """
-
-    seed: Tensor
+    seed: Tensor  # (2,), for stateless Philox
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
         # Of integers, as TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
@@ -91,10 +85,7 @@ def _split(seed: Tensor, number: int | Tensor) -> Tensor:
 
 @contextmanager
 def unmoved(model: keras.Model, foreign: bool = False) -> Iterator[None]:
-    """Put back what its layers assign when called, after ``foreign`` code all variables.
-
-    In either mode; another thread has to wait.
-    """
+    """Put back what layers assign when called (``foreign`` code: all); other threads wait."""
     with alone(model):
         variables = model.variables if foreign else model.non_trainable_variables
         before = [(v, tf.identity(v.value)) for v in variables]
@@ -189,12 +180,11 @@ def shared_mask(
 
     Its arguments are those of :func:`perturb`, all else is as in :func:`spatlib_torch.shared_mask`.
     """
-    batch, validate = (model, x, y, config), validate and tf.executing_eagerly()
-    return _calls.shared_mask(batch, generator, validate)
+    return _calls.shared_mask((model, x, y, config), generator, validate and tf.executing_eagerly())
 
 
 def survivors_of(
-    model: keras.Model, x: Tensor, y: Tensor, threat: SPATConfig, named: dict[str, str], starts: Any
+    model: keras.Model, threat: SPATConfig, named: dict[str, str], x: Tensor, y: Tensor, starts: Any
 ) -> dict[str, Verdict]:
     """See :func:`spatlib.core.attack.survivors`; ``starts`` are tensors (N, ...)."""
     with unmoved(model):

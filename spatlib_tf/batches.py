@@ -12,11 +12,12 @@ from spatlib.config import PADDING, Threat, TrainConfig, fold
 from spatlib.data import is_pair, length, pairs
 from spatlib.errors import ROUNDING, DataError, check_labels, check_range, only
 
-from .ops import extremes, prepare, sound
+from .ops import check_model, extremes, prepare, sound
 
 
-def batches(data: Any, size: int, threat: Threat, dtype: Any) -> Iterator[tuple[Any, Any]]:
+def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterator[tuple[Any, Any]]:
     """One pass over ``(x, y)`` of arrays, cut here, or over the user's batches: scaled, checked."""
+    check_model(model)
     if is_pair(data):
         inputs, labels = data
         parts = (slice(k, k + size) for k in range(0, len(inputs), size))
@@ -24,7 +25,7 @@ def batches(data: Any, size: int, threat: Threat, dtype: Any) -> Iterator[tuple[
     elif isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
         data = map(data.__getitem__, range(len(data)))
     for x, y in pairs(data):
-        yield prepare(scaled(x, threat.bounds, dtype), y, threat, validate=True)
+        yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
 
 
 def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
@@ -73,10 +74,7 @@ class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no t
 
 
 class Seen(keras.metrics.Metric):  # type: ignore[misc]
-    """Notes the first batch since its reset that is not as it should be; its result is an error.
-
-    Graphs cannot raise, so this waits on the device until somebody asks for the metrics.
-    """
+    """Notes the first bad batch since its reset; its result raises, as a graph cannot."""
 
     def __init__(self, bounds: tuple[float, float]) -> None:
         super().__init__(name="seen")
@@ -93,22 +91,20 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
         row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, classes)])
         lower, upper = self.bounds
         slack = ROUNDING * (upper - lower)
-        inside = (lower - slack <= low) & (high <= upper + slack)
-        fine = inside & (first >= 0) & (last < classes)
+        fine = (low >= lower - slack) & (high <= upper + slack) & (first >= 0) & (last < classes)
         self.bad.assign(tf.where(fine | (bad[0] > 0), bad, row))
 
-    def result(self) -> dict[str, Any]:
-        """Nothing that a log would show; DataError if it can be read and there was such a batch."""
-        if tf.executing_eagerly():
-            found, *row = self.bad.numpy().tolist()
-            if found:
-                number, low, high, *labels, classes = (v / found for v in row)  # replicas add up
-                try:
-                    check_range((low, high), self.bounds)
-                    check_labels(labels, int(classes))
-                except DataError as error:
-                    raise DataError(f"batch {number:g}: {error}") from None
-        return {}
+    def result(self, logs: Any = None) -> Any:
+        """The logs, with nothing to add; DataError if it can be read and there was such a batch."""
+        bad: Any = self.bad.numpy() if tf.executing_eagerly() else [0]
+        if bad[0]:
+            number, low, high, *labels, classes = bad[1:] / bad[0]  # replicas add up
+            try:
+                check_range((low, high), self.bounds)
+                check_labels(labels, int(classes))
+            except DataError as error:
+                raise DataError(f"batch {number:g}: {error}") from None
+        return {} if logs is None else logs
 
 
 def augment(x: Any, kind: str, lower: float, seed: Any) -> Any:

@@ -21,7 +21,6 @@ from . import attack, ops
 from .batches import as_dataset, batches
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
-from .ops import as_tensor, check_batch, check_device, check_model, logits_of, one_hot
 
 CHANNELS_FIRST = False
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
@@ -89,14 +88,13 @@ def survivors(
     model: keras.Model, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Any, int, dict[str, Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    check_device(device)
-    check_model(model)
+    ops.check_device(device)
     graph = _graphs.get(model) or cache(partial(_graph, model))
     threat, named = evaluation.threat, tuple(evaluation.named.items())
     classes, count = 0, 0
     with tf.device(device), attack.unmoved(model):
-        for x, y in batches(data, batch_size, threat, model.variable_dtype):
-            classes = check_batch(model, x, y, threat, classes)
+        for x, y in batches(model, data, batch_size, threat):
+            classes = ops.check_batch(model, x, y, threat, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
             starts, count = [tf.cast(start, x.dtype) for start in starts], count + len(x)
@@ -104,11 +102,11 @@ def survivors(
             found = graph(threat, named, len(starts), *specs)(x, y, starts)
             for key, call in evaluation.callables.items():
                 with attack.unmoved(model, foreign=True):
-                    x_adv = tf.cast(as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
+                    x_adv = tf.cast(ops.as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
                 before, after = (tf.cast(part, tf.float64).numpy() for part in (x, x_adv))
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                z = logits_of(model, x_adv)
-                found[key] = found["clean"].then(ops, x_adv, *judge(ops, z, one_hot(y, z)))
+                z = ops.logits_of(model, x_adv)
+                found[key] = found["clean"].then(ops, x_adv, *judge(ops, z, ops.one_hot(y, z)))
             yield y, classes, found
 
 
@@ -116,29 +114,25 @@ def _graph(
     model: keras.Model, threat: Any, named: tuple[tuple[str, str], ...], runs: int, x: Any, y: Any
 ) -> Any:
     """The named attacks as a graph (x, y, a start per restart) -> verdicts (N,), for any N."""
-
-    def judge(x: Any, y: Any, starts: Any) -> Any:
-        return attack.survivors_of(model, x, y, threat, dict(named), starts)
-
+    judge = partial(attack.survivors_of, model, threat, dict(named))
     # Without autograph, which would hide our errors behind its own.
     return tf.function(judge, input_signature=[x, y, [x] * runs], autograph=False)
 
 
 def check(model: keras.Model, data: Any, threat: Threat, device: str | None = None) -> None:
     """See :class:`spatlib.engines.Engine`."""
-    check_device(device)
-    check_model(model)
-    parts, classes = batches(data, 256, threat, model.variable_dtype), 0
+    ops.check_device(device)
+    parts, classes = batches(model, data, 256, threat), 0
     with tf.device(device):
         for x, y in islice(parts, None if is_pair(data) else 1):
-            classes = check_batch(model, x, y, threat, classes)
+            classes = ops.check_batch(model, x, y, threat, classes)
 
 
 def perturb(
     model: keras.Model, x: Any, y: Any, config: SPATConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """See :class:`spatlib.engines.Engine`."""
-    x, y = next(batches((x, y), len(x), config, model.variable_dtype))
+    x, y = next(batches(model, (x, y), len(x), config))
     source = keras.random.SeedGenerator(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
     return found.x.numpy(), None if found.mask is None else found.mask.numpy()
@@ -149,7 +143,7 @@ def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
     rows = range(0, len(x), batch_size)
     parts = (tf.cast(x[k : k + batch_size], model.variable_dtype) for k in rows)
     with attack.unmoved(model):
-        return np.concatenate([logits_of(model, part).numpy() for part in parts])
+        return np.concatenate([ops.logits_of(model, part).numpy() for part in parts])
 
 
 def vjp(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:

@@ -38,10 +38,9 @@ class Trainer(SPATModel):
         return super().train_step((x, y))
 
     def _attack(self, x: Any, labels: Any) -> Adversarial:
-        if not self.ordinary:
-            return super()._attack(x, labels)
         none = tf.zeros(tf.shape(x)[:1], x.dtype)
-        return Adversarial(x, None, None, none, none)
+        clean = Adversarial(x, None, None, none, none)
+        return clean if self.ordinary else super()._attack(x, labels)
 
 
 class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
@@ -55,8 +54,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         self.optimizer.build(trainer.trainable_variables)
         self.rate = float(self.optimizer.learning_rate.numpy())
         self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
-        self.total = self.training.epochs * (length(data) or 0)
-        self.bar = monitor.progress(self.total)
+        self.bar = monitor.progress(self.training.epochs * (length(data) or 0))
         self.step = 0  # steps begun; with data of unknown length perhaps one more
         self.history: list[dict[str, float]] = []
         self.good = self.base.get_weights()  # of the last whole epoch, averaged with ema
@@ -84,9 +82,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         self.began = time.perf_counter()
         if isinstance(self.data, Shuffled):
             self.data.begin(epoch)
-        attack = warmed_up(self.config, self.training.eps_warmup, epoch)
-        if attack != self.trainer.config:
-            self.trainer.config = attack
+        self.trainer.config = warmed_up(self.config, self.training.eps_warmup, epoch)
 
     # Not on_train_batch_end: for it Keras reads the logs, and so waits for the device, each time.
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -95,7 +91,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         if self.step % READ_EVERY == 0:
             self._require_finite(float(self.trainer.get_metrics_result()["loss"]))
         if self.training.schedule != "constant":
-            factor = lr_factor(self.training.schedule, self.step, self.total)
+            factor = lr_factor(self.training.schedule, self.step, self.bar.total)
             self.optimizer.learning_rate = self.rate * factor
         self.step += 1
 
@@ -149,11 +145,8 @@ def _put(variables: Sequence[Any], content: bytes, source: str) -> Any:
     values, meta = unpack(load, content, source)
     named = {str(i): variable for i, variable in enumerate(variables)}
     fits = {k: tuple(v.shape) for k, v in named.items()} == {k: v.shape for k, v in values.items()}
-    expect(
-        fits,
-        f"{source} must hold the {len(named)} arrays of this network (a checkpoint: and of its "
-        f"optimizer), got {len(values)} others: build the model as it was trained",
-    )
+    what = f"{source} must hold the {len(named)} arrays of this network (and its optimizer)"
+    expect(fits, f"{what}, got {len(values)} others: build the model as it was trained")
     for name, variable in named.items():
         variable.assign(values[name])
     return meta

@@ -1,7 +1,7 @@
 """A Keras model that trains adversarially; Keras owns the loop."""
 
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from types import GeneratorType
 from typing import Any
 
@@ -26,18 +26,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     Calling, predicting and saving are those of ``base``. ``fit`` perturbs every batch and descends
     the outer loss of ``config.loss``; ``evaluate`` (and validation) reports ``loss`` and compiled
     metrics on clean inputs, and ``adv_accuracy``: the share of examples correct clean, at the start
-    and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is in the
-    logs, where keras.callbacks.TerminateOnNaN looks for it. Inputs out of bounds and labels that
-    name no class are a DataError: in a first batch at once, later when the metrics are read.
+    and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is logged
+    (see keras.callbacks.TerminateOnNaN). Inputs out of bounds and labels that name no class are a
+    DataError: in a first batch at once, later when the metrics are read.
 
     Args:
-        base: Any keras.Model that gives logits (N, K) for inputs (N, ...) in ``config.bounds``.
-        config: Threat model and method; graphs are traced anew when another one is set.
+        base: A keras.Model (else ConfigError): logits (N, K) of inputs (N, ...) in the bounds.
+        config: A SPATConfig (else ConfigError); graphs are traced anew when another one is set.
         seed: Fixes the random starts and the mask's draws.
         evaluation_steps: Steps of the evaluation attack, of 2.5 eps / steps each.
-
-    Raises:
-        ConfigError: ``base`` is no Keras model, or ``config`` no SPATConfig.
     """
 
     def __init__(
@@ -51,23 +48,23 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     ) -> None:
         super().__init__(**kwargs)
         ops.check_model(base)
-        seed = None if seed is None else checked("seed", seed, 0)
-        self.base, self.config, self.seed = base, config, seed
+        self.base, self.config = base, config
+        self.seed = None if seed is None else checked("seed", seed, 0)
         self.evaluation_steps = checked("evaluation_steps", evaluation_steps, 1)
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         # Separate from seed_generator, so that validation does not change the training.
-        self.evaluation_seeds = keras.random.SeedGenerator(seed)
-        self.adv_accuracy = keras.metrics.Mean(name="adv_accuracy")
-        self.stall_rate = keras.metrics.Mean(name="stall_rate")
-        self.seen = Seen(config.bounds)
-        self.hole_rate = keras.metrics.Mean(name="hole_rate")
-        self.built = base.built
+        self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
+        rates = map(keras.metrics.Mean, ("adv_accuracy", "stall_rate", "hole_rate"))
+        self.adv_accuracy, self.stall_rate, self.hole_rate = rates
+        self.seen, self.built = Seen(config.bounds), base.built
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
             require_type(name, value, SPATConfig)
+        constant = name in ("config", "evaluation_steps")  # of the graphs
+        stale = constant and self.compiled and value != getattr(self, name)
         super().__setattr__(name, value)
-        if name in ("config", "evaluation_steps") and self.compiled:  # constants of the graphs
+        if stale:
             self.make_train_function(force=True)
             self.make_test_function(force=True)
 
@@ -113,32 +110,26 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.train_on_batch; DataError, after the step, for bad values."""
-        logs = super().train_on_batch(*args, **kwargs)
-        self.seen.result()
-        return logs
+        return self.seen.result(super().train_on_batch(*args, **kwargs))
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.test_on_batch; DataError for bad values."""
-        logs = super().test_on_batch(*args, **kwargs)
-        self.seen.result()
-        return logs
+        return self.seen.result(super().test_on_batch(*args, **kwargs))
 
     def _looked(self, x: Any, y: Any, size: int | None) -> Any:
         """x, after a look at the first batch: what comes later is known after its step only."""
-        batch = None
+        first: Any = []
         if y is not None:
-            batch = only(x)[: size or 32], y[: size or 32]
-        elif isinstance(x, keras.utils.PyDataset):
-            batch = x[0]
-        elif isinstance(x, tf.data.Dataset):
-            batch = next(iter(x.take(1)), None)
+            first = [(only(x)[: size or 32], y[: size or 32])]
+        elif isinstance(x, keras.utils.PyDataset | tf.data.Dataset):
+            first = islice(x, 1)
         elif isinstance(x, GeneratorType):
-            batch = next(x, None)
-            x = (each for each in chain([] if batch is None else [batch], x))
-        if batch is not None:
+            first = [*islice(x, 1)]
+            x = (each for each in chain(first, x))
+        for batch in first:
             some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            some, labels = ops.prepare(some, labels, self.config, validate=True)
-            ops.check_batch(self.base, some, labels, self.config)
+            batch = ops.prepare(some, labels, self.config, validate=True)
+            ops.check_batch(self.base, *batch, self.config)
         return x
 
     def train_step(self, data: Any) -> Any:
@@ -154,18 +145,16 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             losses, logits = outer(self.base, x, attack.x, labels, self.config)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
+            scaled = self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
         weights = self.trainable_weights
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
-        self._record(loss, x, judge(ops, logits, ops.one_hot(labels, logits))[0])
-        self.seen.update_state(raw, labels, logits.shape[1])
+        right, _ = judge(ops, logits, ops.one_hot(labels, logits))
+        self._record(loss, right, raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
         self.hole_rate.update_state(attack.holes)
-        if self.has_compiled_metrics:
-            # Compiled metrics are those of clean inputs, in training as in validation.
+        if self.has_compiled_metrics:  # of clean inputs, in training as in validation
             clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
         return self.get_metrics_result()
@@ -177,21 +166,20 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         threat = plain_pgd(self.config, self.evaluation_steps)
-        draws = Draws(next_seed(self.evaluation_seeds, x))
-        own = threat, {"pgd": "pgd"}, [random_start(ops, x, threat, draws)]
-        self._record(loss, x, survivors_of(self.base, x, labels, *own)["pgd"].right)
-        self.seen.update_state(raw, labels, logits.shape[1])
+        start = random_start(ops, x, threat, Draws(next_seed(self.evaluation_seeds, x)))
+        verdicts = survivors_of(self.base, threat, {"pgd": "pgd"}, x, labels, [start])
+        self._record(loss, verdicts["pgd"].right, raw, labels, logits.shape[1])
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
-        of_training = self.stall_rate.name, self.hole_rate.name
-        return {name: value for name, value in results.items() if name not in of_training}
+        return {k: v for k, v in results.items() if k not in ("stall_rate", "hole_rate")}
 
     def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
-    def _record(self, loss: Tensor, x: Tensor, correct: Tensor) -> None:
+    def _record(self, loss: Tensor, right: Tensor, *seen: Any) -> None:
         tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own
-        tracker.update_state(loss, sample_weight=tf.shape(x)[0])
-        self.adv_accuracy.update_state(tf.cast(correct, tf.float32))
+        tracker.update_state(loss, sample_weight=tf.size(right))
+        self.adv_accuracy.update_state(tf.cast(right, tf.float32))
+        self.seen.update_state(*seen)
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state
         store["seed"] = self.seed_generator.state.numpy()

@@ -20,11 +20,7 @@ CHANNEL_AXIS = -1
 abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
 minimum, maximum, sum, max = tf.minimum, tf.maximum, tf.reduce_sum, tf.reduce_max
 log_softmax, logsumexp = tf.nn.log_softmax, partial(tf.reduce_logsumexp, axis=-1)
-detach = tf.stop_gradient
-
-
-def clip(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
-    return tf.minimum(tf.maximum(x, lower), upper)
+clip, detach = tf.clip_by_value, tf.stop_gradient
 
 
 def where(condition: Tensor, x: Any, y: Any) -> Tensor:
@@ -75,11 +71,7 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 def prepare(
     x: Any, y: Any, threat: Threat, validate: bool, name: str = "x"
 ) -> tuple[Tensor, Tensor]:
-    """The batch as tensors, with x clipped to the bounds; y is (N,) or one-hot (N, K).
-
-    Shapes and dtypes are always checked, values if ``validate`` (not inside a tf.function). Errors
-    call x by the name.
-    """
+    """x clipped to the bounds, y (N,) or one-hot; ``validate`` looks at values (eagerly only)."""
     x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
@@ -91,17 +83,14 @@ def prepare(
 
 def as_tensor(name: str, value: Any) -> Tensor:
     """The value as a tensor; DataError if it holds no numbers."""
+    what = f"{name} must be an array or tensor of numbers, got"
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
-        got, advice = (
-            f"{type(value).__name__} ({cause(error)})",
-            "convert it, e.g. by numpy.asarray",
-        )
-        what = f"{name} must be an array or tensor of numbers, got {got}: {advice}"
-        raise DataError(what) from error
-    kind, numbers = tensor.dtype.name, tensor.dtype.is_floating or tensor.dtype.is_integer
-    expect(numbers, f"{name} must be an array or tensor of numbers, got {kind}")
+        got = f"{type(value).__name__} ({cause(error)})"
+        raise DataError(f"{what} {got}: convert it, e.g. by numpy.asarray") from error
+    kind = tensor.dtype
+    expect(kind.is_floating or kind.is_integer, f"{what} {kind.name}")
     return tensor
 
 
@@ -129,10 +118,8 @@ def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tenso
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
     classes = int(logits.shape[1])
-    if len(y.shape) == 2:
-        return sound(tf.cast(y, logits.dtype), classes)
-    rows = tf.one_hot(y, classes, dtype=logits.dtype)
-    return rows / tf.reduce_sum(rows, axis=1, keepdims=True)  # 0 / 0 is NaN
+    rows = y if len(y.shape) == 2 else tf.one_hot(y, classes)
+    return sound(tf.cast(rows, logits.dtype), classes)
 
 
 def sound(y: Tensor, classes: int) -> Tensor:

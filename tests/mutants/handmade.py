@@ -164,8 +164,8 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_tf/engine.py", TF_VERDICTS): {
         "one start for all restarts": (
-            "threat, dict(named), starts)",
-            "threat, dict(named), starts[:1] * runs)",
+            "len(starts), *specs)(x, y, starts)",
+            "len(starts), *specs)(x, y, starts[:1] * len(starts))",
         ),
     },
 }
