@@ -27,7 +27,7 @@ def attack(threat: Threat, model: Any, x: Any, y: Any) -> np.ndarray:
     load_extra("multiprocess", "multiprocess")
     evasion, engine = load_extra("art.attacks.evasion", ART), engine_of(model)
     x, y, vjp = as_array(x).astype(np.float32), as_array(y), partial(engine.vjp, model)
-    classes = vjp(x[:1])[0].shape[1]
+    classes = vjp(x)[0].shape[1]
     facts = {"input_shape": x.shape[1:], "nb_classes": classes, "clip_values": threat.bounds}
     facts["channels_first"] = engine.CHANNELS_FIRST
     crossed, ratio = (_estimator(vjp, loss, facts) for loss in (cross_entropy, logits_ratio))

@@ -188,8 +188,8 @@ def classes_of(outputs: Any, check: bool) -> int:
     """The number of classes of outputs (N, K); with ``check`` DataError for probabilities."""
     low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
     # Rows of sum 1 (softmax), or some above 1/2 (sigmoid; a new network's few logits are smaller).
-    found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 1e-3)
-    how = "remove its softmax or sigmoid, or set check_logits=False if they are meant as logits"
+    found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 0.01)
+    how = "remove its softmax or sigmoid, or state Threat(check_logits=False) if they are logits"
     expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
     return int(outputs.shape[1])
 

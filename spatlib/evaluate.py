@@ -73,8 +73,8 @@ def evaluate(
             (:mod:`spatlib.autoattack`). In L1 only the first three. Callables, once per batch:
             ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,), or
             ``attack(x, y)`` where they hold a ``model`` (torchattacks); what they change on the
-            model is undone; the metric has their ``__name__`` or class name. Default: ``"pgd"``
-            and ``"margin"``, in L2 ``"apgd"`` too.
+            values of parameters and buffers is undone; the metric has their ``__name__`` or class
+            name. Default: ``"pgd"`` and ``"margin"``, in L2 ``"apgd"`` too.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
         restarts: Random restarts of each named attack.
         batch_size: Examples per pass (ignored for data in batches). No start depends on it; what
@@ -93,7 +93,7 @@ def evaluate(
     batch_size = checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
     threat = threat_of(threat, chosen, "threat", Threat)
-    several = isinstance(eps, list | tuple) and len(eps) > 0
+    several = isinstance(eps, list | tuple | np.ndarray) and len(eps) > 0
     require(several or eps is None, "eps", "be a list of radii (one alone is the threat's)", eps)
     threats = [threat] if eps is None else [replace(threat, eps=radius) for radius in eps]
     asked = [Evaluation(each, attacks, steps, restarts, seed) for each in threats]

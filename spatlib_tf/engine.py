@@ -123,7 +123,7 @@ def check(model: keras.Model, data: Any, threat: Threat, device: str | None = No
     """See :class:`spatlib.engines.Engine`."""
     ops.check_device(device)
     parts, classes = batches(model, data, 256, threat), 0
-    with tf.device(device):
+    with tf.device(device), attack.unmoved(model):
         for x, y in islice(parts, None if is_pair(data) else 1):
             classes = ops.check_batch(model, x, y, threat, classes)
 

@@ -14,7 +14,7 @@ from spatlib.core.feasible import random_start
 from spatlib.errors import checked, only, require, require_type
 
 from . import ops
-from .attack import Draws, attacked, next_seed, outer, survivors_of
+from .attack import Draws, attacked, next_seed, outer, survivors_of, unmoved
 from .batches import Seen
 from .ops import Tensor
 
@@ -50,7 +50,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         ops.check_model(base)
         self.base, self.config = base, config
         self.seed = None if seed is None else checked("seed", seed, 0)
-        self.evaluation_steps = checked("evaluation_steps", evaluation_steps, 1)
+        self.evaluation_steps = evaluation_steps
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         # Separate from seed_generator, so that validation does not change the training.
         self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
@@ -61,6 +61,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
             require_type(name, value, SPATConfig)
+        elif name == "evaluation_steps":
+            value = checked(name, value, 1)
         constant = name in ("config", "evaluation_steps")  # of the graphs
         stale = constant and self.compiled and value != getattr(self, name)
         super().__setattr__(name, value)
@@ -121,7 +123,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         first: Any = []
         if y is not None:
             first = [(only(x)[: size or 32], y[: size or 32])]
-        elif isinstance(x, keras.utils.PyDataset | tf.data.Dataset):
+        elif isinstance(x, keras.utils.PyDataset | tf.data.Dataset) or hasattr(x, "dataset"):
             first = islice(x, 1)
         elif isinstance(x, GeneratorType):
             first = [*islice(x, 1)]
@@ -129,7 +131,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         for batch in first:
             some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
             batch = ops.prepare(some, labels, self.config, validate=True)
-            ops.check_batch(self.base, *batch, self.config)
+            with unmoved(self.base):
+                ops.check_batch(self.base, *batch, self.config)
         return x
 
     def train_step(self, data: Any) -> Any:
@@ -155,7 +158,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.stall_rate.update_state(attack.stalls)
         self.hole_rate.update_state(attack.holes)
         if self.has_compiled_metrics:  # of clean inputs, in training as in validation
-            clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
+            with unmoved(self.base):
+                clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
             self.compute_metrics(x, y, clean, sample_weight=weight)
         return self.get_metrics_result()
 
@@ -179,6 +183,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own
         tracker.update_state(loss, sample_weight=tf.size(right))
         self.adv_accuracy.update_state(tf.cast(right, tf.float32))
+        self.seen.bounds = self.config.bounds
         self.seen.update_state(*seen)
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state
