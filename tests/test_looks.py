@@ -242,9 +242,12 @@ def test_probabilities_are_no_logits_unless_they_are_meant(framework: str, kind:
     if framework == "tf":
         calls += [lambda c: spat(model, c).fit(*data, verbose=0)]
         calls += [lambda c: spat(model, c).evaluate(generator([data]), verbose=0)]
+        tensors = torch.utils.data.TensorDataset(*map(torch.as_tensor, data))
+        loader = torch.utils.data.DataLoader(tensors, BATCH)
+        calls += [lambda c: spat(model, c).fit(loader, verbose=0)]
     for call in calls:
         before = weights(model)
-        check(DataError, "set check_logits=False", lambda call=call: call(CONFIG))
+        check(DataError, "check_logits=False", lambda call=call: call(CONFIG))
         assert weights(model) == before
     x = arrays(framework)[0]
     check(DataError, "model must return logits", lambda: spatlib.audit(model, x, x, data[1]))

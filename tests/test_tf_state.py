@@ -167,3 +167,34 @@ def test_a_run_on_data_with_an_order_of_their_own_says_so(tmp_path: Path) -> Non
     fit(network(), shuffled(), run_dir=tmp_path / "run")
     with pytest.warns(RuntimeWarning, match="passes through its data differ"):
         fit(network(), shuffled(), run_dir=tmp_path / "run", epochs=2)
+
+
+def test_looks_move_nothing() -> None:
+    model, (x, y) = observed(), arrays()
+    before = state(model)
+    engine.check(model, (x, y), CONFIG)
+    assert state(model) == before
+    counts = []
+    for metrics in (None, ["sparse_categorical_accuracy"]):
+        own = observed()
+        wrapped = SPATModel(own, CONFIG, seed=0)
+        wrapped.compile("sgd", metrics=metrics)
+        wrapped.fit(x[:BATCH], y[:BATCH], batch_size=BATCH, verbose=0)
+        counts.append(
+            [v.numpy() for v in own.non_trainable_variables if v.path.endswith("variable")]
+        )
+    assert counts[0] == counts[1]
+
+
+def test_bounds_are_those_of_the_settings_in_force() -> None:
+    x, y = arrays()
+    model = SPATModel(network(), SPATConfig(eps=10, steps=1, bounds=(0, 255)), seed=0)
+    model.compile("sgd")
+    large = np.concatenate([x[:BATCH], 200 * x[:BATCH]]), np.concatenate([y[:BATCH], y[:BATCH]])
+    how = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
+    model.fit(*large, **how)
+    model.config = CONFIG
+    with pytest.raises(spatlib.DataError, match="batch 2: x must hold finite values in"):
+        model.fit(*large, **how)
+    with pytest.raises(spatlib.ConfigError, match=r"evaluation_steps must be an integer"):
+        model.evaluation_steps = 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, cross_entropy
 
 from spatlib_torch import perturb, spat_loss
 
@@ -193,3 +193,25 @@ def test_lazy_modules_stay_lazy_after_an_exception_before_their_batch() -> None:
     assert all(map(nn.parameter.is_lazy, model[1][1].parameters()))
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_graph_that_saved_a_buffer_can_still_be_gone_back_through(training: bool) -> None:
+    x, y = torch.rand(6, 3, 4, 4), torch.arange(6) % 3
+    layers = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)
+    model = nn.Sequential(*layers).train(training)
+    losses = [spat_loss(model, x, y, config(), generator=torch.Generator()) for _ in range(2)]
+    sum(losses, cross_entropy(model(x), y)).backward()  # an attack came after each forward pass
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_buffers_that_take_no_value_in_place_come_back() -> None:
+    model, (x, y) = nn.Sequential(Moving(replace), network()), batch()
+    model[0].r = torch.ones(1).expand(2)
+    perturb(model, x, y, config())
+    assert model[0].r.tolist() == [1, 1]
+    with torch.inference_mode():
+        model(x)  # its buffer is now one that autograd cannot have
+    before = model[0].r.tolist()
+    perturb(model, x, y, config())
+    assert model[0].r.tolist() == before
