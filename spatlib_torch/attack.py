@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,11 @@ from spatlib.core.calls import Calls
 from spatlib.errors import expect
 
 from . import ops
-from .state import attack_state, unwrap
+from .state import attack_state
 
 
 def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Callable[..., Tensor]]:
-    """The logits at x, and the map from a cotangent (N, K) to the gradient in x.
-
-    With ``many`` the map can be called several times, each time with ``last=False``.
-    """
+    """The logits at x, and the map, for one call or ``many``, from cotangents to gradients in x."""
     leaf = x.detach().requires_grad_()
     # A compiled forward pass can be gone back through once only.
     with torch.compiler.set_stance("force_eager") if many else nullcontext():
@@ -34,11 +31,10 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     return logits.detach(), pull
 
 
-class Draws:
+class Draws(NamedTuple):
     """See :class:`spatlib.core.feasible.Draws`; from a generator, or the global one for None."""
 
-    def __init__(self, generator: torch.Generator | None) -> None:
-        self.generator = generator
+    generator: torch.Generator | None
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
         return like.new_empty(like.shape).uniform_(generator=self.generator)
@@ -47,9 +43,8 @@ class Draws:
         return like.new_empty(like.shape).normal_(generator=self.generator)
 
     def signs(self, label: Tensor, count: int) -> Tensor:
-        shape = (count, *label.shape)
-        bits = torch.randint(2, shape, generator=self.generator, device=label.device)
-        return (2 * bits - 1).to(label.dtype)
+        bits = label.new_empty(count, *label.shape).random_(2, generator=self.generator)
+        return 2 * bits - 1
 
     def classes(self, label: Tensor, count: int) -> Tensor:
         classes, device = label.shape[1], label.device
@@ -65,9 +60,9 @@ def _attacking(
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
     # With a generator or a start the global generators stay as they are, dropout or not.
     fork = None if source is None and start is None else x.device
-    if source is None and start is not None:
-        source = torch.Generator(x.device).manual_seed(0)
-    with attack_state(unwrap(model), config.attack_mode, fork) as module:
+    if fork is not None:
+        source = source or torch.Generator(x.device).manual_seed(0)
+    with attack_state(model, config.attack_mode, fork) as module:
         yield partial(vjp, module), Draws(source)
 
 
@@ -103,8 +98,7 @@ def perturb(
             untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
     """
-    found: Tensor = _calls.perturb((model, x, y, config), start, mask, generator, validate)
-    return found
+    return _calls.perturb((model, x, y, config), start, mask, generator, validate)  # type: ignore[no-any-return]
 
 
 def spat_loss(
@@ -119,13 +113,11 @@ def spat_loss(
 ) -> Tensor:
     """The loss to call ``backward()`` on in a loop of your own: the mean of the batch, a scalar.
 
-    Perturbs the batch as :func:`perturb` does, whose arguments and errors it shares, or takes the
-    ``x_adv`` that it made; then evaluates the outer loss (:func:`spatlib.core.target.outer_loss`)
-    with the model as it stands: one forward pass for ``pgd``, two for ``trades`` and ``mart``,
-    clean first (the order in which BatchNorm sees them).
+    Of the batch perturbed by :func:`perturb`, whose arguments and errors it shares, or of ``x_adv``
+    it evaluates :func:`spatlib.core.target.outer_loss` with the model as it stands: in one forward
+    pass for ``pgd``, in two for ``trades`` and ``mart``, clean first (as BatchNorm sees them).
     """
-    losses: Tensor = _calls.spat_loss((model, x, y, config), x_adv, generator, validate)
-    return losses.mean()
+    return _calls.spat_loss((model, x, y, config), x_adv, generator, validate).mean()  # type: ignore[no-any-return]
 
 
 def shared_mask(
@@ -141,9 +133,7 @@ def shared_mask(
 
     It has one channel: (N, D), (N, 1, L) or (N, 1, H, W). Our reading of arXiv:2009.10978; the
     formulas are in :mod:`spatlib.core.mask`. Arguments and errors are those of :func:`perturb`;
-    labels matter with ``classes`` only. Costs K - 1 backward passes to the input, ``classes`` of
-    them, ``probes`` with the score ``rms``, none with ``random``; all ones, without a pass, unless
-    ``config.masked``.
+    labels matter with ``classes`` only. Costs K - 1 backward passes (``classes``, ``probes`` for
+    ``rms``, none for ``random``); all ones, without a pass, unless ``config.masked``.
     """
-    mask: Tensor = _calls.shared_mask((model, x, y, config), generator, validate)
-    return mask
+    return _calls.shared_mask((model, x, y, config), generator, validate)  # type: ignore[no-any-return]

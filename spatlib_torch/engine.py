@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
-from spatlib.errors import check_images, checked, classes_of, require
+from spatlib.data import is_pair
+from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .loaders import Batches, keeping_globals, placed
-from .loop import Loop, check_batch
+from .loop import Loop, looked_at
 from .models import MODELS
-from .ops import as_tensor, check_label_values, logits_of, one_hot, prepare
-from .state import attack_state, compiled, load_weights, unwrap, weights  # noqa: F401
+from .ops import as_tensor, logits_of, one_hot
+from .state import attack_state, bare, load_weights, weights  # noqa: F401
 
 CHANNELS_FIRST = True
 
@@ -32,9 +33,8 @@ def build_model(name: str, seed: int, **network: Any) -> nn.Module:
     build = MODELS[checked("model", name, tuple(MODELS))]
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(**network)
         # The first convolution gives its output this format, and so do the layers after it.
-        return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+        return build(**network).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 @torch.inference_mode(False)
@@ -45,27 +45,26 @@ def fit(
     training = monitor.training
     device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
-    bar = monitor.progress(training.epochs * len(batches))
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
-    modes = [(module, module.training) for module in model.modules()]
-    with keeping_globals(device), compiled(unwrap(model), training.compile), bar:
-        if batches.in_arrays:  # all before anything changes
+    with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
+        if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training.device)
             if training.augment != "none":
                 check_images(data[0].shape)
+        inner = bare(model, compiled=True)
+        if training.compile and "forward" not in vars(inner):  # else its owner compiled it
+            vars(inner)["forward"] = torch.compile(inner.forward)
+            undo.callback(vars(inner).pop, "forward")
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        if not model.training:  # else its owner chose what is in inference mode
+            model.train()
+        for module in model.modules():  # as in Keras, where trainable=False does it
+            own = [p.requires_grad for p in module.parameters(recurse=False)]
+            module.training &= any(own) or not own or not [*module.buffers(recurse=False)]
         made = _optimizer(model, training, optimizer)
-        try:
-            if not model.training:  # else its owner chose what is in inference mode
-                model.train()
-            for module in model.modules():  # as in Keras, where trainable=False does it
-                own = [p.requires_grad for p in module.parameters(recurse=False)]
-                if own and not any(own) and next(module.buffers(recurse=False), None) is not None:
-                    module.training = False
-            return Loop(model, batches, config, made, monitor, bar).run()
-        finally:
-            for module, flag in modes:
-                module.training = flag
+        return Loop(model, batches, config, made, monitor, bar).run()
 
 
 def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
@@ -74,15 +73,14 @@ def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.opti
     known = bool(parameters) and not any(map(nn.parameter.is_lazy, parameters))
     what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
     require(known, "model", what, parameters)
-    if make is None:
-        settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
-        make = partial(torch.optim.SGD, fused=True, **settings)
+    settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
+    make = partial(torch.optim.SGD, fused=True, **settings) if make is None else make
     made: torch.optim.Optimizer = make(parameters) if callable(make) else make
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
     require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
-    held = {id(p) for group in made.param_groups for p in group["params"]}
+    held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
-    require(held <= set(map(id, parameters)), "optimizer", what, made)
+    require(held <= {*parameters}, "optimizer", what, made)
     closure = signature(made.step).parameters.get("closure")
     what = "step without a closure, which would have to attack and descend several times a step"
     require(closure is None or closure.default is None, "optimizer", what, type(made).__name__)
@@ -93,50 +91,51 @@ def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    where, threat, classes, count = placed(model, device), evaluation.threat, 0, 0
-    with keeping_globals(where):  # a loader draws from them
-        for x, y in Batches(data, batch_size, model, where, threat.bounds):
-            x, y = prepare(x, y, threat, validate=True)
-            starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
-            begins = (torch.as_tensor(start).to(x.dtype).to(where) for start in starts)
-            count += len(x)
-            with attack_state(unwrap(model), fork=where) as module:
-                predict = torch.no_grad()(partial(logits_of, module))
-                clean = predict(x)
-                classes = classes or classes_of(clean.numpy(force=True), threat.check_logits)
-                check_label_values(y, classes)
-                own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
-                batch = x, clean, label
-                found = core.survivors(ops, *own, evaluation.named, threat, batch, begins)
-                for key, call in evaluation.callables.items():
-                    with attack_state(module, fork=where, foreign=True):
-                        x_adv = call(module, x.clone(), y.clone())
-                    x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
-                    x_adv = as_tensor(f"x_adv of {key}", x_adv).to(x)
-                    before, after = (part.cpu().double().numpy() for part in (x, x_adv))
-                    evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                    seen = core.judge(ops, predict(x_adv), label)
-                    found[key] = found["clean"].then(ops, x_adv, *seen)
-            yield y, classes, found
+    threat, count = evaluation.threat, 0
+    for x, y, classes in _looked_through(model, data, threat, device, batch_size):
+        starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
+        begins = (torch.as_tensor(start).to(x.dtype).to(x.device) for start in starts)
+        count += len(x)
+        with attack_state(model, fork=x.device) as module:
+            predict = torch.no_grad()(partial(logits_of, module))
+            clean = predict(x)
+            own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
+            found = core.survivors(ops, *own, evaluation.named, threat, (x, clean, label), begins)
+            for key, call in evaluation.callables.items():
+                with attack_state(module, fork=x.device, foreign=True):
+                    x_adv = call(module, x.clone(), y.clone())
+                x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
+                x_adv = as_tensor(f"x_adv of {key}", x_adv).to(x)
+                before, after = (part.cpu().double().numpy() for part in (x, x_adv))
+                evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
+                seen = core.judge(ops, predict(x_adv), label)
+                found[key] = found["clean"].then(ops, x_adv, *seen)
+        yield y, classes, found
 
 
 def check(model: nn.Module, data: Any, threat: Threat, device: str | None = None) -> None:
     """See :class:`spatlib.engines.Engine`."""
+    for _ in islice(_looked_through(model, data, threat, device), None if is_pair(data) else 1):
+        pass
+
+
+def _looked_through(
+    model: nn.Module, data: Any, threat: Threat, device: str | None, size: int = 256
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """One pass of what :func:`looked_at` returns."""
     where, classes = placed(model, device), 0
-    batches = Batches(data, 256, model, where, threat.bounds)
     with keeping_globals(where):  # a loader draws from them
-        for x, y in islice(batches, None if batches.in_arrays else 1):
-            classes = check_batch(model, x, y, threat, classes)
+        for x, y in Batches(data, size, model, where, threat.bounds):
+            x, y, classes = looked_at(model, x, y, threat, classes)
+            yield x, y, classes
 
 
 def perturb(
     model: nn.Module, x: Any, y: Any, config: SPATConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """x' of a batch and the mask (None: all ones)."""
-    device = placed(model, None)
-    x, y = next(iter(Batches((x, y), len(x), model, device, config.bounds)))
-    x, y = prepare(x, y, config, validate=True)
-    source = torch.Generator(device).manual_seed(seed)
+    x, y, _ = next(_looked_through(model, (x, y), config, None, len(x)))
+    source = torch.Generator(x.device).manual_seed(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
     mask = None if found.mask is None else found.mask.float().numpy(force=True)
     return found.x.float().numpy(force=True), mask
@@ -144,15 +143,14 @@ def perturb(
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:
     """Logits (N, K) in inference mode."""
-    device = placed(model, None)
-    batches = Batches((x, torch.zeros(len(x))), batch_size, model, device, (0, 1))
-    with attack_state(unwrap(model), fork=device) as module, torch.no_grad():
+    batches = Batches((x, torch.zeros(len(x))), batch_size, model, placed(model, None), (0, 1))
+    with attack_state(model, fork=batches.device) as module, torch.no_grad():
         return torch.cat([logits_of(module, z) for z, _ in batches]).numpy(force=True)
 
 
 def vjp(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
     like = next(model.parameters(), torch.zeros(()))
-    with attack_state(unwrap(model)) as module:
+    with attack_state(model) as module:
         z, pull = attack.vjp(module, torch.as_tensor(x).to(like))
     return z.double().numpy(force=True), lambda c: pull(torch.as_tensor(c).to(z)).numpy(force=True)

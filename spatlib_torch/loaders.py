@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -35,24 +35,20 @@ def seed_globals(seed: int, device: torch.device) -> None:
             torch.get_device_module(device).manual_seed(seed)
 
 
-@contextmanager
-def keeping_globals(device: torch.device) -> Iterator[None]:
-    """Put all that :func:`seed_globals` seeds back as it was, also after an exception."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    others = [device] if device.type != "cpu" else []
-    try:
-        with torch.random.fork_rng(others, device_type=device.type):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+def keeping_globals(device: torch.device) -> ExitStack:
+    """A context that puts all that :func:`seed_globals` seeds back as it was."""
+    undo, others = ExitStack(), [device] if device.type != "cpu" else []
+    undo.callback(random.setstate, random.getstate())
+    undo.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+    undo.enter_context(torch.random.fork_rng(others, device_type=device.type))
+    return undo
 
 
 @torch.inference_mode(False)
 def placed(model: nn.Module, device: str | None) -> torch.device:
-    """Move the model to this device; by default to that of its first parameter, or the CPU."""
+    """Move the model to this device; by default to that of its first tensor, or the CPU."""
     check_model(model)
-    own = next((p.device for p in model.parameters()), CPU)
+    own = next((t.device for t in (*model.parameters(), *model.buffers())), CPU)
     try:
         found = own if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -62,11 +58,9 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
 
 
 class Batches:
-    """What training and evaluation go through, a batch (x, y) on the device at a time.
+    """Batches (x, y) on the device: of arrays, of a map-style data set, or those of a loader.
 
-    From (x, y) of arrays, gathered batch by batch; from a map-style data set of items (x, y); or
-    from an iterable, of batches of its own size. Inputs are floats of the model's dtype; those of
-    uint8 become such on the device, 0..255 as ``bounds``.
+    Inputs are floats of the model's dtype, or uint8, where 0..255 become ``bounds``.
     """
 
     def __init__(
@@ -74,9 +68,8 @@ class Batches:
     ) -> None:
         self.data, self.batch_size, self.device, self.bounds = data, batch_size, device, bounds
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        self.in_arrays = is_pair(data)
         self.count: int | None = None  # of examples, where batches are cut here
-        if self.in_arrays:
+        if is_pair(data):
             self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
         elif not isinstance(data, BATCHES) and hasattr(data, "__getitem__"):
             self.count = None if hasattr(data, "shape") else length(data)
@@ -96,10 +89,9 @@ class Batches:
     def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before."""
         parts, names = [self.data], ("sampler", "batch_sampler", "dataset")
-        for part in parts:  # and in what is found in it
+        for i, part in enumerate(parts, 1):  # tell each, and what is in it, which epoch begins
             inner = (getattr(part, name, None) for name in names)
             parts += [new for new in inner if all(new is not old for old in (None, *parts))]
-        for i, part in enumerate(parts, 1):  # tell each which epoch begins
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(fold(seed, epoch, i, ORDER))
             if hasattr(part, "set_epoch"):
@@ -118,7 +110,7 @@ class Batches:
 
     def _moved(self, part: Any, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """The batch of these rows, or this one of a loader, on the device."""
-        if self.in_arrays:
+        if is_pair(self.data):
             part = [_numbers(_gather, array, part) for array in self.data]
         elif self.count is not None:
             items = []
@@ -166,22 +158,17 @@ def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
 
 
 def augment(x: Tensor, kind: str, lower: float, generator: torch.Generator) -> Tensor:
-    """Each image shifted, and mirrored or not, by a draw of its own; see ``TrainConfig.augment``.
-
-    The result has the dtype and memory format of x (N, C, H, W); ``lower`` is around the images.
-    """
+    """Images (N, C, H, W) moved as ``TrainConfig.augment`` says; around them is ``lower``."""
     if kind == "none":
         return x
     check_images(x.shape)
-    side = 2 * PADDING + 1
-    (n, _, height, width), device = x.shape, x.device
+    (n, _, height, width), device, side = x.shape, x.device, 2 * PADDING + 1
     versions = side**2 * (2 if kind == "crop-flip" else 1)
     version = torch.randint(versions, (n, 1), generator=generator, device=device)
     across, down = version % side, version // side % side
     columns = torch.arange(width, device=device)
     columns = across + torch.where(version < side**2, columns, columns.flip(0))
     rows = down + torch.arange(height, device=device)
-    padded = pad(x, (PADDING,) * 4, value=lower).movedim(1, 3)
-    examples = torch.arange(n, device=device)[:, None, None]
-    moved = padded[examples, rows[:, :, None], columns[:, None, :]]
+    examples, padded = torch.arange(n, device=device), pad(x, (PADDING,) * 4, value=lower)
+    moved = padded[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return torch.empty_like(x).copy_(moved.movedim(3, 1))

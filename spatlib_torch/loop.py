@@ -3,7 +3,6 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
 from spatlib.core.calls import alone
+from spatlib.data import is_pair
 from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
@@ -23,7 +23,7 @@ from spatlib.runs import CHECKPOINT, unpack
 from . import attack
 from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
 from .ops import check_label_values, logits_of, prepare
-from .state import attack_state, bare, load_optimizer, optimizer_state, packed, put, unwrap, weights
+from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 
@@ -40,21 +40,18 @@ class Loop:
     bar: Any
 
     def __post_init__(self) -> None:
-        named = bare(self.model).named_parameters()
         self.training = training = self.monitor.training
-        self.trained = {name: p for name, p in named if p.requires_grad}
+        self.trained = {n: p for n, p in bare(self.model).named_parameters() if p.requires_grad}
         self.average = clones(self.trained if training.ema else {})
-        self.attacking = self.config  # the epoch's settings: eps is smaller during the warm-up
-        self.source = torch.Generator(self.batches.device)
         self.history: list[dict[str, float]] = []
         # Steps so far; of this epoch steps, examples, seconds, and sums of MEANS over the examples.
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
         # Number in the epoch, examples; on the device MEANS, extremes of inputs, labels.
         self.seen: list[tuple[int, int, Tensor]] = []
-        # To be put back if an epoch goes wrong.
-        self.kept = self._restored() or clones(self._model() | self.average)
-        total = training.epochs * len(self.batches)
-        self.factor = partial(lr_factor, training.schedule, steps=total)
+        self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
+        self.factor = partial(
+            lr_factor, training.schedule, steps=training.epochs * len(self.batches)
+        )
         self.scheduler = LambdaLR(self.optimizer, self.factor, last_epoch=self.step - 1)
 
     def run(self) -> list[dict[str, float]]:
@@ -71,10 +68,9 @@ class Loop:
     def _epoch(self) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
-        self.attacking = warmed_up(self.config, self.training.eps_warmup, epoch)
         for x, y in self.batches.epoch(self.training.seed, epoch, self.done):
-            if self.step == 0 and not self.batches.in_arrays:
-                check_batch(self.model, x, y, self.config)
+            if self.step == 0 and not is_pair(self.batches.data):
+                looked_at(self.model, x, y, self.config)
             with alone(bare(self.model)):
                 self.train_on(x, y)
             due = self.monitor.due()
@@ -100,8 +96,9 @@ class Loop:
 
     def train_on(self, x: Tensor, y: Tensor) -> None:
         """One step. Reads no value on the host."""
-        training, device, draws = self.training, self.batches.device, self.source.manual_seed
-        model, config, low = self.model, self.attacking, training.precision == "bfloat16"
+        training, model, device = self.training, self.model, self.batches.device
+        draws, low = torch.Generator(device).manual_seed, training.precision == "bfloat16"
+        config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP), device)
         moved = augment(x, training.augment, config.bounds[0], draws(seed(AUGMENT)))
@@ -120,8 +117,7 @@ class Loop:
         self.optimizer.step()
         self.scheduler.step()
         if self.average:  # from the weights after the first update on
-            decay = training.ema if self.step else 0.0
-            move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + len(y)
         self.classes, accuracy = logits.shape[1], (logits.argmax(dim=1) == y).float().mean()
@@ -130,8 +126,7 @@ class Loop:
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
-        # A gradient that was not finite shows in the parameters; one read for all: a row per step,
-        # and one of their size.
+        # One read for all: a row per step, and the parameters' size, where a bad gradient shows.
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
         *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(8)]).tolist()
         self.seconds = time.perf_counter() - self.began
@@ -158,8 +153,8 @@ class Loop:
     def _checkpoint(self) -> bytes:
         module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
         state, optimizer = optimizer_state(self.optimizer, self.trained)
-        parts: dict[str, Mapping[str, Tensor]] = {"average": self.average, "optimizer": state}
-        parts |= {"model": module.state_dict(), "buffers": dict(module.named_buffers())}
+        parts: dict[str, Named] = {"model": module.state_dict(), "average": self.average}
+        parts |= {"buffers": dict(module.named_buffers()), "optimizer": state}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
         return packed(named, meta | {"device": self.batches.device.type, "optimizer": optimizer})
@@ -189,25 +184,26 @@ class Loop:
         return parts["kept"]
 
 
-def clones(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def clones(named: Named) -> dict[str, Tensor]:
     """Copies on the device."""
     return {name: tensor.detach().clone() for name, tensor in named.items()}
 
 
 @torch.no_grad()
-def fill(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def fill(named: Named, values: Named) -> None:
     """Copy values into the tensors of the same names."""
     for name, value in values.items():
         named[name].copy_(value)
 
 
-def check_batch(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
-    """The number of classes, if 0 from a call; DataError for a batch that cannot be trained on."""
+def looked_at(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """The batch, clipped to the bounds, and the number of classes (if 0 from a call)."""
     x, y = prepare(x, y, threat, validate=True)
     if not classes:  # once, so not worth compiling
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, attack_state(unwrap(model), fork=x.device) as module, torch.no_grad():
-            logits = logits_of(module, x).numpy(force=True)
-        classes = classes_of(logits, threat.check_logits)
+        with torch.compiler.set_stance("force_eager"), attack_state(model, fork=x.device) as module:
+            logits = torch.no_grad()(logits_of)(module, x)
+        classes = classes_of(logits.numpy(force=True), threat.check_logits)
     check_label_values(y, classes)
-    return classes
+    return x, y, classes

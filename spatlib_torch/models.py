@@ -1,6 +1,6 @@
 """The networks of ``spatlib.networks`` as PyTorch modules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,17 @@ class Block(nn.Module):
         return residual + (x if self.shortcut is None else self.shortcut(activated))
 
 
+LAYERS: dict[str, Callable[..., list[nn.Module]]] = {  # from the number of channels on
+    "conv": lambda inputs, out, padding: [nn.Conv2d(inputs, out, 3, padding=padding), nn.ReLU()],
+    "pool": lambda _: [nn.MaxPool2d(2)],
+    "flatten": lambda _: [nn.Flatten()],
+    "dense": lambda inputs, out: [nn.Linear(inputs, out), nn.ReLU()],
+    "stem": lambda inputs, out: [nn.Conv2d(inputs, out, 3, padding=1, bias=False)],
+    "block": lambda inputs, out, stride: [Block(inputs, out, stride)],
+    "mean": lambda n: [BatchNorm(n), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+}
+
+
 def build(
     of: Any, shape: Shape, classes: int, mean: Numbers = None, std: Numbers = None, **settings: Any
 ) -> nn.Module:
@@ -67,25 +78,11 @@ def build(
     layout.check(shape, classes, mean, std, channels_first=True)
     layers: list[nn.Module] = [] if mean is None or std is None else [Normalize(mean, std)]
     width = shape[0]
-    for layer in layout.layers:
-        out = layer[1] if len(layer) > 1 else width
-        match layer:
-            case "conv", _, padding:
-                layers += [nn.Conv2d(width, out, 3, padding=padding), nn.ReLU()]
-            case ("pool",):
-                layers.append(nn.MaxPool2d(2))
-            case ("flatten",):
-                layers.append(nn.Flatten())
-                out = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-            case "dense", _:
-                layers += [nn.Linear(width, out), nn.ReLU()]
-            case "stem", _:
-                layers.append(nn.Conv2d(width, out, 3, padding=1, bias=False))
-            case "block", _, stride:
-                layers.append(Block(width, out, stride))
-            case ("mean",):
-                layers += [BatchNorm(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        width = out
+    for kind, *numbers in layout.layers:
+        layers += LAYERS[kind](width, *numbers)
+        width = numbers[0] if numbers else width
+        if kind == "flatten":
+            width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
     model = nn.Sequential(*layers, nn.Linear(width, classes))
     for module in model.modules() if layout.he else ():
         if isinstance(module, nn.Conv2d):

@@ -16,17 +16,10 @@ from spatlib.errors import DataError, require
 CHANNEL_AXIS = 1
 
 abs, sign, sqrt, exp, log = torch.abs, torch.sign, torch.sqrt, torch.exp, torch.log
-where, clip, sum, max = torch.where, torch.clamp, torch.sum, torch.amax
+where, sum, max = torch.where, torch.sum, torch.amax
+clip, minimum, maximum = torch.clamp, torch.clamp_max, torch.clamp_min
 detach = torch.Tensor.detach
 log_softmax, logsumexp = partial(torch.log_softmax, dim=-1), partial(torch.logsumexp, dim=-1)
-
-
-def minimum(x: Tensor, y: Tensor | float) -> Tensor:
-    return torch.clamp(x, max=y)
-
-
-def maximum(x: Tensor, y: Tensor | float) -> Tensor:
-    return torch.clamp(x, min=y)
 
 
 def cast(x: Tensor, like: Tensor) -> Tensor:
@@ -51,8 +44,7 @@ def repeat(
     body: Callable[..., Any], times: int, state: Any, done: Any = None
 ) -> tuple[Tensor, ...]:
     # Reading done would wait for a GPU and break a graph: stop early on the CPU only.
-    compiling = torch.compiler.is_compiling()
-    asks = done is not None and not compiling and state[0].device.type == "cpu"
+    asks = done is not None and state[0].is_cpu and not torch.compiler.is_compiling()
     for _ in range(times):
         if asks and bool(done(*state).all()):
             break
@@ -72,11 +64,7 @@ def extremes(x: Tensor) -> list[float]:
 def prepare(
     x: Any, y: Any, threat: Threat, validate: bool, name: str = "x"
 ) -> tuple[Tensor, Tensor]:
-    """The batch detached, usable in autograd, with x clipped to the bounds.
-
-    Shapes and dtypes are always checked, values if ``validate`` (which reads them on the host).
-    Errors call x by the name.
-    """
+    """The batch, usable in autograd, x clipped; values are looked at only if ``validate``."""
     x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     errors.check_batch(x, y, name)
     if validate:
@@ -104,10 +92,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
-    """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class.
-
-    A comparison, so that no value is read on the host.
-    """
+    """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
     rows = (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
     return rows / rows.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
 

@@ -19,30 +19,26 @@ Named = Mapping[str, Tensor]
 PLAIN = (int, float, str, type(None))  # JSON gives them back as they were
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a (Distributed)DataParallel wrapper, which attacks must not wait for."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, wrappers) else model
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The user's own module, inside torch.compile's wrapper too, which changes all names."""
-    module = unwrap(model)
-    return next(module.children()) if type(module).__name__ == "OptimizedModule" else module
+def bare(model: nn.Module, *, compiled: bool = False) -> nn.Module:
+    """The module in DataParallel's wrapper, and unless ``compiled`` in that of torch.compile."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    wrapped = type(model).__name__ == "OptimizedModule" and not compiled
+    return next(model.children()) if wrapped else model
 
 
 @contextmanager
 def attack_state(
     model: nn.Module, mode: str = "eval", fork: torch.device | None = None, foreign: bool = False
 ) -> Iterator[nn.Module]:
-    """Set the model up for gradients with respect to its input only; another thread has to wait.
+    """Set the bare model up for gradients in its input only; another thread has to wait.
 
-    Modules are in inference mode (``mode="eval"``) or as they stand (``"train"``), parameters
-    frozen, autograd on even inside no_grad or inference_mode. Afterwards, also after an exception,
-    every training flag, requires_grad and buffer (value, shape and identity) and, with ``fork``,
-    the global generators of the CPU and of that device are as before; after ``foreign`` code the
-    parameters too. Lazy modules take their shapes, those with buffers in inference mode.
+    Modules are in inference mode (``mode="eval"``; lazy ones with buffers always) or as they stand
+    (``"train"``), parameters frozen. Afterwards, also after an exception, flags and buffers (value,
+    shape, identity), with ``fork`` the global generators of the CPU and of that device, and after
+    ``foreign`` code the parameters are as before.
     """
+    model = bare(model, compiled=True)
     forked = torch.random.fork_rng([fork] if fork and fork.type == "cuda" else [], fork is not None)
     # Out of inference mode autograd is on, inside no_grad too.
     with alone(bare(model)), forked, torch.inference_mode(False), ExitStack() as undo:
@@ -62,7 +58,7 @@ def attack_state(
                     undo.callback(delattr, module, name)
                 undo.callback(setattr, module, name, None)
 
-        undo.callback(register_module_buffer_registration_hook(watch).remove)
+        undo.enter_context(register_module_buffer_registration_hook(watch))
         for p in model.parameters():
             undo.callback(setattr, p, "requires_grad", p.requires_grad)
             p.requires_grad = False  # requires_grad_() refuses lazy parameters
@@ -77,20 +73,6 @@ def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> No
     if buffer.shape != value.shape:
         buffer.data = torch.empty_like(value)
     setattr(module, name, buffer.copy_(value))
-
-
-@contextmanager
-def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compile the forward pass (torch.compile) until the end of the block, if its owner did not.
-
-    The module keeps its class and names. Flags in which attack and update differ are constants of
-    compiled code: each has a version of its own, and a second one for other batch sizes.
-    """
-    with ExitStack() as undo:
-        if wanted and "forward" not in vars(model):
-            vars(model)["forward"] = torch.compile(model.forward)
-            undo.callback(vars(model).pop, "forward")
-        yield
 
 
 def packed(named: Named, meta: Any = None) -> bytes:
@@ -126,8 +108,6 @@ def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[s
             if isinstance(value, Tensor):  # Adam counts on the CPU, wherever its parameters are
                 found[f"{key}.{value.device.type}.{name}"] = value
             else:
-                what = "keep tensors and numbers to be saved in run_dir (or leave it out)"
-                require(isinstance(value, PLAIN), "optimizer", what, {key: value})
                 numbers[f"{key}.{name}"] = value
     all_groups = optimizer.param_groups
     kind = [type(optimizer).__name__, *([names.get(p) for p in g["params"]] for g in all_groups)]
