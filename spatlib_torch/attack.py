@@ -13,7 +13,7 @@ from spatlib.core.calls import Calls
 from spatlib.errors import expect
 
 from . import ops
-from .state import attack_state
+from .state import attack_state, bare
 
 
 def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -66,7 +66,7 @@ def _attacking(
         yield partial(vjp, module), Draws(source)
 
 
-_calls = Calls(ops, _attacking, ops.logits_of)
+_calls = Calls(ops, _attacking, ops.logits_of, bare)
 attacked, outer = _calls.attacked, _calls.outer
 
 

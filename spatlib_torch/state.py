@@ -67,12 +67,15 @@ def attack_state(
 
 @torch.no_grad()
 def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> None:
-    """Make it the module's buffer again, with this value."""
+    """Make it the module's buffer again, with this value, in its memory if that can hold it."""
+    setattr(module, name, buffer)
     if buffer.grad_fn is not None:  # what moved it in place depends on the inputs
         buffer.detach_()
-    if buffer.shape != value.shape:
-        buffer.data = torch.empty_like(value)
-    setattr(module, name, buffer.copy_(value))
+    if buffer.shape != value.shape or 0 in buffer.stride():  # those of expand() share entries
+        buffer.data = value
+    else:  # not seen by autograd: the graph of a loss may have saved the same value
+        with torch.inference_mode(buffer.is_inference()):
+            buffer.data.copy_(value)
 
 
 def packed(named: Named, meta: Any = None) -> bytes:

@@ -35,6 +35,7 @@ class Calls(NamedTuple):
     # Of model, x, config, random source and start: the model set up, the core's vjp and draws.
     attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
     forward: Callable[[Any, Array], Array]  # (model, x) -> logits (N, K) for the outer loss
+    bare: Callable[[Any], Any] = lambda model: model  # out of its wrappers, as attacks lock it
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
         """See ``perturb`` of the engine."""
@@ -80,7 +81,7 @@ class Calls(NamedTuple):
         self, model: Any, x: Array, x_adv: Array, y: Array, config: SPATConfig, check: bool = False
     ) -> tuple[Array, Array]:
         """The outer loss of each example (N,) and the logits (N, K) at x'."""
-        with alone(model):
+        with alone(self.bare(model)):
             clean = None if config.loss == "pgd" else self.forward(model, x)
             logits = self.forward(model, x_adv)
         label = self._label(y, check)(logits)
