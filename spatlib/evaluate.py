@@ -139,7 +139,8 @@ def attacked_examples(
 def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) -> T:
     """The setting given, else the recipe's; ConfigError if there is neither, or of another kind."""
     found: Any = recipe.config if given is None and recipe is not None else given
-    what = 'be given for data of your own, such as spatlib.SPATConfig(eps=8 / 255, norm="Linf")'
+    example = 'spatlib.SPATConfig(eps=8 / 255, norm="Linf")'
+    what = f"be given to state what an attack may do to data of your own, as {example}"
     require(found is not None, name, what, found)
     require_type(name, found, kind)
     return found  # type: ignore[no-any-return]

@@ -29,9 +29,9 @@ class Layout(NamedTuple):
         """ConfigError unless there is such a network for images of this shape."""
         checked("classes", classes, 2)
         sides, axis = (shape[1:], 0) if channels_first else (shape[:-1], -1)
-        layout, fits = "CHW" if channels_first else "HWC", len(shape) == 3
-        what = f"be ({', '.join(layout)}) of at least {self.least} x {self.least} pixels"
-        require(fits and min(sides) >= self.least, "shape", what, tuple(shape))
+        layout, n = "(C, H, W)" if channels_first else "(H, W, C)", self.least
+        what = f"be {layout}, a channel axis and at least {n} x {n} pixels"
+        require(len(shape) == 3 and min(sides) >= n, "shape", what, tuple(shape))
         what = f"be {shape[axis]} numbers, one per channel (those of these data, or None for both)"
         for name, values in (("mean", mean), ("std", std)):
             if mean is not None or std is not None:

@@ -38,7 +38,8 @@ class Recipe:
         names = [name for kind in kinds for name in kind]
         for name in [n for n in settings if n not in names]:
             near = "".join(f", perhaps {n}" for n in difflib.get_close_matches(name, names, 1))
-            raise ConfigError(f"{name} is no setting of SPATConfig, TrainConfig or Recipe{near}")
+            known = "one of SPATConfig, TrainConfig or Recipe"
+            raise ConfigError(f"{name} is no setting of a recipe: name {known}{near}")
         epochs, warmup = settings.get("epochs"), self.training.eps_warmup
         if isinstance(epochs, int) and 0 < epochs <= warmup:
             settings = {"eps_warmup": epochs - 1} | settings
