@@ -13,7 +13,7 @@ import tensorflow as tf
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import Verdict, judge
 from spatlib.data import is_pair
-from spatlib.errors import check_images, checked, require
+from spatlib.errors import checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
@@ -40,8 +40,6 @@ def fit(
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
-    if training.augment != "none" and is_pair(data):
-        check_images(data[0].shape)
     check(model, data, config, training.device)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from spatlib.config import lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
-from spatlib.errors import DataError, NonFiniteError, expect
+from spatlib.errors import DataError, NonFiniteError, check_images, expect
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, pack, unpack
 
@@ -34,6 +34,7 @@ class Trainer(SPATModel):
         bounds, dtype = self.config.bounds, self.base.variable_dtype
         x = tf.cast(scaled(x, bounds, dtype), dtype)
         if self.kind != "none":
+            check_images(x.shape)
             x = augment(x, self.kind, bounds[0], next_seed(self.seed_generator, x))
         return super().train_step((x, y))
 

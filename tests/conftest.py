@@ -72,6 +72,14 @@ def engine(request: pytest.FixtureRequest) -> Any:
     return ENGINES[request.param]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks that a test does not seed itself are the same in every run."""
+    import keras
+
+    keras.utils.set_random_seed(0)  # of PyTorch too
+
+
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write empty pictures: drawn ones take a second each, and test_cli looks at them."""

@@ -105,7 +105,7 @@ def test_counts_and_seeds_may_be_integers_of_numpy(framework: str) -> None:
     one, data, model = np.int64(1), arrays(framework), network(framework)
     settings = {"attacks": ("pgd",), "steps": one, "restarts": one, "seed": one}
     report = spatlib.evaluate(model, data, CONFIG, batch_size=np.int32(7), **settings)
-    assert list(report.metrics) == ["clean", "pgd1"]
+    assert list(report.metrics) == ["clean", "pgd1", "worst"]
     x, y = data
     assert spatlib.audit(model, x, x, y, batch_size=np.int16(7)).count == len(y)
     given = {"seed": np.int64(3), "evaluation_steps": np.int8(2)}
