@@ -40,6 +40,7 @@ ALSO = {
         "tests/test_verdicts.py",
         "tests/test_points.py",
         "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
+        "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
         "-k",
         "torch or evaluation or verdicts or points or stall",
     ),
