@@ -68,7 +68,8 @@ def audit(
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
         check_range((part.min(), part.max()), (-np.inf, np.inf), name, "leave such examples out")
-    expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}")
+    got = f"{x_adv.shape}: pass the same examples in each"
+    expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
     count, eye, known = len(y), np.eye(classes_of(z, True)), np.flatnonzero(z.argmax(axis=1) == y)
     check_labels((y.min(), y.max()), len(eye))

@@ -140,7 +140,8 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
     expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
-    expect(same(labels, shape[:1]), f"y must be one index per example, {shape[:1]}, got {labels}")
+    what = f"y must hold one class index per example, {shape[:1]}, got shape {labels}"
+    expect(same(labels, shape[:1]), f"{what}: pass those of x")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -179,8 +179,7 @@ class Evaluation:
     def starts(self, first: int, shape: Sequence[int], axis: int) -> list[np.ndarray]:
         """One per seed, raw and in float64, for the batch that begins with the example ``first``.
 
-        Each example has a generator of its own, and is drawn with the channels, which are on
-        ``axis``, last: neither the size of the batches nor the engine changes a start.
+        Neither batch size nor engine changes one: each example has its generator, channels last.
         """
         like = np.moveaxis(np.zeros(shape), axis, -1)
 

@@ -58,6 +58,7 @@ def objective(
 ) -> tuple[Array, Array]:
     """What an evaluation attack ascends, (N,), and its cotangent (N, K), up to a positive factor.
 
+    Of finite logits (N, K), with ``label`` and ``goal`` one-hot (N, K):
     - ``"margin"``: max over k != y of z_k, minus z_y (Carlini & Wagner 2017).
     - ``"targeted"``: z_t - z_y for the target t of ``goal``.
     - ``"apgd-t"``: the targeted difference of logits ratio (Croce & Hein 2020, arXiv:2003.01690),
@@ -65,8 +66,6 @@ def objective(
       K < 4 and where the divisor is 0.
     - Any other name: log sum over k != y of exp z_k, minus z_y. It rises and falls with the
       cross-entropy, and does not round to 0 where that does.
-
-    The logits (N, K) are finite, ``label`` and ``goal`` one-hot (N, K).
     """
     if name not in ("margin", "targeted", "apgd-t"):
         value = ops.logsumexp(rivals(ops, logits, label)) - ops.sum(logits * label, axis=1)
@@ -110,14 +109,12 @@ def to_unit(ops: Ops, cotangent: Array) -> Array:
 def outer_loss(
     ops: Ops, loss: str, beta: float, one_hot: Array, clean: Array | None, adversarial: Array
 ) -> Array:
-    """The loss that the weights descend, with p = softmax(clean), p' = softmax(adversarial).
+    """The loss (N,) that weights descend; p = softmax(clean), p' = softmax(adversarial), (N, K).
 
     - ``pgd``: -log p'_y (Madry et al., arXiv:1706.06083); ``clean`` is not used.
     - ``trades``: -log p_y + beta KL(p || p') (Zhang et al., arXiv:1901.08573).
     - ``mart``: -log p'_y - log(1 - max over k != y of p'_k) + beta KL(p || p') (1 - p_y)
       (Wang et al., ICLR 2020).
-
-    From the label (N, K) and the logits (N, K) at x and x'; the result is (N,).
     """
     log_adversarial = ops.log_softmax(adversarial)
     cross_entropy = -ops.sum(one_hot * log_adversarial, axis=1)
