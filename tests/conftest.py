@@ -123,13 +123,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    begun: set[str] = set()
     for item in items:
-        # Tracing costs a third: lines count where the first case of an ordinary test runs them.
-        name = item.nodeid.partition("[")[0]
-        if name in begun or item.get_closest_marker("verifies"):
-            item.add_marker("no_cover")
-        begun.add(name)
         test: Any = getattr(item, "obj", None)
         if is_hypothesis_test(test) and not hasattr(test.hypothesis.inner_test, "__wrapped__"):
             test.hypothesis.inner_test = record.counted(test.hypothesis.inner_test)
