@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
+from spatlib.core.calls import alone
 from spatlib.data import is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
@@ -56,15 +57,17 @@ def fit(
         if training.compile and "forward" not in vars(inner):  # else its owner compiled it
             vars(inner)["forward"] = torch.compile(inner.forward)
             undo.callback(vars(inner).pop, "forward")
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        if not model.training:  # else its owner chose what is in inference mode
-            model.train()
-        for module in model.modules():  # as in Keras, where trainable=False does it
-            own = [p.requires_grad for p in module.parameters(recurse=False)]
-            module.training &= any(own) or not own or not [*module.buffers(recurse=False)]
-        made = _optimizer(model, training, optimizer)
-        return Loop(model, batches, config, made, monitor, bar).run()
+        with alone(bare(model)):  # as an attack in another thread changes flags for a while
+            for module in model.modules():
+                undo.callback(setattr, module, "training", module.training)
+            if not model.training:  # else its owner chose what is in inference mode
+                model.train()
+            for module in model.modules():  # as in Keras, where trainable=False does it
+                own = [p.requires_grad for p in module.parameters(recurse=False)]
+                module.training &= any(own) or not own or not [*module.buffers(recurse=False)]
+            made = _optimizer(model, training, optimizer)
+            loop = Loop(model, batches, config, made, monitor, bar)
+        return loop.run()
 
 
 def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
