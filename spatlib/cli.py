@@ -1,6 +1,7 @@
 """The command line: ``spatlib train | evaluate | audit | show | recipes``."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -117,7 +118,7 @@ class Train:
         how = _of(recipe, "config", "training") if alone else {"recipe": recipe}
         how |= _of(self, "backend", "run_dir", "resume", "overwrite")
         result = spatlib.train(self.model, data, **how, on_epoch=None if terminal else _say)
-        if not terminal:
+        if not terminal and os.environ.get("RANK", "0") == "0":
             _say(_of(result, "metrics", "measured_on"))
 
 

@@ -1,7 +1,9 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
@@ -35,6 +37,9 @@ class Engine(Protocol):
         It has the settings, is told of steps and epochs, and may ask for no attack (``ordinary``).
         """
 
+    def together(self) -> AbstractContextManager[tuple[int, int]]:
+        """Train with the other processes of a launcher: the number of this one, and of how many."""
+
     def weights(self, model: Any) -> bytes:
         """All weights, as the content of a safetensors file."""
 
@@ -56,6 +61,15 @@ class Engine(Protocol):
         self, model: Any, data: Any, evaluation: Any, batch_size: int, device: str | None
     ) -> Iterator[tuple[Any, int, dict[str, Any]]]:
         """Of each batch labels (n,), number of classes, and by metric spatlib.core's Verdict."""
+
+
+@contextmanager
+def by_itself() -> Iterator[tuple[int, int]]:
+    """The ``together`` of an engine that trains in one process; BackendError in one of several."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        how = "call it in one process, for tf inside a tf.distribute strategy"
+        raise BackendError(f"only backend 'torch' trains in several processes of torchrun: {how}")
+    yield 0, 1
 
 
 def load_extra(module: str, packages: str) -> Any:

@@ -28,9 +28,9 @@ FILES = (CHECKPOINT, *WEIGHTS.values(), METRICS, EVALUATION, *OTHERS, CONFIG)
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 OURS = "spatlib"  # is in the names of our TensorBoard files, and the key of our metadata
 MARKER, FORMAT = "spatlib_run", 2  # config.json holds this number under this name
-SETTINGS = ("backend", "data", "config", "training", "architecture", "optimizer")
+SETTINGS = ("backend", "data", "config", "training", "architecture", "optimizer", "global_batch")
 # Settings that may differ when a run goes on.
-FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
+FREE = {"epochs", "device", "progress", "checkpoint_minutes", "batch_size"}  # that: global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
@@ -55,6 +55,7 @@ class Run:
         require(not (resume and overwrite), "resume", "be left out beside overwrite", resume)
         self.directory = Path(place).absolute()
         self.parent: Run | None = None  # the one that this one is a part of
+        self.silent = False  # in all but the first of several processes, which do not write
         found = _stored(self.directory)
         if found and not (resume or overwrite):
             how = "go on by resume=True, or delete it by overwrite=True"
@@ -70,7 +71,7 @@ class Run:
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
-        part.parent = self
+        part.parent, part.silent = self, self.silent
         part.describe({key: self.settings[key] for key in SETTINGS})
         return part
 
@@ -91,7 +92,7 @@ class Run:
         expect(not lost, f"{self.directory / CHECKPOINT} is missing beside {METRICS}: put it back")
         if self.parent is not None:
             self.parent.begin()
-        for place in self._old:
+        for place in self._old if not self.silent else ():
             for path in _files(place):
                 path.unlink()
         self._old, self.resumed = [], True
@@ -106,6 +107,8 @@ class Run:
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file whole: a process killed here leaves the old content or the new."""
+        if self.silent:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / f".{name}.part"  # always this name: killed writers leave one
         try:
@@ -134,7 +137,7 @@ class Run:
         writer = csv.DictWriter(text, list(last))
         writer.writeheader()
         writer.writerows(history)
-        if (content := text.getvalue().encode()) == self.read(METRICS):
+        if (content := text.getvalue().encode()) == self.read(METRICS) or self.silent:
             return
         self.write(METRICS, content)
         with suppress(ImportError):
@@ -213,7 +216,9 @@ def _differences(asked: Any, saved: Any, above: str = "") -> Iterator[str]:
         now, before, name = asked.get(key), saved.get(key), above + key
         if isinstance(now, dict) and isinstance(before, dict):
             yield from _differences(now, before, f"{name}.")
-        elif now != before and name not in FREE:  # None on top: it is the user's own
+        elif (
+            now != before and name.removeprefix("training.") not in FREE
+        ):  # None on top: it is the user's own
             new, old = (shown(v) if v is not None or above else "your own" for v in (now, before))
             yield f"{name} = {new} instead of {old}"
 

@@ -135,45 +135,70 @@ def train(
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
-    # Nothing is written before engine, data and model are checked.
-    name, seed, built = backend or "torch", training.seed, dict[str, Any]()
-    engine, held = load_engine(name), {"validation": training.validation, "seed": seed}
-    dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
-    if isinstance(model, str):
-        what = "be a network for data in batches, whose classes are not counted (see MODELS)"
-        require(is_pair(dataset.train), "model", what, model)
-        built = _architecture(model, dataset, chosen)
-    if run is not None:
-        facts = {"backend": name, "data": dataset.source, "architecture": built or None}
-        facts |= {"config": asdict(config), "training": asdict(training)}
-        run.describe(facts | {"optimizer": optimizer is not None})
+    name = backend or "torch"
+    engine = load_engine(name)
+    with engine.together() as (rank, size):
+        # Nothing is written before engine, data and model are checked.
+        was = run.settings["training"] if run is not None and run.resumed else {}
+        if run is not None and training.batch_size == was.get("batch_size"):
+            whole = run.settings["global_batch"]  # which any number of processes can share
+            what = f"divide the run's batch of {whole} (or state another batch_size)"
+            require(whole % size == 0, "the number of processes", what, size)
+            training = replace(training, batch_size=whole // size)
+        seed, built = training.seed, dict[str, Any]()
+        held = {"validation": training.validation, "seed": seed}
+        dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
+        if isinstance(model, str):
+            what = "be a network for data in batches, whose classes are not counted (see MODELS)"
+            require(is_pair(dataset.train), "model", what, model)
+            built = _architecture(model, dataset, chosen)
+        if run is not None:
+            facts: dict[str, Any] = {
+                "backend": name,
+                "data": dataset.source,
+                "architecture": built or None,
+            }
+            facts |= {"config": asdict(config), "training": asdict(training)}
+            facts |= {"optimizer": optimizer is not None}
+            run.describe(facts | {"global_batch": size * training.batch_size})
+            run.silent = rank > 0
 
-    # The baseline comes first, and is gone before the network that is returned is made.
-    on = "training" if dataset.test is None else "test"
-    result = Result(model=model, history=[], config=config, training=training, measured_on=on)
-    build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-    fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer), None
-    if training.baseline:
-        baseline = fit(replace(result, model=build()), run and run.part(STANDARD), STANDARD).report
-    result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT")
-    if run is not None:
-        try:
-            run.write("curves.png", plots.curves(result.history))
-            if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                shown = attacked_examples(engine, result.model, dataset.measured, config)
-                run.write("sheet.png", plots.sheet(shown, config.bounds))
-        except BackendError as error:
-            warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
-    if training.progress:
-        print(result)
-    return result
+        # The baseline comes first, and is gone before the network that is returned is made.
+        on = "training" if dataset.test is None else "test"
+        result = Result(model=model, history=[], config=config, training=training, measured_on=on)
+        build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
+        fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer, rank), None
+        if training.baseline:
+            part = run and run.part(STANDARD)
+            baseline = fit(replace(result, model=build()), part, STANDARD).report
+        result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT")
+        if run is not None and not rank:
+            try:
+                run.write("curves.png", plots.curves(result.history))
+                if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
+                    each = attacked_examples(engine, result.model, dataset.measured, config)
+                    run.write("sheet.png", plots.sheet(each, config.bounds))
+            except BackendError as error:
+                warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
+        if training.progress and not rank:
+            print(result)
+        return result
 
 
 def _fit(
-    engine: Engine, data: Dataset, tell: Any, optimizer: Any, result: Result, run: Any, label: str
+    engine: Engine,
+    data: Dataset,
+    tell: Any,
+    optimizer: Any,
+    rank: int,
+    result: Result,
+    run: Any,
+    label: str,
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
+    if rank:  # only the first process speaks
+        tell, plan = None, replace(plan, progress=False)
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan.device)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core.attack import Verdict, judge
 from spatlib.data import is_pair
+from spatlib.engines import by_itself as together  # noqa: F401
 from spatlib.errors import checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor

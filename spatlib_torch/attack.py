@@ -32,19 +32,30 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
 
 
 class Draws(NamedTuple):
-    """See :class:`spatlib.core.feasible.Draws`; from a generator, or the global one for None."""
+    """See :class:`spatlib.core.feasible.Draws`; from a generator, or the global one for None.
+
+    The batch may be the rows of one of several processes, in a larger one that is drawn for.
+    """
 
     generator: torch.Generator | None
+    first: int = 0
+    total: int | None = None
 
     def uniform(self, like: Tensor, purpose: str) -> Tensor:
-        return like.new_empty(like.shape).uniform_(generator=self.generator)
+        return self._empty(like)[0].uniform_(generator=self.generator)[self._rows(like)]
 
     def normal(self, like: Tensor, purpose: str) -> Tensor:
-        return like.new_empty(like.shape).normal_(generator=self.generator)
+        return self._empty(like)[0].normal_(generator=self.generator)[self._rows(like)]
 
     def signs(self, label: Tensor, count: int) -> Tensor:
-        bits = label.new_empty(count, *label.shape).random_(2, generator=self.generator)
-        return 2 * bits - 1
+        bits = self._empty(label, count).random_(2, generator=self.generator)
+        return 2 * bits[:, self._rows(label)] - 1
+
+    def versions(self, like: Tensor, below: int) -> Tensor:
+        """(N, 1) integers in 0..below - 1."""
+        shape, device = (self.total or len(like), 1), like.device
+        drawn = torch.randint(below, shape, generator=self.generator, device=device)
+        return drawn[self._rows(like)]
 
     def classes(self, label: Tensor, count: int) -> Tensor:
         classes, device = label.shape[1], label.device
@@ -53,17 +64,23 @@ class Draws(NamedTuple):
         columns = (torch.arange(classes, device=device) - offsets[:, None]) % classes
         return label[:, columns].movedim(1, 0)
 
+    def _empty(self, like: Tensor, count: int = 1) -> Tensor:
+        return like.new_empty(count, self.total or len(like), *like.shape[1:])
+
+    def _rows(self, like: Tensor) -> slice:
+        return slice(self.first, self.first + len(like))
+
 
 @contextmanager
 def _attacking(
-    model: nn.Module, x: Tensor, config: SPATConfig, source: torch.Generator | None, start: Any
+    model: nn.Module, x: Tensor, config: SPATConfig, source: Any, start: Any
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
     # With a generator or a start the global generators stay as they are, dropout or not.
     fork = None if source is None and start is None else x.device
     if fork is not None:
         source = source or torch.Generator(x.device).manual_seed(0)
     with attack_state(model, config.attack_mode, fork) as module:
-        yield partial(vjp, module), Draws(source)
+        yield partial(vjp, module), source if isinstance(source, Draws) else Draws(source)
 
 
 _calls = Calls(ops, _attacking, ops.logits_of, bare)

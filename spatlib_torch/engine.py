@@ -20,6 +20,7 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
+from .distributed import begin_alike, gathered, share, team, together  # noqa: F401
 from .loaders import Batches, keeping_globals, placed
 from .loop import Loop, looked_at
 from .models import MODELS
@@ -44,7 +45,10 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train in place; after a DataError the model is as it was after its last whole epoch."""
     training = monitor.training
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # as gradients are added up here
     device = placed(model, training.device)
+    begin_alike(bare(model))
     batches = Batches(data, training.batch_size, model, device, config.bounds)
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
@@ -95,10 +99,12 @@ def survivors(
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
     threat, count = evaluation.threat, 0
-    for x, y, classes in _looked_through(model, data, threat, device, batch_size):
+    for x, y, classes in _looked_through(model, data, threat, device, batch_size * team()[1]):
         starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
-        begins = (torch.as_tensor(start).to(x.dtype).to(x.device) for start in starts)
         count += len(x)
+        whole, rows = y, share(len(x))
+        x, y = x[rows], y[rows]
+        begins = (torch.as_tensor(start[rows]).to(x.dtype).to(x.device) for start in starts)
         with attack_state(model, fork=x.device) as module:
             predict = torch.no_grad()(partial(logits_of, module))
             clean = predict(x)
@@ -113,7 +119,10 @@ def survivors(
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                 seen = core.judge(ops, predict(x_adv), label)
                 found[key] = found["clean"].then(ops, x_adv, *seen)
-        yield y, classes, found
+        if len(y) < len(whole):
+            for key, verdict in found.items():
+                found[key] = core.Verdict(*(gathered(part, len(whole)) for part in verdict))
+        yield whole, classes, found
 
 
 def check(model: nn.Module, data: Any, threat: Threat, device: str | None = None) -> None:

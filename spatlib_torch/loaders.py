@@ -15,6 +15,8 @@ from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
 from spatlib.errors import ConfigError, DataError, cause, check_images, shown
 
+from .attack import Draws
+from .distributed import share, team
 from .ops import check_model
 
 # The purposes of a seed, fold(seed, epoch, number of the step or item, purpose): as every draw
@@ -23,6 +25,7 @@ ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
 BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
+Rows = tuple[int, int]
 
 
 def seed_globals(seed: int, device: torch.device) -> None:
@@ -60,6 +63,7 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
 class Batches:
     """Batches (x, y) on the device: of arrays, of a map-style data set, or those of a loader.
 
+    Of several processes each gets its rows of a batch ``size`` times as large in an epoch.
     Inputs are floats of the model's dtype, or uint8, where 0..255 become ``bounds``.
     """
 
@@ -69,6 +73,7 @@ class Batches:
         self.data, self.batch_size, self.device, self.bounds = data, batch_size, device, bounds
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.count: int | None = None  # of examples, where batches are cut here
+        self.size = team()[1]
         if is_pair(data):
             self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
         elif not isinstance(data, BATCHES) and hasattr(data, "__getitem__"):
@@ -78,16 +83,19 @@ class Batches:
         """Batches of an epoch of training, 0 where the data does not know."""
         if self.count is None:
             return length(self.data) or 0
-        whole, rest = divmod(self.count, self.batch_size)
+        whole, rest = divmod(self.count, self.batch_size * self.size)
         # BatchNorm cannot train on one example: such a rest is left out of the epoch.
-        return whole + (rest > 1 or (rest == 1 and whole == 0))
+        return whole + (rest >= (2 if whole else 1) * self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""
-        return map(self._moved, self._cut(torch.arange(self.count or 0)))
+        return map(self._moved, self._cut(torch.arange(self.count or 0), self.batch_size))
 
-    def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The shuffled batches of an epoch from ``first`` on; only a loader reads those before."""
+    def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+        """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
+
+        Each with the number of its first row in the batch of all processes, and rows of that.
+        """
         parts, names = [self.data], ("sampler", "batch_sampler", "dataset")
         for i, part in enumerate(parts, 1):  # tell each, and what is in it, which epoch begins
             inner = (getattr(part, name, None) for name in names)
@@ -97,16 +105,21 @@ class Batches:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         source = torch.Generator().manual_seed(fold(seed, epoch, 0, ORDER))
-        order = torch.randperm(self.count or 0, generator=source)[: len(self) * self.batch_size]
+        order = torch.randperm(self.count or 0, generator=source)
+        size = self.batch_size * self.size
         seed_globals(fold(seed, epoch, 0, FETCH), self.device)
-        for step, part in enumerate(self._cut(order)):
-            if step >= first:
-                yield self._moved(part, seed, epoch)
+        for step, part in enumerate(self._cut(order[: len(self) * size], size)):
+            if step >= first and self.count is None:  # a loader takes the rows of this process
+                x, y = self._moved(part)
+                yield x, y, (team()[0] * len(x), self.size * len(x))
+            elif step >= first:
+                own = share(len(part))
+                yield *self._moved(part[own], seed, epoch), (own.start, len(part))
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
 
-    def _cut(self, order: Tensor) -> Iterable[Any]:
+    def _cut(self, order: Tensor, size: int) -> Iterable[Any]:
         """The rows of each batch, or all that a loader yields."""
-        return pairs(self.data) if self.count is None else torch.split(order, self.batch_size)
+        return pairs(self.data) if self.count is None else torch.split(order, size)
 
     def _moved(self, part: Any, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """The batch of these rows, or this one of a loader, on the device."""
@@ -157,14 +170,14 @@ def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
         raise DataError(what) from error
 
 
-def augment(x: Tensor, kind: str, lower: float, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, kind: str, lower: float, draws: Draws) -> Tensor:
     """Images (N, C, H, W) moved as ``TrainConfig.augment`` says; around them is ``lower``."""
     if kind == "none":
         return x
     check_images(x.shape)
     (n, _, height, width), device, side = x.shape, x.device, 2 * PADDING + 1
     versions = side**2 * (2 if kind == "crop-flip" else 1)
-    version = torch.randint(versions, (n, 1), generator=generator, device=device)
+    version = draws.versions(x, versions)
     across, down = version % side, version // side % side
     columns = torch.arange(width, device=device)
     columns = across + torch.where(version < side**2, columns, columns.flip(0))

@@ -21,7 +21,9 @@ from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
 
 from . import attack
-from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
+from .attack import Draws
+from .distributed import collected, step_alike
+from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import check_label_values, logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
@@ -46,8 +48,8 @@ class Loop:
         self.history: list[dict[str, float]] = []
         # Steps so far; of this epoch steps, examples, seconds, and sums of MEANS over the examples.
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
-        # Number in the epoch, examples; on the device MEANS, extremes of inputs, labels.
-        self.seen: list[tuple[int, int, Tensor]] = []
+        # Numbers in the epoch; on the device MEANS, extremes of inputs, labels, examples.
+        self.seen: list[tuple[int, Tensor]] = []
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
         self.factor = partial(
             lr_factor, training.schedule, steps=training.epochs * len(self.batches)
@@ -68,16 +70,16 @@ class Loop:
     def _epoch(self) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
-        for x, y in self.batches.epoch(self.training.seed, epoch, self.done):
+        for x, y, rows in self.batches.epoch(self.training.seed, epoch, self.done):
             if self.step == 0 and not is_pair(self.batches.data):
                 looked_at(self.model, x, y, self.config)
             with alone(bare(self.model)):
-                self.train_on(x, y)
-            due = self.monitor.due()
-            if due or self.step % READ_EVERY == 0:
+                self.train_on(x, y, rows)
+            alone_due = self.batches.size == 1 and self.monitor.due()
+            if alone_due or self.step % READ_EVERY == 0:
                 self._look()
-            if due:
-                self.monitor.save(self._checkpoint())
+                if self._due():
+                    self.monitor.save(self._checkpoint())
         rate = float(self.scheduler.base_lrs[0]) * self.factor(self.step - 1)
         row = {"epoch": epoch + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
@@ -92,26 +94,37 @@ class Loop:
         finally:
             fill(self.trained, raw)
         if self.monitor.run is not None:
+            self._due()
             self.monitor.save(self._checkpoint())
 
-    def train_on(self, x: Tensor, y: Tensor) -> None:
-        """One step. Reads no value on the host."""
+    def _due(self) -> bool:
+        """Whether to save now: all processes do if one has to, and obey the same signal."""
+        facts = [self.monitor.due(), self.monitor.signal or 0]
+        all_facts = torch.stack(collected(torch.tensor(facts, device=self.batches.device)))
+        due, number = all_facts.amax(dim=0).tolist()
+        self.monitor.signal = self.monitor.signal or number or None
+        return bool(due)
+
+    def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
+        """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
-        draws, low = torch.Generator(device).manual_seed, training.precision == "bfloat16"
+        new, low = torch.Generator(device).manual_seed, training.precision == "bfloat16"
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
-        seed_globals(seed(STEP), device)
-        moved = augment(x, training.augment, config.bounds[0], draws(seed(AUGMENT)))
+        seed_globals(seed(STEP, *rows[:1]), device)
+        moved = augment(x, training.augment, config.bounds[0], Draws(new(seed(AUGMENT)), *rows))
         with torch.autocast(device.type, torch.bfloat16, low):
             moved, y = prepare(moved, y, config, validate=False)
             x_adv, rates = moved, [moved.new_zeros(())] * 2
             if not self.monitor.ordinary:
-                found = attack.attacked(model, moved, y, config, source=draws(seed(ATTACK)))
+                source = Draws(new(seed(ATTACK)), *rows)
+                found = attack.attacked(model, moved, y, config, source=source)
                 x_adv, rates = found.x, [found.stalls.mean(), found.holes.mean()]
             losses, logits = attack.outer(model, moved, x_adv, y, config)
-            loss = losses.mean()
+            loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        step_alike(bare(model))
         if training.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), training.clip_grad_norm)
         self.optimizer.step()
@@ -119,18 +132,24 @@ class Loop:
         if self.average:  # from the weights after the first update on
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
-        self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + len(y)
+        self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + rows[1]
         self.classes, accuracy = logits.shape[1], (logits.argmax(dim=1) == y).float().mean()
-        values = loss.detach(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
-        self.seen.append((self.done, len(y), torch.stack(values)))
+        values = losses.detach().mean(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
+        self.seen.append((self.done, torch.stack([*values, loss.new_tensor(len(y))])))
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
         # One read for all: a row per step, and the parameters' size, where a bad gradient shows.
         size = nn.utils.get_total_norm(self.trained.values(), math.inf)
-        *rows, (largest, *_) = torch.stack([*(s[-1] for s in self.seen), size.expand(8)]).tolist()
+        found = torch.stack([*(row for _, row in self.seen), size.expand(9)])
+        *rows, (largest, *_) = torch.cat(collected(found), dim=1).tolist()
         self.seconds = time.perf_counter() - self.began
-        for (number, count, _), row in zip(self.seen, rows, strict=True):
+        own = (
+            (n, row[k : k + 9])
+            for (n, _), row in zip(self.seen, rows, strict=True)
+            for k in range(0, len(row), 9)
+        )
+        for number, (*row, count) in own:
             try:
                 check_range(row[4:6], self.config.bounds)
                 check_labels(row[6:], self.classes)

@@ -13,6 +13,7 @@ import torch
 import spatlib_tf.batches
 import spatlib_torch.loaders
 from spatlib.config import AUGMENTS
+from spatlib_torch.attack import Draws
 
 HEIGHT, WIDTH, CHANNELS, LOWER = 6, 5, 2, -0.5
 Augmented = Callable[[np.ndarray, str, int], np.ndarray]
@@ -21,7 +22,11 @@ Augmented = Callable[[np.ndarray, str, int], np.ndarray]
 def torch_augmented(x: np.ndarray, kind: str, seed: int) -> np.ndarray:
     images = torch.tensor(x).permute(0, 3, 1, 2)
     generator = torch.Generator().manual_seed(seed)
-    return spatlib_torch.loaders.augment(images, kind, LOWER, generator).permute(0, 2, 3, 1).numpy()
+    return (
+        spatlib_torch.loaders.augment(images, kind, LOWER, Draws(generator))
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
 
 
 def tf_augmented(x: np.ndarray, kind: str, seed: int) -> np.ndarray:
@@ -97,7 +102,7 @@ def test_each_image_stays_in_its_place_and_the_seed_decides(framework: str, dtyp
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_torch_keeps_memory_format_and_dtype(memory: Any, dtype: torch.dtype) -> None:
     x = torch.rand(3, 3, 8, 8).to(dtype=dtype, memory_format=memory)
-    result = spatlib_torch.loaders.augment(x, "crop-flip", 0.0, torch.Generator())
+    result = spatlib_torch.loaders.augment(x, "crop-flip", 0.0, Draws(torch.Generator()))
     assert result.dtype == dtype
     assert result.stride() == x.stride()
     assert not torch.equal(result, x)

@@ -16,6 +16,7 @@ from spatlib import DataError, SPATConfig, Threat
 from spatlib.core import target as losses
 from spatlib.core.attack import Verdict, adversarial
 from spatlib.core.attack import survivors as core
+from spatlib.engines import by_itself as together  # noqa: F401
 from spatlib.errors import require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
