@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed, nn
 
-from spatlib.errors import BackendError
+from spatlib.errors import BackendError, cause
 
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged, other buffers are process 0's
 _team = [0, 1]  # the number of this process, and of how many
@@ -32,13 +32,22 @@ def together() -> Iterator[tuple[int, int]]:
         atexit.register(distributed.destroy_process_group)  # a second one would find old addresses
     try:
         if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()  # each has looked for a run before one writes it
+            with _with_the_others():
+                distributed.barrier()  # each has looked for a run before one writes it
             _team[:] = distributed.get_rank(), distributed.get_world_size()
         yield team()
-    except distributed.DistBackendError as error:
-        raise BackendError(f"another process ended ({error}): look at what it printed") from error
     finally:
         _team[:] = 0, 1
+
+
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """Around what all processes have to do; BackendError where one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = f"a process of the training has ended ({cause(error)})"
+        raise BackendError(f"{what}: look at what it printed, and resume the run") from error
 
 
 def team() -> tuple[int, int]:
@@ -73,7 +82,8 @@ def collected(tensor: Tensor) -> list[Tensor]:
     if team()[1] == 1:
         return [tensor]
     parts = [torch.empty_like(tensor) for _ in range(team()[1])]
-    distributed.all_gather(parts, tensor)
+    with _with_the_others():
+        distributed.all_gather(parts, tensor)
     return parts
 
 
@@ -111,6 +121,7 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         kinds.setdefault(tensor.dtype, []).append(tensor)
     for same in kinds.values():
         flat = torch.cat([tensor.flatten() for tensor in same])
-        distributed.all_reduce(flat)
+        with _with_the_others():
+            distributed.all_reduce(flat)
         for tensor, part in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
             tensor.copy_(part.view_as(tensor))

@@ -50,6 +50,7 @@ def fit(
     device = placed(model, training.device)
     begin_alike(bare(model))
     batches = Batches(data, training.batch_size, model, device, config.bounds)
+    batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
     with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:

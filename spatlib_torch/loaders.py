@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
-from spatlib.errors import ConfigError, DataError, cause, check_images, shown
+from spatlib.errors import ConfigError, DataError, cause, check_images, require, shown
 
 from .attack import Draws
 from .distributed import share, team
@@ -86,6 +86,14 @@ class Batches:
         whole, rest = divmod(self.count, self.batch_size * self.size)
         # BatchNorm cannot train on one example: such a rest is left out of the epoch.
         return whole + (rest >= (2 if whole else 1) * self.size)
+
+    def check_shares(self) -> None:
+        """ConfigError unless each of several processes gets examples of its own."""
+        what = f"hold an example for each of {self.size} processes"
+        require(self.count is None or len(self) > 0, "data", what, self.count)
+        shared = isinstance(getattr(self.data, "sampler", None), DistributedSampler)
+        what = f"{what}: pass the data set, or a DataLoader with sampler=DistributedSampler(...)"
+        require(self.size == 1 or self.count is not None or shared, "data", what, self.data)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""

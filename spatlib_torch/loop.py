@@ -133,7 +133,10 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + rows[1]
-        self.classes, accuracy = logits.shape[1], (logits.argmax(dim=1) == y).float().mean()
+        self.classes, accuracy = (
+            logits.shape[1],
+            (logits.argmax(dim=1) == y).to(losses.dtype).mean(),
+        )
         values = losses.detach().mean(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
         self.seen.append((self.done, torch.stack([*values, loss.new_tensor(len(y))])))
 
