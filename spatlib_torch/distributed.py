@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
 from spatlib.errors import BackendError, cause
 
@@ -28,8 +29,12 @@ def together() -> Iterator[tuple[int, int]]:
     if distributed.is_available() and several and not distributed.is_initialized():
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group()
-        atexit.register(distributed.destroy_process_group)  # a second one would find old addresses
+        # A process that torchrun began anew would else find the addresses of those that ended.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        found, rank, size = next(rendezvous("env://"))
+        store = distributed.PrefixStore(attempt, found)  # type: ignore[attr-defined]
+        distributed.init_process_group(store=store, rank=rank, world_size=size)
+        atexit.register(distributed.destroy_process_group)  # once: as for the addresses
     try:
         if distributed.is_available() and distributed.is_initialized():
             with _with_the_others():
