@@ -160,7 +160,8 @@ def train(
         try:
             run.write("curves.png", plots.curves(result.history))
             if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                shown = attacked_examples(engine, result.model, dataset.measured, config)
+                some = min(8, training.batch_size)
+                shown = attacked_examples(engine, result.model, dataset.measured, config, some)
                 run.write("sheet.png", plots.sheet(shown, config.bounds))
         except BackendError as error:
             warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
@@ -174,15 +175,16 @@ def _fit(
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
+    look = partial(measure, engine, batch_size=plan.batch_size)  # which the network may be fixed to
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
-            engine.check(model, part, config, plan.device)
+            engine.check(model, part, config, plan)
     if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
         # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
-        pgd, fgsm = (measure(engine, net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
+        pgd, fgsm = (look(net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
         found = pgd.metrics | fgsm.metrics
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
@@ -195,7 +197,7 @@ def _fit(
         raise
     if monitor.best_weights is not None:
         engine.load_weights(model, monitor.best_weights)
-    report = measure(engine, model, data.measured, Evaluation(config), device=plan.device)
+    report = look(model, data.measured, Evaluation(config), device=plan.device)
     return replace(result, history=history, report=report)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import spatlib
 from spatlib import BackendError, ConfigError, Threat
 from spatlib import autoattack as art
 from spatlib.core.ops import Array, Ops
@@ -68,6 +69,26 @@ def test_gradients_that_are_not_numbers_do_not_stop_it(monkeypatch: pytest.Monke
     )
     assert broken == whole
     assert whole["autoattack"] < whole["clean"] == 1
+
+
+@pytest.mark.parametrize("name", ["torch", "tf"])
+def test_its_draws_follow_from_the_seed_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name_of, number in (FEW | {"QUERIES": 2}).items():
+        monkeypatch.setattr(art, name_of, number)
+    shape = (4, 1, 8, 8) if name == "torch" else (4, 8, 8, 1)
+    x, y = np.random.default_rng(1).uniform(size=shape).astype(np.float32), np.arange(4) % 4
+    y = (x.reshape(4, 64) @ np.random.default_rng(0).normal(size=(64, 4))).argmax(axis=1)
+    network, found = model(name, waves), []
+    for mine, seed in ((0, 0), (1, 0), (0, 1)):
+        np.random.seed(mine)  # noqa: NPY002
+        report = spatlib.evaluate(
+            network, (x, y), Threat(eps=1e-3), attacks="autoattack", seed=seed, keep=True
+        )
+        found.append(report.x_adv["autoattack"])
+        drawn = np.random.random()  # noqa: NPY002
+        assert drawn == np.random.RandomState(mine).random()  # noqa: NPY002
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
 
 
 def test_the_logits_ratio_has_the_gradient_of_its_values() -> None:
