@@ -169,5 +169,7 @@ class Holder:
 def test_attacks_that_cannot_be_called_as_they_will_be_are_refused(name: str) -> None:
     x, y = points(name)
     for attack in (Holder(), lambda x, y: x, lambda network, x, y, more: x, 3):
-        with pytest.raises(ConfigError, match=r"attack\(model, x, y\), attack\(x, y\) if they hold"):
+        with pytest.raises(
+            ConfigError, match=r"attack\(model, x, y\), attack\(x, y\) if they hold"
+        ):
             measure(name, rugged(name), x, y, attack)

@@ -81,7 +81,7 @@ def test_train_evaluate_show(
     assert code == 0, error
     with np.load(directory / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["outcomes_pgd20"].mean() == lines(out)[0]["metrics"]["pgd20"]
-        images = spatlib.load_data("digits").test[0][:20].transpose(0, 3, 1, 2)
+        images = load_data("digits").test[0][:20].transpose(0, 3, 1, 2)
         moved = np.abs(arrays["x_adv_pgd20"] - images).max()
     assert 0 < moved <= 1 / 255 + 1e-6
     assert lines(out)[0]["count"] == 20

@@ -259,6 +259,6 @@ def test_keras_fit_stops_soon_after_a_bad_batch() -> None:
     (x, y), model = arrays(count=120), spat(network(), SPATConfig(eps=0.1, steps=1))
     y[7], begun = CLASSES, []
     count = callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: begun.append(1))
-    with pytest.raises(DataError, match="^batch 8: y must"):
+    with pytest.raises(DataError, match=r"^batch 8: y must"):
         model.fit(x, y, 1, 1, 0, [count], shuffle=False)
     assert len(begun) == 50
