@@ -164,19 +164,14 @@ class Evaluation:
         self.named, self.callables = dict[str, Any](), dict[str, Any]()
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")
         what = f"be {', '.join(map(repr, known))} in {threat.norm} or callables attack(model, x, y)"
-        what += ", attack(x, y) if they hold a model"
+        what += ", attack(x, y) if they hold a model, no name (__name__) twice"
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
             by_name = isinstance(item, str)
             name = item if by_name else getattr(item, "__name__", type(item).__name__)
             key = f"{name}{steps}" if by_name and name in TITLES else name
             alone = hasattr(item, "model")  # that is called with x and y
             fits = name in known if by_name else _takes(item, 3 - alone)
-            require(
-                fits and key not in (*self.keys, WORST),
-                "attacks",
-                f"{what}, no name (__name__) twice",
-                item,
-            )
+            require(fits and key not in (*self.keys, WORST), "attacks", what, item)
             self.keys.append(key)
             if key != name:
                 self.named[key] = item
