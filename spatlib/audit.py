@@ -48,6 +48,7 @@ def audit(
     batch_size: int = 256,
     bounds: tuple[float, float] = (0.0, 1.0),
     ssim: bool = False,
+    check_logits: bool = True,
 ) -> Audit:
     """How far the meaning of x moved on the way to x', whoever made it: see :class:`Audit`.
 
@@ -58,6 +59,7 @@ def audit(
         batch_size: Examples per pass.
         bounds, ssim: The input range, and whether to compute SSIM of images with it, in windows of
             at most 7 pixels (scikit-image; BackendError if it is missing).
+        check_logits: Refuse a judge whose outputs at x look like probabilities.
 
     DataError for shapes that do not fit, inputs that are no floats, labels that the judge does not
     know, or a judge that returns probabilities.
@@ -71,7 +73,8 @@ def audit(
     got = f"{x_adv.shape}: pass the same examples in each"
     expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
-    count, eye, known = len(y), np.eye(classes_of(z, True)), np.flatnonzero(z.argmax(axis=1) == y)
+    count, known = len(y), np.flatnonzero(z.argmax(axis=1) == y)
+    eye = np.eye(classes_of(z, checked("check_logits", check_logits, bool)))
     check_labels((y.min(), y.max()), len(eye))
     x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
     label, read = eye[y], z_adv.argmax(axis=1)
@@ -112,11 +115,12 @@ def compare_attacks(
     target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)
     facts, pictures, worst = dict[str, Any](), dict[str, np.ndarray](), list[int]()
+    own: Any = {"bounds": config.bounds, "ssim": ssim, "check_logits": config.check_logits}
     for name, attack in {"training": config, "pgd": plain_pgd(config, config.steps)}.items():
         found = attacked_examples(engine, target, data, attack, count, seed)
         x, x_adv, y = found["x"], found["x_adv"], found["y"]
         first, then = (np.moveaxis(v, -1, 1) if reader.CHANNELS_FIRST else v for v in (x, x_adv))
-        report = audit(judge, first, then, y, bounds=config.bounds, ssim=ssim)
+        report = audit(judge, first, then, y, **own)
         fooled = (found["adversarial"] != y)[found["clean"] == y]
         facts[name] = report.as_json() | {"success": float(fooled.sum() / max(len(fooled), 1))}
         read = reader.logits(judge, then).argmax(axis=1)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from .config import SPATConfig, Threat
+from .config import SPATConfig, Threat, TrainConfig
 from .errors import BackendError, ConfigError
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
@@ -26,7 +26,7 @@ class Engine(Protocol):
     def build_model(self, name: str, seed: int, **network: Any) -> Any:
         """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
 
-    def check(self, model: Any, data: Any, threat: Threat, device: str | None = None) -> None:
+    def check(self, model: Any, data: Any, threat: Threat, training: TrainConfig) -> None:
         """DataError unless data fit threat and model, called once: arrays whole, else a batch."""
 
     def fit(

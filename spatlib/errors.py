@@ -99,12 +99,12 @@ def expect(condition: bool, message: str) -> None:
         raise DataError(message)
 
 
-def warn_of_holes(share: float, where: str = "") -> None:
-    """RuntimeWarning unless this share of the steps of attacks, gradients not finite, is 0."""
+def warn_of_holes(share: float, of: str = "the attack's steps") -> None:
+    """RuntimeWarning unless this share of them, gradients (or logits) not finite, is 0."""
     if share:
-        what = f"the gradient in x was NaN or infinite in {share:.2%} of the attack's steps{where}"
+        what = f"logits or gradients are not finite at {share:.2%} of {of}, where attacks are weak"
         how = "look for a root, norm or logarithm at 0, or a division by 0, in the model"
-        warnings.warn(f"{what}, where NaN counted as 0: {how}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{what}: {how}", RuntimeWarning, stacklevel=2)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def classes_of(outputs: Any, check: bool) -> int:
     low, high, sums = outputs.min(), outputs.max(), outputs.sum(axis=1)
     # Rows of sum 1 (softmax), or some above 1/2 (sigmoid; a new network's few logits are smaller).
     found = low >= 0 and high <= 1 and (low < high > 0.5 or abs(sums - 1).max() < 0.01)
-    how = "remove its softmax or sigmoid, or state Threat(check_logits=False) if they are logits"
+    how = "remove its softmax or sigmoid, or state check_logits=False if they are logits"
     expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
     return int(outputs.shape[1])
 

@@ -1,10 +1,11 @@
 """Measure a classifier under attack: what is run, once for all engines."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from .core.feasible import random_start
 from .core.target import TARGETS
 from .data import as_array, as_dataset, is_pair
 from .engines import Engine, engine_of
-from .errors import checked, expect, require, require_type
+from .errors import checked, expect, require, require_type, warn_of_holes
 from .recipes import Recipe, find_recipe
 from .report import Report
 
@@ -80,9 +81,11 @@ def evaluate(
         batch_size: Examples per pass (ignored for data in batches). No start depends on it; what
             the framework rounds may.
         seed: Fixes the random starts, with the number of the restart and of the example in the
-            data, for both frameworks alike (a callable has to seed itself).
+            data, for both frameworks alike, and AutoAttack's draws, which depend on ``batch_size``
+            too (a callable has to seed itself).
         device: Where to evaluate; default: where the model is.
-        eps: Radii in the place of the threat's; the result is a list with a report for each.
+        eps: Radii in the place of the threat's; the result is a list with a report for each, of a
+            pass through the data of its own: one that shuffles gives their rows other orders.
         keep: Keep the perturbed inputs of each attack in ``x_adv`` of the report.
         progress: Show a progress bar (in a terminal only).
 
@@ -161,18 +164,19 @@ class Evaluation:
         self.named, self.callables = dict[str, Any](), dict[str, Any]()
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")
         what = f"be {', '.join(map(repr, known))} in {threat.norm} or callables attack(model, x, y)"
+        what += ", attack(x, y) if they hold a model, no name (__name__) twice"
         for item in attacks if isinstance(attacks, tuple | list) and attacks else (attacks,):
             by_name = isinstance(item, str)
             name = item if by_name else getattr(item, "__name__", type(item).__name__)
             key = f"{name}{steps}" if by_name and name in TITLES else name
-            new, fits = key not in (*self.keys, WORST), name in known if by_name else callable(item)
-            require(new and fits, "attacks", f"{what}, no name (__name__) twice", item)
+            alone = hasattr(item, "model")  # that is called with x and y
+            fits = name in known if by_name else _takes(item, 3 - alone)
+            require(fits and key not in (*self.keys, WORST), "attacks", what, item)
             self.keys.append(key)
             if key != name:
                 self.named[key] = item
             else:
-                own = partial(autoattack.attack, self.threat) if by_name else item
-                alone = hasattr(own, "model")  # that is called with x and y
+                own = partial(autoattack.attack, self.threat, seed) if by_name else item
                 self.callables[key] = (lambda _, *xy, own=own: own(*xy)) if alone else own
         self.seeds = [fold(seed, r) for r in range(runs) if self.named]
 
@@ -203,9 +207,7 @@ class Evaluation:
         outcomes = {key: right for key, (right, *_) in rows.items()}
         outcomes[WORST] = np.logical_and.reduce([*outcomes.values()])
         broken = 1 - float(np.logical_and.reduce([sound for _, sound, *_ in rows.values()]).mean())
-        if broken:
-            what = f"logits or gradients are not finite at {broken:.1%} of the examples"
-            warnings.warn(f"{what}: attacks are weak there", RuntimeWarning, stacklevel=2)
+        warn_of_holes(broken, "the examples")
         y, metrics, per_class = np.concatenate(labels), dict[str, float](), dict[str, Any]()
         members = [y == k for k in range(classes)]
         for key, right in outcomes.items():
@@ -215,7 +217,8 @@ class Evaluation:
         facts = {"steps": its.steps, "targets": f"{count} target{'s' * (count > 1)}"}
         shown: dict[str, Any] = {key: TITLES[n].format(**facts) for key, n in self.named.items()}
         shown = {"attacks": shown, "metrics": metrics, "per_class": per_class, "broken": broken}
-        shown |= {"outcomes": outcomes, "x_adv": {key: v[2] for key, v in rows.items() if keep}}
+        kept = {key: rows[key][2] for key in self.keys[1:] if keep}
+        shown |= {"outcomes": outcomes, "x_adv": kept}
         plain = Threat(eps=its.eps, norm=its.norm, bounds=its.bounds)
         return Report(count=len(y), threat=plain, restarts=len(self.seeds), **shown)
 
@@ -233,3 +236,10 @@ class Evaluation:
         what = f"{name} must be in [{low:g}, {high:g}] at {norm} distances up to {eps:g}"
         got = f"values {outside:.3g} outside, distances {beyond:.3g} more"
         expect(inside, f"{what}, got {got}: clip or project it")
+
+
+def _takes(call: Any, count: int) -> bool:
+    """Whether it can be called with so many arguments."""
+    with suppress(TypeError, ValueError):
+        return bool(signature(call).bind(*range(count)))
+    return False

@@ -90,7 +90,7 @@ class Monitor:
         self, history: Rows, model: Any, weights: Content, averaged: Content | None = None
     ) -> None:
         """Validate ``model``, which has the average if there is one; keep the best weights."""
-        warn_of_holes(history[-1].get("hole_rate", 0.0), f" of epoch {len(history)}")
+        warn_of_holes(history[-1].get("hole_rate", 0.0), f"the steps of epoch {len(history)}")
         if self.validate is not None:
             history[-1].update(self.validate(model))
             *earlier, last = history

@@ -145,6 +145,8 @@ def train(
             what = f"divide the run's batch of {whole} (or state another batch_size)"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
+        if rank:  # the first process speaks
+            on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
         held = {"validation": training.validation, "seed": seed}
         dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
@@ -167,7 +169,7 @@ def train(
         on = "training" if dataset.test is None else "test"
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-        fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer, rank), None
+        fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer), None
         if training.baseline:
             part = run and run.part(STANDARD)
             baseline = fit(replace(result, model=build()), part, STANDARD).report
@@ -176,38 +178,31 @@ def train(
             try:
                 run.write("curves.png", plots.curves(result.history))
                 if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                    each = attacked_examples(engine, result.model, dataset.measured, config)
-                    run.write("sheet.png", plots.sheet(each, config.bounds))
+                    some = min(8, training.batch_size)
+                    shown = attacked_examples(engine, result.model, dataset.measured, config, some)
+                    run.write("sheet.png", plots.sheet(shown, config.bounds))
             except BackendError as error:
                 warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
-        if training.progress and not rank:
+        if training.progress:
             print(result)
         return result
 
 
 def _fit(
-    engine: Engine,
-    data: Dataset,
-    tell: Any,
-    optimizer: Any,
-    rank: int,
-    result: Result,
-    run: Any,
-    label: str,
+    engine: Engine, data: Dataset, tell: Any, optimizer: Any, result: Result, run: Any, label: str
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
-    if rank:  # only the first process speaks
-        tell, plan = None, replace(plan, progress=False)
+    look = partial(measure, engine, batch_size=plan.batch_size)  # which the network may be fixed to
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
-            engine.check(model, part, config, plan.device)
+            engine.check(model, part, config, plan)
     if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
         # One step from a random start is the FGSM of Wong et al., arXiv:2001.03994.
-        pgd, fgsm = (measure(engine, net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
+        pgd, fgsm = (look(net, held, Evaluation(config, "pgd", n)) for n in (10, 1))
         found = pgd.metrics | fgsm.metrics
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
@@ -220,7 +215,7 @@ def _fit(
         raise
     if monitor.best_weights is not None:
         engine.load_weights(model, monitor.best_weights)
-    report = measure(engine, model, data.measured, Evaluation(config), device=plan.device)
+    report = look(model, data.measured, Evaluation(config), device=plan.device)
     return replace(result, history=history, report=report)
 
 

@@ -41,7 +41,7 @@ def fit(
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
-    check(model, data, config, training.device)
+    check(model, data, config, training)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
@@ -118,11 +118,11 @@ def _graph(
     return tf.function(judge, input_signature=[x, y, [x] * runs], autograph=False)
 
 
-def check(model: keras.Model, data: Any, threat: Threat, device: str | None = None) -> None:
+def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) -> None:
     """See :class:`spatlib.engines.Engine`."""
-    ops.check_device(device)
-    parts, classes = batches(model, data, 256, threat), 0
-    with tf.device(device), attack.unmoved(model):
+    ops.check_device(training.device)
+    parts, classes = batches(model, data, training.batch_size, threat), 0
+    with tf.device(training.device), attack.unmoved(model):
         for x, y in islice(parts, None if is_pair(data) else 1):
             classes = ops.check_batch(model, x, y, threat, classes)
 

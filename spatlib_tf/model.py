@@ -1,6 +1,7 @@
 """A Keras model that trains adversarially; Keras owns the loop."""
 
 from dataclasses import asdict
+from inspect import signature
 from itertools import chain, islice
 from types import GeneratorType
 from typing import Any
@@ -11,7 +12,8 @@ import tensorflow as tf
 from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core.attack import Adversarial, judge
 from spatlib.core.feasible import random_start
-from spatlib.errors import checked, only, require, require_type
+from spatlib.errors import checked, only, require, require_type, warn_of_holes
+from spatlib.monitor import READ_EVERY
 
 from . import ops
 from .attack import Draws, attacked, next_seed, outer, survivors_of, unmoved
@@ -28,7 +30,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     metrics on clean inputs, and ``adv_accuracy``: the share of examples correct clean, at the start
     and at the end of PGD (cross-entropy, full eps, one start). A loss that is not finite is logged
     (see keras.callbacks.TerminateOnNaN). Inputs out of bounds and labels that name no class are a
-    DataError: in a first batch at once, later when the metrics are read.
+    DataError: in a first batch at once, later in ``fit`` within 50 steps, which are not undone.
 
     Args:
         base: A keras.Model (else ConfigError): logits (N, K) of inputs (N, ...) in the bounds.
@@ -93,22 +95,36 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         """As keras.Model.export, of ``base``."""
         return self.base.export(*args, **kwargs)
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.fit; DataError for bad values, of a first batch before all else."""
-        for callback in keras.tree.flatten([args[3:4], kwargs.get("callbacks")]):
+        given = signature(super().fit).bind(*args, **kwargs).arguments
+        callbacks = [each for each in keras.tree.flatten(given.get("callbacks")) if each]
+        for callback in callbacks:
             if getattr(callback, "monitor", None) in ("adv_accuracy", "val_adv_accuracy"):
                 callback.mode = callback.mode.replace("auto", "max")  # which Keras cannot infer
-        size = args[0] if args else kwargs.get("batch_size")
-        if kwargs.get("validation_data") is not None:
-            held, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            kwargs["validation_data"] = self._looked(held, rest[0], size), *rest
-        return super().fit(self._looked(x, y, size), y, *args, **kwargs)
+
+        def look(batch: int, logs: Any = None) -> None:
+            if batch % READ_EVERY < self.steps_per_execution:
+                self.seen.result()
+
+        # After a batch Keras would wait for the device each time.
+        own = keras.callbacks.LambdaCallback(on_train_batch_begin=look)
+        given["callbacks"], size = [*callbacks, own], given.get("batch_size")
+        if (held := given.get("validation_data")) is not None:
+            held, *rest = keras.utils.unpack_x_y_sample_weight(held)
+            given["validation_data"] = self._looked(held, rest[0], size), *rest
+        given["x"] = self._looked(given.get("x"), given.get("y"), size)
+        found = super().fit(**given)
+        warn_of_holes(max(found.history.get("hole_rate", [0.0])), "the steps of an epoch")
+        return found
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.evaluate; DataError for bad values, of a first batch before all else."""
         if not isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList):  # not in fit
             x = self._looked(x, y, args[0] if args else kwargs.get("batch_size"))
-        return super().evaluate(x, y, *args, **kwargs)
+        found = super().evaluate(x, y, *args, **kwargs)
+        warn_of_holes(float(self.hole_rate.result()), "the examples")
+        return found
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.train_on_batch; DataError, after the step, for bad values."""
@@ -173,6 +189,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         start = random_start(ops, x, threat, Draws(next_seed(self.evaluation_seeds, x)))
         verdicts = survivors_of(self.base, threat, {"pgd": "pgd"}, x, labels, [start])
         self._record(loss, verdicts["pgd"].right, raw, labels, logits.shape[1])
+        self.hole_rate.update_state(tf.cast(~verdicts["pgd"].sound, tf.float32))
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {k: v for k, v in results.items() if k not in ("stall_rate", "hole_rate")}
 

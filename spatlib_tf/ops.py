@@ -139,6 +139,9 @@ def check_label_values(y: Tensor, classes: int) -> None:
 
 def check_batch(model: keras.Model, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
     """The number of classes, if 0 from a call; DataError if outputs or labels are no such."""
+    size = next((part.shape[0] for part in getattr(model, "inputs", None) or ()), None)
+    what = f"data must come in batches of {size}, as the model is built for, got {len(x)} examples"
+    expect(size in (None, len(x)), f"{what}: set batch_size, and leave out the rest")
     classes = classes or errors.classes_of(logits_of(model, x).numpy(), threat.check_logits)
     check_label_values(y, classes)
     return classes

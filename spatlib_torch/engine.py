@@ -55,7 +55,7 @@ def fit(
         config = replace(config, loss="pgd")
     with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
         if is_pair(data):  # all before anything changes
-            check(model, batches.data, config, training.device)
+            check(model, batches.data, config, training)
             if training.augment != "none":
                 check_images(data[0].shape)
         inner = bare(model, compiled=True)
@@ -65,11 +65,12 @@ def fit(
         with alone(bare(model)):  # as an attack in another thread changes flags for a while
             for module in model.modules():
                 undo.callback(setattr, module, "training", module.training)
-            if not model.training:  # else its owner chose what is in inference mode
-                model.train()
+            if not any(module.training for module in bare(model).modules()):
+                model.train()  # else its owner chose what is in inference mode
             for module in model.modules():  # as in Keras, where trainable=False does it
-                own = [p.requires_grad for p in module.parameters(recurse=False)]
-                module.training &= any(own) or not own or not [*module.buffers(recurse=False)]
+                own = [p.requires_grad for p in module.parameters()]
+                for part in module.modules() if own and not any(own) else ():
+                    part.training &= not [*part.buffers(recurse=False)]
             made = _optimizer(model, training, optimizer)
             loop = Loop(model, batches, config, made, monitor, bar)
         return loop.run()
@@ -126,14 +127,15 @@ def survivors(
         yield whole, classes, found
 
 
-def check(model: nn.Module, data: Any, threat: Threat, device: str | None = None) -> None:
+def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:
     """See :class:`spatlib.engines.Engine`."""
-    for _ in islice(_looked_through(model, data, threat, device), None if is_pair(data) else 1):
+    parts = _looked_through(model, data, threat, training.device, training.batch_size)
+    for _ in islice(parts, None if is_pair(data) else 1):
         pass
 
 
 def _looked_through(
-    model: nn.Module, data: Any, threat: Threat, device: str | None, size: int = 256
+    model: nn.Module, data: Any, threat: Threat, device: str | None, size: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """One pass of what :func:`looked_at` returns."""
     where, classes = placed(model, device), 0

@@ -50,7 +50,7 @@ class Recorder(ModuleType):
         self.calls["build"].append((name, seed, settings))
         return f"built {len(self.calls['build'])}"
 
-    def check(self, model: Any, data: Any, threat: Threat, device: Any = None) -> None:
+    def check(self, model: Any, data: Any, threat: Threat, training: Any) -> None:
         pass
 
     def fit(self, *args: Any, optimizer: Any = None) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import spatlib
 from spatlib import BackendError, ConfigError, Threat
 from spatlib import autoattack as art
 from spatlib.core.ops import Array, Ops
@@ -70,6 +71,25 @@ def test_gradients_that_are_not_numbers_do_not_stop_it(monkeypatch: pytest.Monke
     assert whole["autoattack"] < whole["clean"] == 1
 
 
+@pytest.mark.parametrize("name", ["torch", "tf"])
+def test_its_draws_follow_from_the_seed_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name_of, number in FEW.items():
+        monkeypatch.setattr(art, name_of, number)
+    shape = (8, 1, 8, 8) if name == "torch" else (8, 8, 8, 1)
+    x = np.random.default_rng(1).uniform(size=shape).astype(np.float32)
+    network = model(name, lambda ops, x, array: waves(ops, ops.abs(x - 0.5), array))
+    weights = np.random.default_rng(0).normal(size=(64, 4))
+    y, found = (np.abs(x - 0.5).reshape(8, 64) @ weights).argmax(axis=1), []
+    for mine, seed in ((0, 0), (1, 0), (0, 1)):
+        np.random.seed(mine)  # noqa: NPY002
+        how: dict[str, Any] = {"attacks": "autoattack", "seed": seed, "keep": True}
+        report = spatlib.evaluate(network, (x, y), Threat(eps=EPS), **how)
+        found.append(report.x_adv["autoattack"])
+        assert np.random.random() == np.random.RandomState(mine).random()  # noqa: NPY002
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
 def test_the_logits_ratio_has_the_gradient_of_its_values() -> None:
     rng = np.random.default_rng(0)
     z, label = 3 * rng.normal(size=(6, 5)), np.eye(5)[rng.integers(5, size=6)]
@@ -98,7 +118,7 @@ def test_cross_entropy_orders_as_its_values_and_has_the_direction_of_its_gradien
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "multiprocess", None)
     with pytest.raises(BackendError, match="run pip install multiprocess"):
-        art.attack(Threat(eps=EPS), model("torch", waves), np.zeros((1, 1, 8, 8)), np.zeros(1, int))
+        art.attack(Threat(eps=EPS), 0, model("torch", waves), np.zeros((1, 1, 8, 8)), [0])
 
 
 def test_there_is_none_for_l1() -> None:

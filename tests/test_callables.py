@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import spatlib
-from spatlib import DataError, Threat
+from spatlib import ConfigError, DataError, Threat
 from spatlib.core.ops import Array, Ops
 
 from .landscapes import ENGINES, EPS, measure, model, noise, points, rugged
@@ -155,3 +155,21 @@ def test_attacks_and_steps_are_passed_on(name: str) -> None:
     attacks = ("targeted", noise(name))
     report = spatlib.evaluate(rugged(name), (x, y), Threat(eps=EPS), attacks=attacks, steps=3)
     assert list(report.metrics) == ["clean", "targeted3", "noise", "worst"]
+
+
+class Holder:
+    """Holds a model, and yet wants to be given one."""
+
+    model = None
+
+    def __call__(self, network: Any, x: Any, y: Any) -> Any:
+        return x
+
+
+def test_attacks_that_cannot_be_called_as_they_will_be_are_refused(name: str) -> None:
+    x, y = points(name)
+    for attack in (Holder(), lambda x, y: x, lambda network, x, y, more: x, 3):
+        with pytest.raises(
+            ConfigError, match=r"attack\(model, x, y\), attack\(x, y\) if they hold"
+        ):
+            measure(name, rugged(name), x, y, attack)

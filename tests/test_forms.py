@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from .test_looks import (
     BATCH,
     CLASSES,
     CONFIG,
+    TRAINING,
     arrays,
     network,
     over_frameworks,
@@ -79,7 +81,7 @@ def test_one_call_on_a_whole_batch_is_the_look_at_the_model(framework: str) -> N
     model.calls.clear()
     with pytest.raises(DataError, match="labels"):
         train(framework, model, (x, np.where(np.arange(600) == 599, CLASSES, y)))
-    assert model.calls == [256]
+    assert model.calls == [BATCH]
 
 
 def test_networks_of_a_fixed_batch_train_and_are_measured() -> None:
@@ -89,9 +91,23 @@ def test_networks_of_a_fixed_batch_train_and_are_measured() -> None:
     parts = [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)]
     base = keras.Sequential([*stateful, layers.Dense(CLASSES)])
     assert train("tf", base, parts).report.count == len(x)
+    assert train("tf", base, ((x, y), (x[:BATCH], y[:BATCH]))).report.count == BATCH
+    for data in ((x[:-1], y[:-1]), ((x, y), (x[1:], y[1:]))):
+        with pytest.raises(DataError, match=f"batches of {BATCH}, .* got {BATCH - 1} examples"):
+            train("tf", base, data)
     assert spatlib.evaluate(base, (x, y), config, batch_size=BATCH, steps=1).count == len(x)
     history = spat(base).fit(x, y, batch_size=BATCH, verbose=0).history
     assert np.isfinite(history["loss"]).all()
+
+
+def test_torch_networks_of_a_fixed_batch_train_on_arrays(tmp_path: Path) -> None:
+    def whole(z: torch.Tensor) -> torch.Tensor:
+        return z.reshape(BATCH, CLASSES)
+
+    (x, y), model = arrays("torch"), network("torch", whole)
+    how = {"config": CONFIG, "training": TRAINING, "run_dir": tmp_path}
+    assert spatlib.train(model, (x, y), **how).report.count == len(x)
+    assert set(model.calls) == {BATCH}
 
 
 def test_torch_batchnorm_without_running_statistics_trains() -> None:

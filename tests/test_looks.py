@@ -182,6 +182,8 @@ def test_keras_validation_data_are_looked_at_before_the_training() -> None:
     for held in ((2 * x, y), tf.data.Dataset.from_tensor_slices((x, y + 9)).batch(4)):
         with pytest.raises(DataError, match=r"^[xy] must"):
             model.fit(x, y, validation_data=held, verbose=0)
+        with pytest.raises(DataError, match=r"^[xy] must"):
+            model.fit(x, y, BATCH, 1, 0, None, 0.0, held)
     assert weights(model) == before
 
 
@@ -250,7 +252,8 @@ def test_probabilities_are_no_logits_unless_they_are_meant(framework: str, kind:
         check(DataError, "check_logits=False", lambda call=call: call(CONFIG))
         assert weights(model) == before
     x = arrays(framework)[0]
-    check(DataError, "model must return logits", lambda: spatlib.audit(model, x, x, data[1]))
+    check(DataError, "check_logits=False", lambda: spatlib.audit(model, x, x, data[1]))
+    assert spatlib.audit(model, x, x, data[1], check_logits=False).count == len(x)
     for call in calls:
         call(meant)
 

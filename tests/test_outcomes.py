@@ -44,7 +44,7 @@ def test_no_size_of_batches_and_no_engine_changes_an_outcome(norm: str) -> None:
             assert list(found.outcomes) == list(whole.outcomes)
             for key, right in whole.outcomes.items():
                 np.testing.assert_array_equal(found.outcomes[key], right)
-                if key != "worst":  # a gradient of rounding noise may have another sign
+                if key in whole.x_adv:  # a gradient of rounding noise may have another sign
                     moved = np.abs(found.x_adv[key] - whole.x_adv[key]) > 1e-4
                     assert moved.mean() < 0.003
 
@@ -69,8 +69,8 @@ def test_a_start_follows_from_seed_restart_and_place_whatever_the_layout(norm: s
 
 def test_outcomes_are_those_of_the_perturbed_inputs(name: str) -> None:
     found, y = report(name), points("torch")[1]
-    assert {"clean", "pgd2", "apgd-ce2"} == set(found.x_adv) == set(found.outcomes) - {"worst"}
-    x = found.x_adv["clean"]
+    assert {"pgd2", "apgd-ce2"} == set(found.x_adv) == set(found.outcomes) - {"clean", "worst"}
+    x = points(name)[0]
     for key, x_adv in found.x_adv.items():
         right = ENGINES[name].module.logits(rugged(name), x_adv).argmax(axis=1) == y
         np.testing.assert_array_equal(found.outcomes[key], right)
@@ -151,7 +151,7 @@ def test_logits_that_are_not_finite_count_as_wrong_and_are_warned_of(
     network = model(name, lambda ops, x, array: broken(ops, x, array, value))
     still = lambda network, x, y: x  # noqa: E731
     still.__name__ = "still"
-    with pytest.warns(RuntimeWarning, match="not finite at 25.0%"):
+    with pytest.warns(RuntimeWarning, match="not finite at 25.00%"):
         found = measure(name, network, x, np.zeros(4), still)
     assert found.outcomes["still"].tolist() == [True, True, False, True]
     assert found.broken == 0.25
@@ -170,7 +170,7 @@ def test_gradients_that_are_not_finite_are_warned_of(name: str, attack: str) -> 
         return ridges(ops, ops.where(x < 2, x, ops.exp(999 * (x + 1))), array)
 
     x, y = points("torch")
-    with pytest.warns(RuntimeWarning, match="gradients are not finite at 100.0%"):
+    with pytest.warns(RuntimeWarning, match="gradients are not finite at 100.00%"):
         found = measure(name, model(name, trapped), x[:9], y[:9], attack, steps=2)
     assert found.broken == 1
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from keras import callbacks, layers
 
-from spatlib import Mask, SPATConfig
+from spatlib import DataError, Mask, SPATConfig
 from spatlib_tf import SPATModel
 
 from .test_tf_model import (
@@ -253,3 +253,12 @@ def test_summary_counts_the_weights_of_the_base(capsys: pytest.CaptureFixture[st
     total = size + (8 * CLASSES + CLASSES) + 4 * CLASSES + (CLASSES * CLASSES + CLASSES)
     assert f"Total params: {total}" in text
     assert f"Non-trainable params: {size + 2 * CLASSES}" in text
+
+
+def test_keras_fit_stops_soon_after_a_bad_batch() -> None:
+    (x, y), model = arrays(count=120), spat(network(), SPATConfig(eps=0.1, steps=1))
+    y[7], begun = CLASSES, []
+    count = callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: begun.append(1))
+    with pytest.raises(DataError, match=r"^batch 8: y must"):
+        model.fit(x, y, 1, 1, 0, [count], shuffle=False)
+    assert len(begun) == 50

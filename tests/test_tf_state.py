@@ -171,7 +171,7 @@ def test_a_run_on_data_with_an_order_of_their_own_says_so(tmp_path: Path) -> Non
 def test_looks_move_nothing() -> None:
     model, (x, y) = observed(), arrays()
     before = state(model)
-    engine.check(model, (x, y), CONFIG)
+    engine.check(model, (x, y), CONFIG, TrainConfig())
     assert state(model) == before
     counts = []
     for metrics in (None, ["sparse_categorical_accuracy"]):

@@ -144,3 +144,21 @@ def test_an_interrupted_validation_leaves_the_weights_of_the_training() -> None:
 
 def settings(plan: Any) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in ("batch_size", "schedule", "epochs")}
+
+
+def test_a_frozen_backbone_keeps_the_statistics_of_layers_without_weights() -> None:
+    model = network()
+    for norm in (nn.BatchNorm2d, nn.InstanceNorm2d):
+        layers = nn.Sequential(model[0], norm(4, affine=False, track_running_stats=True))
+        whole = nn.Sequential(layers.requires_grad_(False), *model[2:])
+        before = statistics(whole)
+        fit(arrays(), whole)
+        assert statistics(whole) == before
+
+
+def test_a_part_in_training_mode_is_a_choice_of_its_owner() -> None:
+    model = network().eval()
+    before = statistics(model)
+    model[-1].train()
+    fit(arrays(), model)
+    assert statistics(model) == before

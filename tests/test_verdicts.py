@@ -110,7 +110,7 @@ def test_an_example_whose_logits_are_not_numbers_is_not_robust(name: str) -> Non
         broken = ops.sqrt(array(1e-12) - (x - 0.5) * (x - 0.5))  # NaN but at x = 0.5
         return array([[2.0, 0.0]]) + 0 * broken
 
-    with pytest.warns(RuntimeWarning, match="not finite at 100.0% of the examples"):
+    with pytest.warns(RuntimeWarning, match="not finite at 100.00% of the examples"):
         report = measure(name, model(name, logits), np.full((6, 1), 0.5), np.zeros(6), ("pgd",))
     assert report.metrics == {"clean": 1, "pgd20": 0, "worst": 0}
 

@@ -41,7 +41,7 @@ def build_model(name: str, seed: int, **network: Any) -> Linear:
     return Linear(xp.zeros((math.prod(network["shape"]), network["classes"])))
 
 
-def check(model: Any, data: Any, threat: Threat, device: Any = None) -> None:
+def check(model: Any, data: Any, threat: Threat, training: Any) -> None:
     """Raise DataError unless the inputs are numbers in the bounds."""
     if not np.all((data[0] >= threat.bounds[0]) & (data[0] <= threat.bounds[1])):
         raise DataError(f"x must be in {threat.bounds}: scale the inputs")
