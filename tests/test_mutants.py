@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .mutants import page
-from .mutants.mutant import Mutant
+from .mutants import handmade, page
+from .mutants.mutant import ROOT, Mutant
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,16 @@ def test_a_run_fails_where_mutants_live_unexplained_or_too_many_live(
     )
     assert ("NOT LISTED" in printed) == (not listed)
     assert written == ["mutants"] * whole
+
+
+def test_the_faults_made_by_hand_still_find_their_places() -> None:
+    found = list(handmade.mutants())  # raises where a text is gone or stands twice
+    assert len(found) >= 40
+    assert all(mutant.text != (ROOT / mutant.file).read_text() for mutant in found)
+
+
+def test_the_survivors_that_are_explained_still_stand_in_their_files() -> None:
+    for file, line, mutated in page.survivors():
+        lines = [" ".join(each.split()) for each in (ROOT / file).read_text().splitlines()]
+        assert line in lines, file
+        assert mutated not in lines or not line, file  # before "def": without its decorator

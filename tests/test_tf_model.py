@@ -164,11 +164,16 @@ def labelled(form: str, loss: str) -> tuple[SPATModel, dict[str, float], dict[st
     return model, logs, model.test_on_batch(x, y, return_dict=True)
 
 
+@cache
+def with_indices(loss: str) -> tuple[Any, Any, Any]:
+    return labelled("indices", loss)
+
+
 @pytest.mark.parametrize(
     ("form", "loss"), [*((form, "mart") for form in LABELS), ("column", "pgd")]
 )
 def test_labels_of_every_form_give_the_same_training(form: str, loss: str) -> None:
-    ours, theirs = labelled(form, loss), labelled("indices", loss)
+    ours, theirs = labelled(form, loss), with_indices(loss)
     assert same(ours[0], theirs[0], 1e-6)
     for logs, expected in zip(ours[1:], theirs[1:], strict=True):
         assert logs == pytest.approx(expected, rel=1e-6)

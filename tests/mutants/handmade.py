@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .generated import FIT, SELECTION, TF, TORCH
 from .mutant import ROOT, Mutant
+from .selection import FIT, SELECTION, TF, TORCH
 
 Faults = dict[str, tuple[str, str]]
 
@@ -141,7 +141,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             'undo.callback(setattr, p, "requires_grad", p.requires_grad)',
             "pass",
         ),
-        "buffers not put back": ("name, buffer.copy_(value))", "name, buffer)"),
+        "buffers not put back": ("buffer.data.copy_(value)", "pass"),
         "training flags not put back": (
             'undo.callback(setattr, module, "training", module.training)',
             "pass",

@@ -1,0 +1,103 @@
+"""Which tests have to notice a fault in which file, the quicker ones first."""
+
+from __future__ import annotations
+
+TRAJECTORIES = "tests/test_trajectories.py::test_weights_after_twenty_steps_equal_the_oracle"
+CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-True", "mart-L2-rms-False")
+TORCH, TF = (
+    tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
+)
+STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
+NINE = "tests/test_verdicts.py::test_targets_are_the_nine_best_of_the_other_classes"
+ALL_ONES = "tests/test_shared_mask.py::test_masks_that_keep_all_pixels_ask_no_network"
+CORE = {
+    "apgd": ("apgd",),
+    "attack": (),
+    "feasible": ("start", "step"),
+    "mask": ("cotangents", "mask", "shared_mask"),
+    "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
+    "ops": ("losses", "target", "mask", "step"),
+    "projection": ("projection_rounds", "projection_limits", "projection"),
+    "target": ("stall", "target", "cotangents", "apgd", "losses"),
+}
+ALSO = {
+    "attack": (
+        *TORCH,
+        "tests/test_stall.py",
+        "tests/test_attack.py",
+        "tests/test_bounds.py",
+        "tests/test_evaluation.py",
+        "tests/test_verdicts.py",
+        "tests/test_points.py",
+        "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
+        "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
+        "-k",
+        "torch or evaluation or verdicts or points or stall",
+    ),
+    "target": (f"{NINE}[torch-9-0]", f"{NINE}[torch-10-1]"),
+    "feasible": (
+        "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
+        "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
+    ),
+}
+STATE = (  # the quicker ones first
+    "tests/test_errors.py",
+    "tests/test_draws.py",
+    "tests/test_torch_contexts.py",
+    "tests/test_torch_state.py",
+)
+DRAWS = tuple(
+    f"tests/test_draws.py::test_{name}"
+    for name in (
+        "tensorflows_linf_and_gaussian_starts_have_their_distributions",
+        "tensorflows_starts_fill_the_ball",
+        "noise_of_a_random_mask_fills_the_interval[tf]",
+        "offsets_are_other_classes_without_replacement_and_all_orders_occur[tf]",
+        "probes_are_signs_of_both_kinds_at_every_place[tf]",
+        "tensorflows_own_generator_gives_the_starts_unless_one_is_given",
+        "keras_generator_stays_where_a_graph_finds_no_more_data",
+    )
+)
+FIT, GRAPH = (f"tests/test_tf_{name}.py::test_" for name in ("fit", "graph"))
+ERRORS = tuple(
+    f"tests/test_tf_errors.py::test_{name}"
+    for name in (
+        "bad_batches_are_refused",
+        "bad_start_or_mask_is_refused",
+        "errors_keep_their_class_in_a_graph",
+    )
+)
+SELECTION: dict[str, tuple[str, ...]] = {
+    **{
+        f"spatlib/core/{name}.py": (
+            *(f"tests/test_{t}.py" for t in tests),
+            *(() if name == "attack" else ("--backends=numpy",)),
+            *ALSO.get(name, ()),
+        )
+        for name, tests in CORE.items()
+    },
+    "spatlib/core/calls.py": (
+        *TORCH,
+        f"{STALL}[torch-0.3]",
+        f"{ALL_ONES}[torch]",
+        *STATE,
+    ),
+    "spatlib_torch/attack.py": (
+        *TORCH,
+        f"{STALL}[torch-0.3]",
+        f"{STALL}[torch-0.0]",
+        *STATE,
+        "tests/test_torch_plain.py",
+    ),
+    "spatlib_tf/attack.py": (
+        *DRAWS,
+        *TF,
+        f"{STALL}[tf-0.3]",
+        f"{FIT}attacks_leave_every_variable_as_it_was",
+        f"{FIT}statistics_move_as_in_the_outer_passes_alone",
+        f"{GRAPH}the_graph_does_not_grow_with_the_steps",
+        f"{GRAPH}the_graph_does_not_grow_with_the_classes",
+        *ERRORS,
+        f"{GRAPH}replicas_draw_different_starts",
+    ),
+}
