@@ -37,6 +37,10 @@ def network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(convolution, *layers, nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
 
 
+def inner() -> tuple[nn.Module, ...]:
+    return nn.BatchNorm2d(4), nn.Dropout(0.3)
+
+
 def plan(**settings: Any) -> TrainConfig:
     common = {"epochs": 2, "batch_size": BATCH // WORLD, "ema": 0.9, "progress": False}
     return TrainConfig(**common | settings)
@@ -68,7 +72,7 @@ def trained_alike(_: Path | None = None) -> dict[str, Any]:
 
 def trained_together(folder: Path) -> dict[str, Any]:
     """With BatchNorm and dropout, where several processes are no longer one, and a run."""
-    layers = nn.BatchNorm2d(4), nn.Dropout(0.3)
+    layers = inner()
     config, found = SPATConfig(eps=0.1, steps=1), resumed(folder / "run", dies=False)
     x, y = map(torch.as_tensor, arrays(np.float32))
     data = TensorDataset(x, y)
@@ -102,7 +106,7 @@ def resumed(folder: Path, dies: bool = True) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     result = spatlib.train(
-        network(nn.BatchNorm2d(4), nn.Dropout(0.3)),
+        network(*inner()),
         arrays(np.float32),
         config=SPATConfig(eps=0.1, steps=1),
         training=plan(epochs=3, validation=HELD),

@@ -6,11 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+
+import spatlib
+from spatlib import ConfigError
+from spatlib_torch import engine
 
 from . import processes
 
@@ -58,5 +64,14 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     assert not any(found.pop("was_there") for found in whole)
     assert all(found.pop("was_there") for found in broken)
     assert whole[0] == whole[1] == broken[0] == broken[1]
+    rest: dict[str, Any] = {"run_dir": tmp_path / "run", "resume": True}
+    again = processes.network(*processes.inner()), processes.arrays(np.float32)
+    word = "number of processes must divide the run's batch of 16"
+    three = patch.object(engine, "together", lambda: nullcontext((0, 3)))
+    with pytest.raises(ConfigError, match=word), three:
+        spatlib.train(*again, **rest)
+    result = spatlib.train(*again, **rest)  # which one process may go on with
+    assert result.training.batch_size == 16
+    assert result.metrics == whole[0]["metrics"]
     for place in (tmp_path, tmp_path / "run"):
         assert len((place / "metrics.csv").read_text().splitlines()) == 4
