@@ -89,8 +89,8 @@ def perturb(
         model: Gives logits (N, K) for inputs (N, ...). It may be frozen, in any mode, compiled,
             under autocast, in no_grad or inference_mode; its state comes back as it was.
         x: Floats in ``config.bounds``, (N, D), (N, C, L) or (N, C, H, W) in any memory format.
-        y: Class indices (N,), or rows (N, K) of probabilities: such soft labels are b themselves, in
-            docs/method.md, and their largest entry is the label y. ``mart`` takes one-hot rows only.
+        y: Class indices (N,), or rows (N, K) of probabilities, b in docs/method.md for ``pgd``: the
+            class of the largest serves guard and mask. Rows for ``mart`` have to be one-hot.
         config: Threat model and method.
         start: First perturbation, shaped like x, in its units, set to 0 where the mask is 0 and
             projected; default: drawn as ``config.random_start`` says.

@@ -53,9 +53,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "norm", "mask", "guard"), CASES)
+SOFT = [
+    ("pgd", "Linf", "three classes", True, True),
+    ("pgd", "L2", "off", False, True),
+    ("trades", "Linf", "three classes", True, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "mask", "guard", "soft"), [*((*case, False) for case in CASES), *SOFT]
+)
 def test_weights_after_twenty_steps_equal_the_oracle(
-    engine: Any, loss: str, norm: str, mask: str, guard: bool
+    engine: Any, loss: str, norm: str, mask: str, guard: bool, soft: bool
 ) -> None:
     settings = {"norm": norm, "eps": EPS[norm], "steps": 3, "guard": guard, "smoothing": 0.3}
     config = SPATConfig(loss=loss, mask=MASKS[mask], **settings)
@@ -64,6 +73,7 @@ def test_weights_after_twenty_steps_equal_the_oracle(
     velocity = [np.zeros_like(w) for w in oracle.parameters]
     for number in range(STEPS):
         x, y, start = batch(number)
+        y = np.random.default_rng(number).dirichlet(np.ones(CLASSES), size=COUNT) if soft else y
         start = EPS[norm] * start
         offsets, probes, noise = engine.draws(config, COUNT, seed=number)
         expected = reference.train_step(

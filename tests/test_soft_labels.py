@@ -1,0 +1,260 @@
+"""Soft labels beside hard ones, and weights of examples, in every way of training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import spatlib
+import spatlib_tf
+import spatlib_torch
+from spatlib import ConfigError, DataError, Mask, SPATConfig
+
+from .test_errors import check
+from .test_looks import (
+    BATCH,
+    CLASSES,
+    CONFIG,
+    arrays,
+    network,
+    over_frameworks,
+    spat,
+    train,
+    weights,
+)
+
+MASKED = replace(CONFIG, steps=2, mask=Mask(classes=2), smoothing=0.3)
+LOSSES = ["pgd", "trades", "mart"]
+
+
+def soft(count: int = 3 * BATCH) -> np.ndarray:
+    """Labels mixed of the hard ones (N, K) in float32; no two classes have equal shares."""
+    rows = np.eye(CLASSES, dtype=np.float32)[arrays()[1][:count]]
+    return 0.7 * rows + 0.3 * np.roll(rows, 1, axis=0)
+
+
+def call(
+    framework: str, name: str, model: Any, x: Any, y: Any, config: SPATConfig, **more: Any
+) -> Any:
+    """A function of an engine, with a generator of the same seed each time."""
+    if framework == "torch":
+        more = {k: torch.as_tensor(v) if k == "weights" else v for k, v in more.items()}
+        more["generator"] = torch.Generator().manual_seed(0)
+        found = getattr(spatlib_torch, name)(model, *map(torch.as_tensor, (x, y)), config, **more)
+        return found.detach().numpy()
+    more["generator"] = keras.random.SeedGenerator(0)
+    return getattr(spatlib_tf, name)(model, x, y, config, **more).numpy()
+
+
+@over_frameworks
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_hot_rows_are_hard_labels_to_the_bit(framework: str, loss: str) -> None:
+    (x, y), config = arrays(framework), replace(MASKED, loss=loss)
+    model, eye = network(framework), np.eye(CLASSES)[y]
+    for name in ("perturb", "spat_loss", "shared_mask"):
+        expected = call(framework, name, model, x, y, config)
+        for rows in (eye, eye.astype(np.float16), eye.astype(np.int64)):
+            found = call(framework, name, model, x, rows, config)
+            np.testing.assert_array_equal(found, expected)
+
+
+@over_frameworks
+def test_one_hot_rows_train_as_hard_labels_do(framework: str) -> None:
+    (x, y), hard, rows = arrays(framework), network(framework), network(framework)
+    history = train(framework, hard, (x, y)).history
+    found = train(framework, rows, (x, np.eye(CLASSES)[y])).history
+    assert weights(rows) == weights(hard)
+    for ours, theirs in zip(found, history, strict=True):
+        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+SOURCES: dict[str, Callable[[Any, Any], Any]] = {
+    "torch arrays": lambda x, y: (x, y),
+    "torch items": lambda x, y: torch.utils.data.StackDataset(*map(torch.as_tensor, (x, y))),
+    "torch loader": lambda x, y: torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*map(torch.as_tensor, (x, y))), BATCH
+    ),
+    "tf arrays": lambda x, y: (x, y),
+    "tf list": lambda x, y: [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)],
+    "tf dataset": lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_soft_labels_train_from_data_of_every_form(source: str) -> None:
+    """Accuracies, of the training data too, are those of the largest entries."""
+    framework = source.split()[0]
+    (x, y), model, hard = arrays(framework), network(framework), network(framework)
+    result = train(framework, model, (SOURCES[source](x, soft()), (x, soft())))
+    train(framework, hard, (SOURCES[source](x, y), (x, y)))
+    assert weights(model) != weights(hard)
+    assert 0 < result.history[-1]["loss"] < 2
+    expected = spatlib.evaluate(model, (x, soft().argmax(axis=1)), CONFIG, attacks=("pgd",))
+    assert result.report is not None
+    assert result.report.metrics["clean"] == expected.metrics["clean"]
+    assert result.report.metrics["pgd20"] == expected.metrics["pgd20"]
+
+
+def test_accuracy_while_training_is_that_of_the_largest_entry() -> None:
+    x, _ = arrays("torch")
+    model = network("torch")
+    with torch.no_grad():
+        read = model(torch.as_tensor(x)).argmax(dim=1).numpy()
+    rows = 0.8 * np.eye(CLASSES)[read] + 0.2 / CLASSES
+    still = spatlib.TrainConfig(epochs=1, batch_size=BATCH, lr=1e-9, progress=False)
+    config = SPATConfig(eps=1e-6, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = spatlib.train(model, (x, rows), config=config, training=still).history
+    assert history[0]["adv_accuracy"] == 1
+
+
+SPOILT = {
+    "sum": (0.9, "got 0.9 to 1: "),
+    "negative": (-1, "got -0.[0-9]+ to 1: "),
+    "nan": (np.nan, "got nan"),
+}
+
+
+@over_frameworks
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_bad_row_of_a_later_batch_stops_the_training(framework: str, kind: str) -> None:
+    x, _ = arrays(framework)
+    model, rows = network(framework), soft()
+    before = weights(model)
+    rows[BATCH + 1] *= SPOILT[kind][0]
+    parts = [(x[i : i + BATCH], rows[i : i + BATCH]) for i in range(0, len(x), BATCH)]
+    with pytest.raises(DataError, match=f"batch 2: y must hold rows that sum .* {SPOILT[kind][1]}"):
+        train(framework, model, parts)
+    assert weights(model) == before
+    with pytest.raises(DataError, match="rows that sum to 1"):
+        train(framework, model, (x, rows))
+    assert weights(model) == before
+    assert np.isnan(call(framework, "spat_loss", model, x, rows, CONFIG, validate=False))
+
+
+@over_frameworks
+def test_mart_refuses_soft_labels(framework: str) -> None:
+    (x, _), config, model = arrays(framework), replace(CONFIG, loss="mart"), network(framework)
+    before, words = weights(model), "one-hot for loss='mart', got 0.[35]"
+    check(
+        DataError,
+        "one-hot for loss='mart', got 0.5 to 1",
+        lambda: train(framework, model, (x, soft()), config),
+    )
+    hard = np.eye(CLASSES)[arrays()[1]]
+    parts = [
+        (x[:BATCH], hard[:BATCH]),
+        (x[BATCH:], np.full((len(x) - BATCH, CLASSES), 1 / CLASSES)),
+    ]
+    with pytest.raises(DataError, match=f"batch 2: y must .* {words}"):
+        train(framework, model, parts, config)
+    assert weights(model) == before
+    assert np.isnan(call(framework, "spat_loss", model, x, soft(), config, validate=False))
+
+
+@over_frameworks
+def test_rounded_rows_are_labels(framework: str) -> None:
+    x, _ = arrays(framework)
+    for dtype in (np.float16, tf.bfloat16.as_numpy_dtype):
+        rows = (soft() + 0.01) / (1 + 0.01 * CLASSES)
+        rounded = rows.astype(dtype).astype(np.float32)
+        assert not (rounded.sum(axis=1) == 1).all()
+        assert np.isfinite(call(framework, "spat_loss", network(framework), x, rounded, CONFIG))
+
+
+def test_without_a_budget_soft_labels_train_as_in_keras() -> None:
+    (x, _), model, expected = arrays(), spat(config=SPATConfig(eps=1e-9, steps=1)), network("tf")
+    expected.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), ["accuracy"])
+    model.compile("sgd", metrics=["accuracy"])
+    how: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
+    importance = np.linspace(0, 2, len(x))
+    ours = model.fit(x, soft(), sample_weight=importance, **how).history
+    theirs = expected.fit(x, soft(), sample_weight=importance, **how).history
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    for mine, other in zip(weights(model.base), weights(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
+    logs = model.evaluate(x, soft(), verbose=0, return_dict=True)
+    clean = expected.evaluate(x, soft(), verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(clean["loss"], rel=1e-5)
+    assert logs["accuracy"] == clean["accuracy"] == logs["adv_accuracy"]
+
+
+def test_without_a_budget_the_loss_is_that_of_torch() -> None:
+    (x, _), model = arrays("torch"), network("torch")
+    z, rows = model(torch.as_tensor(x)), torch.as_tensor(soft())
+    expected = torch.nn.functional.cross_entropy(z, rows, reduction="none").detach().numpy()
+    each = partial(
+        call, "torch", "spat_loss", model, x, soft(), SPATConfig(eps=1e-9), reduction="none"
+    )
+    np.testing.assert_allclose(each(), expected, rtol=1e-6)
+
+
+@over_frameworks
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_multiply_the_losses_and_the_mean_is_over_all_examples(
+    framework: str, loss: str
+) -> None:
+    (x, y), model = arrays(framework), network(framework)
+    found = partial(call, framework, "spat_loss", model, x, y, replace(MASKED, loss=loss))
+    losses, importance = found(reduction="none"), np.arange(len(x)) % 3
+    assert losses.shape == (len(x),)
+    np.testing.assert_allclose(found(), losses.mean(), rtol=1e-6)
+    weighted = found(weights=importance, reduction="none")
+    np.testing.assert_allclose(weighted, importance * losses, rtol=1e-6)
+    np.testing.assert_allclose(found(weights=importance), weighted.mean(), rtol=1e-6)
+
+
+BAD_WEIGHTS = {
+    "negative": (-np.ones(BATCH), r"weights must hold finite values in \[0, inf\], got -1 to -1"),
+    "nan": (np.full(BATCH, np.nan), "weights must hold finite values .* got nan"),
+    "infinite": (np.full(BATCH, np.inf), "weights must hold finite values .* got inf"),
+    "column": (np.ones((BATCH, 1)), r"weights must have the shape \(6,\)"),
+    "short": (np.ones(BATCH - 1), r"weights must have the shape \(6,\)"),
+}
+
+
+@over_frameworks
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_bad_weights_are_refused_before_the_attack(framework: str, kind: str) -> None:
+    x, y = (part[:BATCH] for part in arrays(framework))
+    model = network(framework)
+    for labels in (y, soft(BATCH)):
+        with pytest.raises(DataError, match=BAD_WEIGHTS[kind][1]):
+            call(framework, "spat_loss", model, x, labels, CONFIG, weights=BAD_WEIGHTS[kind][0])
+    with pytest.raises(ConfigError, match="reduction must be one of 'mean', 'none', got 'sum'"):
+        call(framework, "spat_loss", model, x, y, CONFIG, reduction="sum")
+    assert model.calls == []
+
+
+@over_frameworks
+def test_weights_in_the_batches_of_train_are_refused(framework: str) -> None:
+    x, y = arrays(framework)
+    word = "data must hold (x, y), got a third part: give weights to spat_loss"
+    check(DataError, word, lambda: train(framework, network(framework), [(x, y, np.ones(len(x)))]))
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda z: {"loss": 0 * z, "logits": z},
+    "tuple": lambda z: (z,),
+    "list": lambda z: [z],
+}
+
+
+@over_frameworks
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_may_be_a_dict_with_logits_or_the_only_item(framework: str, form: str) -> None:
+    (x, y), model = arrays(framework), network(framework, FORMS[form])
+    plain = network(framework)
+    expected = call(framework, "spat_loss", plain, x, y, CONFIG)
+    np.testing.assert_array_equal(call(framework, "spat_loss", model, x, y, CONFIG), expected)
+    assert train(framework, model, (x, y)).metrics == train(framework, plain, (x, y)).metrics
