@@ -56,7 +56,7 @@ class Wrong(keras.Model):
 
 CONFIG = SPATConfig(eps=0.1, mask=Mask())
 OWN_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
-    "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "(3,)"),
+    "one-hot of too few": ({"y": np.eye(CLASSES)[Y[:3]]}, "got shape (3, 3)"),
     "several inputs": ({"x": {"a": BATCH["x"], "b": BATCH["x"]}}, "got 2: wrap the model"),
     "labels of three axes": ({"y": np.zeros((N, CLASSES, 1))}, "float64"),
     "strings": ({"x": np.full(BATCH["x"].shape, "a")}, "string"),
