@@ -84,10 +84,9 @@ class Calls(NamedTuple):
     ) -> Adversarial:
         """The attack on a prepared :data:`Batch`; ``own`` are the user's start and mask."""
         (model, x, y, config), (start, mask), ops = batch, own, self.ops
+        label = self._label(y, config, check)
         with self.attacking(model, x, config, source, start) as (vjp, draws):
-            found = adversarial(
-                ops, vjp, self._label(y, config, check), x, config, start, mask, draws
-            )
+            found = adversarial(ops, vjp, label, x, config, start, mask, draws)
         self._warn(found.holes, check)
         return found._replace(x=ops.detach(found.x))
 

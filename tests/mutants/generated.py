@@ -50,6 +50,15 @@ ALSO = {
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
     ),
 }
+SOFT = tuple(
+    f"tests/test_soft_labels.py::test_{name}"
+    for name in (
+        "weights_multiply_losses_and_the_mean_is_over_all[pgd-torch]",
+        "bad_weights_are_refused_before_the_attack[negative-torch]",
+        "bad_weights_are_refused_before_the_attack[short-torch]",
+        "mart_refuses_soft_labels[torch]",
+    )
+)
 STATE = (  # the quicker ones first
     "tests/test_errors.py",
     "tests/test_draws.py",
@@ -90,6 +99,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
         *TORCH,
         f"{STALL}[torch-0.3]",
         f"{ALL_ONES}[torch]",
+        *SOFT,
         *STATE,
     ),
     "spatlib_torch/attack.py": (
