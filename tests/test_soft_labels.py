@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from hypothesis import given
 
 import spatlib
 import spatlib_tf
 import spatlib_torch
 from spatlib import ConfigError, DataError, Mask, SPATConfig
+from spatlib.core.ops import Array, Ops
+from spatlib.core.target import ascent, stalled
 
+from .backends import Backend
 from .test_errors import check
 from .test_looks import (
     BATCH,
@@ -31,9 +35,11 @@ from .test_looks import (
     train,
     weights,
 )
+from .test_target import Case, cases, exact_log_softmax
 
 MASKED = replace(CONFIG, steps=2, mask=Mask(classes=2), smoothing=0.3)
 LOSSES = ["pgd", "trades", "mart"]
+pytestmark = pytest.mark.usefixtures("one_attack")
 
 
 def soft(count: int = 3 * BATCH) -> np.ndarray:
@@ -53,6 +59,29 @@ def call(
         return found.detach().numpy()
     more["generator"] = keras.random.SeedGenerator(0)
     return getattr(spatlib_tf, name)(model, x, y, config, **more).numpy()
+
+
+@pytest.mark.verifies
+@pytest.mark.parametrize("guard", [False, True])
+@given(case=cases())
+def test_soft_labels_are_b_and_their_largest_entry_is_the_label(
+    backend: Backend, guard: bool, case: Case
+) -> None:
+    """Then ascent is that from the same b of another source, which equals the oracle."""
+    clean = exact_log_softmax(case.z[::-1] if case.clean is None else case.clean)
+    label = np.exp(clean).astype(case.z.dtype)
+    label[label < 1e-37] = 0  # which TensorFlow flushes
+    hard = np.eye(case.classes, dtype=label.dtype)[label.argmax(axis=1)]
+    rest = case.log_p.astype(case.z.dtype), case.smoothing, guard
+
+    def from_logarithms(ops: Ops, label: Array, hard: Array, *rest: Any) -> Array:
+        base = ops.where(label > 0, ops.log(ops.maximum(label, 1e-38)), -np.inf)
+        return ascent(ops, base, hard, *rest)
+
+    expected = backend.call(from_logarithms, label, hard, *rest)
+    np.testing.assert_array_equal(backend.call(ascent, None, label, *rest), expected)
+    counted = (backend.call(stalled, rows, *rest[:2]) for rows in (label, hard))
+    np.testing.assert_array_equal(*counted)
 
 
 @over_frameworks

@@ -44,7 +44,11 @@ ALSO = {
         "-k",
         "torch or evaluation or verdicts or points or stall",
     ),
-    "target": (f"{NINE}[torch-9-0]", f"{NINE}[torch-10-1]"),
+    "target": (
+        f"{NINE}[torch-9-0]",
+        f"{NINE}[torch-10-1]",
+        "tests/test_soft_labels.py::test_soft_labels_are_b_and_their_largest_entry_is_the_label",
+    ),
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
