@@ -69,6 +69,7 @@ def audit(
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
         check_range((part.min(), part.max()), (-np.inf, np.inf), name, "leave such examples out")
+    expect(y.ndim == 1, f"y must be (N,), got shape {y.shape}: pass y.argmax(axis=1) of rows")
     got = f"{x_adv.shape}: pass the same examples in each"
     expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
