@@ -14,15 +14,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
+from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
-from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
+from spatlib.errors import DataError, NonFiniteError, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
 
-from . import attack
+from . import attack, ops
 from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
-from .ops import check_label_values, logits_of, prepare
+from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
@@ -120,8 +121,10 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + len(y)
-        self.classes, accuracy = logits.shape[1], (logits.argmax(dim=1) == y).float().mean()
-        values = loss.detach(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
+        self.limits = labels.limits(y, logits.shape[1])
+        accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).float().mean()
+        ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        values = loss.detach(), accuracy, *rates, *ends
         self.seen.append((self.done, len(y), torch.stack(values)))
 
     def _look(self) -> dict[str, float]:
@@ -133,7 +136,7 @@ class Loop:
         for (number, count, _), row in zip(self.seen, rows, strict=True):
             try:
                 check_range(row[4:6], self.config.bounds)
-                check_labels(row[6:], self.classes)
+                labels.check(row[6:], self.limits)
             except DataError as error:
                 raise DataError(f"epoch {len(self.history) + 1}, batch {number}: {error}") from None
             if not math.isfinite(row[0]):
@@ -205,5 +208,5 @@ def looked_at(
         with torch.compiler.set_stance("force_eager"), attack_state(model, fork=x.device) as module:
             logits = torch.no_grad()(logits_of)(module, x)
         classes = classes_of(logits.numpy(force=True), threat.check_logits)
-    check_label_values(y, classes)
+    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
     return x, y, classes
