@@ -1,6 +1,6 @@
 """The attack on one example, and the mask it is confined to.
 
-x and start are (D,) with D = channels * P, the mask is (P,), y is an int.
+x and start are (D,) with D = channels * P, the mask is (P,), y is a class or probabilities (K,).
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,20 @@ from .mask import centred, class_cohort, keep_best, shared_mask
 from .models import Classifier
 from .projection import feasible_box
 from .step import initial, step
-from .target import base_target, objective_gradient, smoothed_target, softmax, stalled
+from .target import (
+    base_target,
+    most_probable,
+    objective_gradient,
+    smoothed_target,
+    softmax,
+    stalled,
+)
 
 
 def attack(
     model: Classifier,
     x: Array,
-    y: int,
+    y: int | Array,
     *,
     loss: str,
     eps: float,
@@ -41,7 +48,7 @@ def attack(
         raise ValueError(f"expected a mask of {x.size} / {channels} pixels, got {mask.shape}")
     lo, hi = bounds
     x = np.clip(x, lo, hi)  # an input may leave the range by rounding
-    b = base_target(loss, y, softmax(model.logits(x)))
+    b, label = base_target(loss, y, softmax(model.logits(x))), most_probable(y)
     lower, upper = feasible_box(x, mask, eps, bounds)
     d = initial(start, mask, lower, upper, eps, norm)
     stalls = 0
@@ -49,8 +56,8 @@ def attack(
         moved = np.clip(x + d, lo, hi)
         z = model.logits(moved)
         p = softmax(z)
-        stalls += stalled(p, y, smoothing)
-        q = smoothed_target(b, p, y, smoothing, guard)
+        stalls += stalled(p, label, smoothing)
+        q = smoothed_target(b, p, label, smoothing, guard)
         g = objective_gradient(z, q) @ model.input_gradients(moved)
         d = step(d, g, mask, lower, upper, eps, step_size, norm)
     return np.clip(x + d, lo, hi), stalls / max(steps, 1)
@@ -59,7 +66,7 @@ def attack(
 def mask_at(
     model: Classifier,
     x: Array,
-    y: int,
+    y: int | Array,
     *,
     channels: int,
     score: str | None,
@@ -89,5 +96,5 @@ def mask_at(
         # a probe of one sign; the left-hand side is rounding noise, of which no mask can be made.
         compared = np.stack([(probe - probe.mean()) @ gradients for probe in probes])
     else:
-        compared = centred(gradients)[class_cohort(y, len(gradients), offsets)]
+        compared = centred(gradients)[class_cohort(most_probable(y), len(gradients), offsets)]
     return shared_mask(compared, channels, score, keep, floor)

@@ -7,6 +7,9 @@ With p = p(x), p' = p(x'), x' held constant, and e_y the one-hot label:
     mart    -log p'_y - log(1 - max_{k != y} p'_k) + beta KL(p || p') (1 - p_y)
                                                                  (Wang et al., 2020)
 
+With a label l of probabilities (not for mart) -log p_y is the cross-entropy -sum_k l_k log p_k, and
+e_y is l.
+
 Derivatives for the logits z = z(x) and z' = z(x'):
 
     d(-log p_y)/dz = p - e_y                       dp_y/dz = p_y (e_y - p)
@@ -19,7 +22,7 @@ import numpy as np
 
 from .arrays import Array
 from .models import Classifier
-from .target import log_softmax, logsumexp, one_hot
+from .target import log_softmax, logsumexp, objective, probabilities
 
 
 def runner_up(z: Array, y: int) -> int:
@@ -41,31 +44,31 @@ def boosted_term(z: Array, y: int) -> tuple[float, Array]:
 
 
 def loss_and_cotangents(
-    z: Array, z_adv: Array, y: int, loss: str, beta: float
+    z: Array, z_adv: Array, y: int | Array, loss: str, beta: float
 ) -> tuple[float, Array, Array]:
     """Return the loss, and its gradients for the logits z and z' (K,)."""
     log_p, log_p_adv = log_softmax(z), log_softmax(z_adv)
     p, p_adv = np.exp(log_p), np.exp(log_p_adv)
-    e_y = one_hot(y, z.size)
+    e_y = probabilities(y, z.size)
     if loss == "pgd":
-        return -float(log_p_adv[y]), np.zeros_like(z), p_adv - e_y
+        return objective(z_adv, e_y), np.zeros_like(z), p_adv - e_y
     kl = math.fsum(p * (log_p - log_p_adv))
     kl_z = p * (log_p - log_p_adv - kl)
     kl_z_adv = p_adv - p
     if loss == "trades":
-        return -float(log_p[y]) + beta * kl, p - e_y + beta * kl_z, beta * kl_z_adv
-    if loss == "mart":
+        return objective(z, e_y) + beta * kl, p - e_y + beta * kl_z, beta * kl_z_adv
+    if loss == "mart" and not isinstance(y, np.ndarray):
         boosted, boosted_z_adv = boosted_term(z_adv, y)
         doubt = 1.0 - float(p[y])
         value = -float(log_p_adv[y]) + boosted + beta * kl * doubt
         to_z = beta * (doubt * kl_z - kl * p[y] * (e_y - p))
         to_z_adv = p_adv - e_y + boosted_z_adv + beta * doubt * kl_z_adv
         return value, to_z, to_z_adv
-    raise ValueError(f'loss must be "pgd", "trades" or "mart", not {loss!r}')
+    raise ValueError(f'loss must be "pgd", "trades" or, for hard labels, "mart", not {loss!r}')
 
 
 def outer_loss(
-    model: Classifier, x: Array, x_adv: Array, y: int, *, loss: str, beta: float
+    model: Classifier, x: Array, x_adv: Array, y: int | Array, *, loss: str, beta: float
 ) -> tuple[float, list[Array]]:
     """Return the loss and its gradient for each parameter; x and x_adv are (D,)."""
     logits = model.logits(x), model.logits(x_adv)

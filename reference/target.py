@@ -1,6 +1,7 @@
 """The ascent target of the inner problem, for one example: z, p, b, q of shape (K,), y an int.
 
-b is one-hot for the losses "pgd" and "mart" and p(x) for "trades"; q = (1 - a) b + a / K; the
+b is the label for the losses "pgd" and "mart", one-hot or (not for "mart") probabilities (K,), and
+p(x) for "trades"; y is the label's most probable class; q = (1 - a) b + a / K; the
 attack ascends J = -sum_k q_k log p_k. The smoothing is our reading of semantics-preserving
 adversarial training (Lee, Lee & Lee, 2020, arXiv:2009.10978); a = 0 is the inner problem of Madry
 et al. (2018), TRADES (Zhang et al., 2019) and MART (Wang et al., 2020).
@@ -39,10 +40,24 @@ def one_hot(y: int, classes: int) -> Array:
     return b
 
 
-def base_target(loss: str, y: int, p_clean: Array) -> Array:
-    """Return b: one-hot for "pgd" and "mart", p at the clean input for "trades"."""
+def probabilities(label: int | Array, classes: int) -> Array:
+    """Return the label as probabilities (K,): one-hot for a class."""
+    if not isinstance(label, np.ndarray):
+        return one_hot(label, classes)
+    if label.shape != (classes,) or min(label) < 0 or abs(math.fsum(label) - 1) > 1e-12:
+        raise ValueError(f"label {label} is no distribution over {classes} classes")
+    return label
+
+
+def most_probable(label: int | Array) -> int:
+    """Return the class of the label (of several equally probable ones the first)."""
+    return int(np.argmax(label)) if isinstance(label, np.ndarray) else label
+
+
+def base_target(loss: str, label: int | Array, p_clean: Array) -> Array:
+    """Return b: the label for "pgd" and "mart", p at the clean input for "trades"."""
     if loss in ("pgd", "mart"):
-        return one_hot(y, p_clean.size)
+        return probabilities(label, p_clean.size)
     if loss == "trades":
         return p_clean.copy()
     raise ValueError(f'loss must be "pgd", "trades" or "mart", not {loss!r}')

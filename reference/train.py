@@ -16,7 +16,7 @@ def train_step(
     model: Classifier,
     velocity: list[Array],
     x: Array,
-    y: npt.NDArray[np.integer] | Sequence[int],
+    y: npt.NDArray[np.integer] | Sequence[int] | Array,
     starts: Array,
     *,
     lr: float,
@@ -40,16 +40,17 @@ def train_step(
 ) -> float:
     """Mask, attack and differentiate every example, take one SGD step, return the mean loss.
 
-    x, starts (N, D), y (N,), probes (n_probes, N, K) or None, noise (N, P) or None. With g the
-    mean over the examples of the parameter gradients, v <- momentum v + g and w <- w - lr v
-    (torch's SGD: the rate is not in the velocity). `velocity` and the parameters change in place.
+    x, starts (N, D), y (N,), soft (N, K), probes (n_probes, N, K) or None, noise (N, P) or None.
+    With g the mean over the examples of the parameter gradients, v <- momentum v + g and
+    w <- w - lr v (torch's SGD: the rate is not in the velocity). `velocity` and the parameters
+    change in place.
     """
     count = len(x)
     total = [np.zeros_like(parameter) for parameter in model.parameters]
     losses: list[float] = []
     for n in range(count):
         clean = np.clip(x[n], *bounds)
-        label = int(y[n])
+        label = y[n] if np.ndim(y[n]) else int(y[n])
         mask = mask_at(
             model,
             clean,

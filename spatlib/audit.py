@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from .config import SPATConfig, plain_pgd
+from .core import labels
 from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .data import as_array
 from .engines import engine_of, load_extra
-from .errors import check_batch, check_labels, check_range, checked, classes_of, expect
+from .errors import check_batch, check_range, checked, classes_of, expect
 from .evaluate import attacked_examples
 
 
@@ -70,12 +71,13 @@ def audit(
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
         check_range((part.min(), part.max()), (-np.inf, np.inf), name, "leave such examples out")
+    expect(y.ndim == 1, f"y must be (N,), got shape {y.shape}: pass y.argmax(axis=1) of rows")
     got = f"{x_adv.shape}: pass the same examples in each"
     expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
     count, known = len(y), np.flatnonzero(z.argmax(axis=1) == y)
     eye = np.eye(classes_of(z, checked("check_logits", check_logits, bool)))
-    check_labels((y.min(), y.max()), len(eye))
+    labels.check((y.min(), y.max()), (0, len(eye) - 1))
     x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
     label, read = eye[y], z_adv.argmax(axis=1)
     rival = ops.argmax_one_hot(rivals(ops, z_adv, label))

@@ -145,8 +145,10 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """One pass through batches (x, y); DataError for one that is no pair, or if there are none."""
     batch, none = None, "data must yield at least one batch in every pass, got none: use a loader"
     for batch in batches:
-        pair, kind = isinstance(batch, tuple | list) and len(batch) == 2, type(batch).__name__
-        expect(pair, f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple")
+        parts, kind = isinstance(batch, tuple | list) and len(batch), type(batch).__name__
+        expect(parts != 3, "data must hold (x, y), got a third part: give weights to spat_loss")
+        what = f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple"
+        expect(parts == 2, what)
         yield only(batch[0]), batch[1]
     expect(batch is not None, none)
 

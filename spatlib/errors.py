@@ -123,6 +123,13 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(what.partition('. ')[0].split()):.90}"
 
 
+def logits_in(outputs: Any) -> Any:
+    """Of a model's outputs the logits by name, as transformers return them, else the only one."""
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    found = getattr(outputs, "logits", outputs) if found is None else found
+    return found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
+
+
 def only(x: Any, name: str = "x") -> Any:
     """x itself, or the one array in a dict, tuple or list; DataError for several."""
     parts = list(x.values()) if isinstance(x, Mapping) else x
@@ -133,15 +140,17 @@ def only(x: Any, name: str = "x") -> Any:
 
 
 def check_batch(x: Any, y: Any, name: str = "x") -> None:
-    """DataError unless x is a batch of floats (N, ...) and y integer labels (N,), as tensors."""
+    """DataError unless x is a batch of floats (N, ...) and y (N,) integers or (N, K) numbers."""
     x_dtype, y_dtype = (str(getattr(t.dtype, "name", t.dtype)) for t in (x, y))
     shape, labels = tuple(x.shape), tuple(y.shape)
     expect("float" in x_dtype, f"{name} must hold floats, got {x_dtype}: scale it, as in x / 255")
     expect(len(shape) > 1, f"x must be a batch (N, ...), got shape {shape}: add the batch axis")
     expect(0 not in shape, f"x must hold at least one example, got shape {shape}: skip it")
-    expect("int" in y_dtype, f"y must hold class indices, got {y_dtype}: cast it to integers")
-    what = f"y must hold one class index per example, {shape[:1]}, got shape {labels}"
-    expect(same(labels, shape[:1]), f"{what}: pass those of x")
+    known = "int" in y_dtype or ("float" in y_dtype and len(labels) == 2)
+    expect(known, f"y must hold class indices, got {y_dtype}: cast it to integers")
+    what = f"y must hold one class index per example, {shape[:1]}, or one row of probabilities"
+    fits = len(labels) in (1, 2) and same(labels[:1], shape[:1])
+    expect(fits, f"{what}, got shape {labels}: pass those of x")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
@@ -160,23 +169,15 @@ def check_range(
 ) -> None:
     """DataError unless the lowest and highest value are finite and in bounds, up to rounding."""
     (low, high), (lower, upper) = map(float, extremes), bounds
-    slack = ROUNDING * (upper - lower)
+    slack = ROUNDING * (upper - lower) if upper < math.inf else 0.0
     inside = lower - slack <= low and high <= upper + slack  # never with NaN
     what = f"{name} must hold finite values in [{lower:g}, {upper:g}], got {low:g} to {high:g}"
     expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
-def check_labels(extremes: Sequence[float], classes: int) -> None:
-    """DataError unless the extremes are in 0..classes - 1 (NaN: of rows that are not one-hot)."""
-    first, last = map(float, extremes)
-    expect(first == first, "y must be one-hot rows, a single 1 and zeros: pass hard labels")
-    what = f"y must hold labels from 0 to {classes - 1} ({classes} outputs of the model)"
-    expect(first >= 0 and last < classes, f"{what}, got {first:g} to {last:g}: count from 0")
-
-
 def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
     """DataError unless the model's output is a tensor (N, K) with K >= 2."""
-    what, kind = "a tensor, or an object with one as .logits", type(logits).__name__
+    what, kind = "a tensor, or an object or dict with one as logits", type(logits).__name__
     expect(is_tensor, f"model must return {what}, got {kind}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
@@ -200,4 +201,4 @@ def check_same_shape(name: str, value: Any, x: Any) -> None:
     shape, expected = tuple(value.shape), tuple(x.shape)
     known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
     fits = len(shape) == len(expected) and same(known, expected)
-    expect(fits, f"{name} must have the shape of x, {expected}, or broadcast to it, got {shape}")
+    expect(fits, f"{name} must have the shape {expected}, or broadcast to it, got {shape}")

@@ -133,7 +133,7 @@ def perturb(
     Args:
         model: Gives logits (N, K) for inputs (N, ...), called with ``training=False``.
         x: Floats in ``config.bounds``, (N, D), (N, L, C) or (N, H, W, C).
-        y: Integer labels (N,) or (N, 1), or one-hot (N, K).
+        y: Class indices (N,) or (N, 1), or rows (N, K), one-hot or soft labels.
         config: Threat model and method.
         start, mask: First perturbation, in the units of x, and budget per pixel in [0, 1], both
             broadcastable to x; default: drawn, and :func:`shared_mask`.
@@ -153,6 +153,8 @@ def spat_loss(
     config: SPATConfig,
     *,
     x_adv: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
 ) -> Tensor:
@@ -163,7 +165,7 @@ def spat_loss(
     :func:`perturb` before the tape and pass ``x_adv``.
     """
     batch, validate = (model, x, y, config), validate and tf.executing_eagerly()
-    return tf.reduce_mean(_calls.spat_loss(batch, x_adv, generator, validate))
+    return _calls.spat_loss(batch, x_adv, weights, reduction, generator, validate)
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]

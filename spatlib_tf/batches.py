@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spatlib.config import PADDING, Threat, TrainConfig, fold
+from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
+from spatlib.core import labels
 from spatlib.data import is_pair, length, pairs
-from spatlib.errors import ROUNDING, DataError, check_labels, check_range, only
+from spatlib.errors import ROUNDING, DataError, check_range, classes_of, expect, only
 
-from .ops import check_model, extremes, prepare, sound
+from . import ops
+from .ops import check_model, extremes, prepare
 
 
 def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterator[tuple[Any, Any]]:
@@ -26,6 +28,16 @@ def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterato
         data = map(data.__getitem__, range(len(data)))
     for x, y in pairs(data):
         yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
+
+
+def check_batch(model: keras.Model, x: Any, y: Any, threat: Threat, classes: int = 0) -> int:
+    """The number of classes, if 0 from a call; DataError if outputs or labels are no such."""
+    size = next((part.shape[0] for part in getattr(model, "inputs", None) or ()), None)
+    what = f"data must come in batches of {size}, as the model is built for, got {len(x)} examples"
+    expect(size in (None, len(x)), f"{what}: set batch_size, and leave out the rest")
+    classes = classes or classes_of(ops.logits_of(model, x).numpy(), threat.check_logits)
+    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
+    return classes
 
 
 def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
@@ -76,32 +88,34 @@ class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no t
 class Seen(keras.metrics.Metric):  # type: ignore[misc]
     """Notes the first bad batch since its reset; its result raises, as a graph cannot."""
 
-    def __init__(self, bounds: tuple[float, float]) -> None:
+    def __init__(self, config: SPATConfig) -> None:
         super().__init__(name="seen")
-        self.bounds = bounds
+        self.config = config
         self.count = self.add_variable((), "zeros", "float64", name="count")
-        # Of the batch: 1, its number, extremes of inputs and labels, number of classes; or zeros.
-        self.bad = self.add_variable((7,), "zeros", "float64", name="bad")
+        # Of the batch: 1, its number, extremes of inputs and of labels, their limits; or zeros.
+        self.bad = self.add_variable((8,), "zeros", "float64", name="bad")
 
     def update_state(self, x: Any, y: Any, classes: int) -> None:
         """With inputs and labels as they came, before the former are clipped."""
-        (low, high), (first, last) = extremes(only(x)), extremes(sound(y, classes))
+        limits = labels.limits(y, classes)
+        (low, high), (first, last) = map(extremes, (only(x), labels.mass(ops, y, self.config.loss)))
         self.count.assign_add(1.0)
         bad, count = map(tf.convert_to_tensor, (self.bad, self.count))
-        row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, classes)])
-        lower, upper = self.bounds
+        row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, *limits)])
+        lower, upper = self.config.bounds
         slack = ROUNDING * (upper - lower)
-        fine = (low >= lower - slack) & (high <= upper + slack) & (first >= 0) & (last < classes)
+        fine = (low >= lower - slack) & (high <= upper + slack)
+        fine &= (first >= limits[0]) & (last <= limits[1])
         self.bad.assign(tf.where(fine | (bad[0] > 0), bad, row))
 
     def result(self, logs: Any = None) -> Any:
         """The logs, with nothing to add; DataError if it can be read and there was such a batch."""
         bad: Any = self.bad.numpy() if tf.executing_eagerly() else [0]
         if bad[0]:
-            number, low, high, *labels, classes = bad[1:] / bad[0]  # replicas add up
+            number, low, high, first, last, *limits = bad[1:] / bad[0]  # replicas add up
             try:
-                check_range((low, high), self.bounds)
-                check_labels(labels, int(classes))
+                check_range((low, high), self.config.bounds)
+                labels.check((first, last), limits)
             except DataError as error:
                 raise DataError(f"batch {number:g}: {error}") from None
         return {} if logs is None else logs

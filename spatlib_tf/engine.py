@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
+from spatlib.core import labels
 from spatlib.core.attack import Verdict, judge
 from spatlib.data import is_pair
 from spatlib.engines import by_itself as together  # noqa: F401
@@ -19,7 +20,7 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .batches import as_dataset, batches
+from .batches import as_dataset, batches, check_batch
 from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engine has the last two
 from .models import MODELS
 
@@ -93,8 +94,8 @@ def survivors(
     classes, count = 0, 0
     with tf.device(device), attack.unmoved(model):
         for x, y in batches(model, data, batch_size, threat):
-            classes = ops.check_batch(model, x, y, threat, classes)
-            y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
+            classes = check_batch(model, x, y, threat, classes)
+            y = labels.hard(ops, y)
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
             starts, count = [tf.cast(start, x.dtype) for start in starts], count + len(x)
             specs = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
@@ -124,7 +125,7 @@ def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) 
     parts, classes = batches(model, data, training.batch_size, threat), 0
     with tf.device(training.device), attack.unmoved(model):
         for x, y in islice(parts, None if is_pair(data) else 1):
-            classes = ops.check_batch(model, x, y, threat, classes)
+            classes = check_batch(model, x, y, threat, classes)
 
 
 def perturb(

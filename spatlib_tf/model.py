@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
+from spatlib.core import labels as core
 from spatlib.core.attack import Adversarial, judge
 from spatlib.core.feasible import random_start
 from spatlib.errors import checked, only, require, require_type, warn_of_holes
@@ -17,7 +18,7 @@ from spatlib.monitor import READ_EVERY
 
 from . import ops
 from .attack import Draws, attacked, next_seed, outer, survivors_of, unmoved
-from .batches import Seen
+from .batches import Seen, check_batch
 from .ops import Tensor
 
 
@@ -58,7 +59,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
         rates = map(keras.metrics.Mean, ("adv_accuracy", "stall_rate", "hole_rate"))
         self.adv_accuracy, self.stall_rate, self.hole_rate = rates
-        self.seen, self.built = Seen(config.bounds), base.built
+        self.seen, self.built = Seen(config), base.built
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
@@ -148,7 +149,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
             batch = ops.prepare(some, labels, self.config, validate=True)
             with unmoved(self.base):
-                ops.check_batch(self.base, *batch, self.config)
+                check_batch(self.base, *batch, self.config)
         return x
 
     def train_step(self, data: Any) -> Any:
@@ -169,7 +170,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         self.optimizer.apply(tape.gradient(scaled, weights), weights)
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
-        right, _ = judge(ops, logits, ops.one_hot(labels, logits))
+        right, _ = judge(ops, logits, ops.one_hot(core.hard(ops, labels), logits))
         self._record(loss, right, raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
         self.hole_rate.update_state(attack.holes)
@@ -183,11 +184,14 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         raw, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = ops.prepare(raw, y, self.config, validate=False)
         logits = ops.logits_of(self.base, x)
-        losses = -ops.sum(ops.one_hot(labels, logits) * ops.log_softmax(logits), axis=-1)
+        label = core.sound(ops, core.rows(ops, labels, logits), self.config.loss)
+        losses = -ops.sum(label * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         threat = plain_pgd(self.config, self.evaluation_steps)
         start = random_start(ops, x, threat, Draws(next_seed(self.evaluation_seeds, x)))
-        verdicts = survivors_of(self.base, threat, {"pgd": "pgd"}, x, labels, [start])
+        verdicts = survivors_of(
+            self.base, threat, {"pgd": "pgd"}, x, core.hard(ops, labels), [start]
+        )
         self._record(loss, verdicts["pgd"].right, raw, labels, logits.shape[1])
         self.hole_rate.update_state(tf.cast(~verdicts["pgd"].sound, tf.float32))
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
@@ -200,7 +204,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own
         tracker.update_state(loss, sample_weight=tf.size(right))
         self.adv_accuracy.update_state(tf.cast(right, tf.float32))
-        self.seen.bounds = self.config.bounds
+        self.seen.config = self.config
         self.seen.update_state(*seen)
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state

@@ -21,6 +21,7 @@ abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
 minimum, maximum, sum, max = tf.minimum, tf.maximum, tf.reduce_sum, tf.reduce_max
 log_softmax, logsumexp = tf.nn.log_softmax, partial(tf.reduce_logsumexp, axis=-1)
 clip, detach = tf.clip_by_value, tf.stop_gradient
+mean, argmax = tf.reduce_mean, partial(tf.argmax, axis=-1)
 
 
 def where(condition: Tensor, x: Any, y: Any) -> Tensor:
@@ -71,11 +72,11 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 def prepare(
     x: Any, y: Any, threat: Threat, validate: bool, name: str = "x"
 ) -> tuple[Tensor, Tensor]:
-    """x clipped to the bounds, y (N,) or one-hot; ``validate`` looks at values (eagerly only)."""
+    """x clipped to the bounds, y (N,) or (N, K); ``validate`` looks at values (eagerly only)."""
     x, y = as_tensor(name, errors.only(x, name)), as_tensor("y", y)
     if len(y.shape) == 2 and y.shape[1] == 1:  # keras.datasets stores labels as a column
         y = y[:, 0]
-    errors.check_batch(x, tf.argmax(y, axis=1) if len(y.shape) == 2 else y, name)
+    errors.check_batch(x, y, name)
     if validate:
         errors.check_range(extremes(x), threat.bounds, name)
     return clip(x, *threat.bounds), tf.cast(y, tf.int64 if len(y.shape) == 1 else tf.float64)
@@ -109,39 +110,11 @@ def check_device(device: str | None) -> None:
 
 def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    found = model(x, training=training)
-    logits = getattr(found, "logits", found)  # as transformers' models return them
+    logits = errors.logits_in(model(x, training=training))
     errors.check_logits(logits, tf.is_tensor(logits), x.shape[0])
     return tf.maximum(widen(logits), errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
-    """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
-    classes = int(logits.shape[1])
-    rows = y if len(y.shape) == 2 else tf.one_hot(y, classes)
-    return sound(tf.cast(rows, logits.dtype), classes)
-
-
-def sound(y: Tensor, classes: int) -> Tensor:
-    """Labels (N,) as they are; of rows (N, K) those that are not one-hot become NaN."""
-    if len(y.shape) == 1:
-        return y
-    what = f"y must be one-hot for the model's {classes} classes, got shape {tuple(y.shape)}"
-    expect(y.shape[1] == classes, what)
-    hard = y == tf.one_hot(tf.argmax(y, axis=1), classes, dtype=y.dtype)
-    return where(tf.reduce_all(hard, axis=1, keepdims=True), y, math.nan)
-
-
-def check_label_values(y: Tensor, classes: int) -> None:
-    """DataError unless all labels name a class: not inside a tf.function."""
-    errors.check_labels(extremes(sound(y, classes)), classes)
-
-
-def check_batch(model: keras.Model, x: Tensor, y: Tensor, threat: Threat, classes: int = 0) -> int:
-    """The number of classes, if 0 from a call; DataError if outputs or labels are no such."""
-    size = next((part.shape[0] for part in getattr(model, "inputs", None) or ()), None)
-    what = f"data must come in batches of {size}, as the model is built for, got {len(x)} examples"
-    expect(size in (None, len(x)), f"{what}: set batch_size, and leave out the rest")
-    classes = classes or errors.classes_of(logits_of(model, x).numpy(), threat.check_logits)
-    check_label_values(y, classes)
-    return classes
+    """Of class indices (N,): (N, K) in the dtype of the logits, zeros where y names no class."""
+    return tf.one_hot(y, logits.shape[1], dtype=logits.dtype)

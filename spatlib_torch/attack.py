@@ -106,7 +106,8 @@ def perturb(
         model: Gives logits (N, K) for inputs (N, ...). It may be frozen, in any mode, compiled,
             under autocast, in no_grad or inference_mode; its state comes back as it was.
         x: Floats in ``config.bounds``, (N, D), (N, C, L) or (N, C, H, W) in any memory format.
-        y: Integer labels (N,).
+        y: Class indices (N,), or rows (N, K) of probabilities, b in docs/method.md for ``pgd``: the
+            class of the largest serves guard and mask. Rows for ``mart`` have to be one-hot.
         config: Threat model and method.
         start: First perturbation, shaped like x, in its units, set to 0 where the mask is 0 and
             projected; default: drawn as ``config.random_start`` says.
@@ -125,6 +126,8 @@ def spat_loss(
     config: SPATConfig,
     *,
     x_adv: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
     generator: torch.Generator | None = None,
     validate: bool = True,
 ) -> Tensor:
@@ -133,8 +136,11 @@ def spat_loss(
     Of the batch perturbed by :func:`perturb`, whose arguments and errors it shares, or of ``x_adv``
     it evaluates :func:`spatlib.core.target.outer_loss` with the model as it stands: in one forward
     pass for ``pgd``, in two for ``trades`` and ``mart``, clean first (as BatchNorm sees them).
+    With ``weights`` (N,), not negative, it is the mean over the N examples of weight times loss;
+    with ``reduction="none"`` there is no mean, but a value for each example (N,).
     """
-    return _calls.spat_loss((model, x, y, config), x_adv, generator, validate).mean()  # type: ignore[no-any-return]
+    batch = model, x, y, config
+    return _calls.spat_loss(batch, x_adv, weights, reduction, generator, validate)  # type: ignore[no-any-return]
 
 
 def shared_mask(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
+from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
 from spatlib.errors import check_images, checked, require
@@ -102,6 +103,7 @@ def survivors(
     """See :class:`spatlib.engines.Engine`."""
     threat, count = evaluation.threat, 0
     for x, y, classes in _looked_through(model, data, threat, device, batch_size * team()[1]):
+        y = labels.hard(ops, y)
         starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
         count += len(x)
         whole, rows = y, share(len(x))

@@ -143,14 +143,13 @@ class Batches:
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
-        return x, y
+        return x.to(self.dtype) if self.dtype and x.is_floating_point() else x, y
 
     def _to_device(self, part: Any) -> Tensor:
         tensor: Tensor = _numbers(torch.as_tensor, part)
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # the host need not wait for the copy
-        tensor = tensor.to(self.device, non_blocking=True)
-        return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _by_rows(part: Any) -> Any:

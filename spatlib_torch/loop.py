@@ -14,17 +14,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
+from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
-from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
+from spatlib.errors import DataError, NonFiniteError, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT, unpack
 
-from . import attack
+from . import attack, ops
 from .attack import Draws
 from .distributed import collected, step_alike
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
-from .ops import check_label_values, logits_of, prepare
+from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
@@ -133,35 +134,29 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + rows[1]
-        self.classes, accuracy = (
-            logits.shape[1],
-            (logits.argmax(dim=1) == y).to(losses.dtype).mean(),
-        )
-        values = losses.detach().mean(), accuracy, *rates, *torch.aminmax(x), *torch.aminmax(y)
-        self.seen.append((self.done, torch.stack([*values, loss.new_tensor(len(y))])))
+        self.limits = labels.limits(y, logits.shape[1])
+        accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
+        ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        values = losses.detach().mean(), accuracy, *rates, *ends, loss.new_tensor(len(y))
+        self.seen.append((self.done, torch.stack(values)))
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
-        # One read for all: a row per step, and the parameters' size, where a bad gradient shows.
-        size = nn.utils.get_total_norm(self.trained.values(), math.inf)
-        found = torch.stack([*(row for _, row in self.seen), size.expand(9)])
-        *rows, (largest, *_) = torch.cat(collected(found), dim=1).tolist()
+        seen = collected(torch.stack([row for _, row in self.seen])) if self.seen else []
         self.seconds = time.perf_counter() - self.began
-        own = (
-            (n, row[k : k + 9])
-            for (n, _), row in zip(self.seen, rows, strict=True)
-            for k in range(0, len(row), 9)
-        )
-        for number, (*row, count) in own:
-            try:
-                check_range(row[4:6], self.config.bounds)
-                check_labels(row[6:], self.classes)
-            except DataError as error:
-                raise DataError(f"epoch {len(self.history) + 1}, batch {number}: {error}") from None
-            if not math.isfinite(row[0]):
-                raise NonFiniteError(self.step - self.done + number, self.history)
-            self.sums = [total + count * new for total, new in zip(self.sums, row, strict=False)]
-        if not math.isfinite(largest):
+        for rows in (each.tolist() for each in seen):  # of each process
+            for (number, _), (*row, count) in zip(self.seen, rows, strict=True):
+                try:
+                    check_range(row[4:6], self.config.bounds)
+                    labels.check(row[6:], self.limits)
+                except DataError as error:
+                    where = f"epoch {len(self.history) + 1}, batch {number}"
+                    raise DataError(f"{where}: {error}") from None
+                if not math.isfinite(row[0]):
+                    raise NonFiniteError(self.step - self.done + number, self.history)
+                self.sums = [s + count * new for s, new in zip(self.sums, row, strict=False)]
+        # In the largest parameter a gradient shows that was not finite, though the loss was.
+        if not nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite():
             raise NonFiniteError(self.step, self.history)
         self.seen = []
         means = {name: n / self.count for name, n in zip(MEANS, self.sums, strict=True)}
@@ -227,5 +222,5 @@ def looked_at(
         with torch.compiler.set_stance("force_eager"), attack_state(model, fork=x.device) as module:
             logits = torch.no_grad()(logits_of)(module, x)
         classes = classes_of(logits.numpy(force=True), threat.check_logits)
-    check_label_values(y, classes)
+    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
     return x, y, classes

@@ -18,7 +18,7 @@ CHANNEL_AXIS = 1
 abs, sign, sqrt, exp, log = torch.abs, torch.sign, torch.sqrt, torch.exp, torch.log
 where, sum, max = torch.where, torch.sum, torch.amax
 clip, minimum, maximum = torch.clamp, torch.clamp_max, torch.clamp_min
-detach = torch.Tensor.detach
+detach, mean, argmax = torch.Tensor.detach, torch.mean, partial(torch.argmax, dim=-1)
 log_softmax, logsumexp = partial(torch.log_softmax, dim=-1), partial(torch.logsumexp, dim=-1)
 
 
@@ -70,7 +70,8 @@ def prepare(
     if validate:
         errors.check_range(extremes(x), threat.bounds, name)
     with torch.inference_mode(False), torch.no_grad():
-        return clip(x, *threat.bounds), y.long()
+        kind = torch.int64 if y.ndim == 1 else torch.promote_types(y.dtype, torch.float32)
+        return clip(x, *threat.bounds), y.to(kind)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -85,21 +86,14 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    found = model(x)
-    logits: Tensor = getattr(found, "logits", found)  # transformers' models return an object
+    logits: Tensor = errors.logits_in(model(x))
     errors.check_logits(logits, isinstance(logits, Tensor), len(x))
     return widen(logits).clamp(min=errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
-    """(N, K) in the dtype of the logits, NaN (so that the loss is) where y names no class."""
-    rows = (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
-    return rows / rows.sum(dim=1, keepdim=True)  # 0 / 0 is NaN
-
-
-def check_label_values(y: Tensor, classes: int) -> None:
-    """DataError unless all labels name one of the classes."""
-    errors.check_labels(extremes(y), classes)
+    """Of class indices (N,): (N, K) in the dtype of the logits, zeros where y names no class."""
+    return (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
 
 
 def check_model(model: Any) -> None:

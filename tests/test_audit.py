@@ -97,6 +97,7 @@ def test_judges_of_all_engines_say_the_same_of_arrays_and_tensors(name: str) -> 
         {"x_adv": np.full((2, 16), -np.inf)},
         {"y": np.zeros(3, int)},
         {"y": np.full(2, 4)},
+        {"y": np.eye(4)[:2]},
     ],
     ids=str,
 )

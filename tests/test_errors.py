@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,17 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"x": X[:0], "y": Y[:0]}, "at least one"),
     "label too large": ({"y": Y + 1}, "3"),
     "label negative": ({"y": Y - 1}, "-1"),
-    "label column": ({"y": Y[:, None]}, "(4,)"),
-    "one-hot labels": ({"y": torch.eye(CLASSES)[Y].long()}, "(4,)"),
+    "label column": ({"y": Y[:, None]}, "(4, 1)"),
+    "rows of sum 2": ({"y": 2 * torch.eye(CLASSES)[Y]}, "rows that sum to 1"),
+    "rows of sum 0.99": ({"y": 0.99 * torch.eye(CLASSES)[Y]}, "got 0.99 to 0.99: divide each"),
+    "rows below 0": ({"y": torch.tensor([[1.5, -0.5, 0]] * N)}, "got -0.5 to -0.5"),
+    "rows of NaN": ({"y": torch.full((N, CLASSES), math.nan)}, "got nan"),
+    "rows of another width": ({"y": torch.eye(CLASSES + 1)[Y]}, "(N, 3), one column per output"),
+    "soft labels for mart": (
+        {"y": torch.full((N, CLASSES), 1 / 3), "config": replace(MASKED, loss="mart")},
+        "one-hot for loss='mart'",
+    ),
+    "bool rows": ({"y": torch.eye(CLASSES)[Y] > 0}, "bool"),
     "float labels": ({"y": Y.float()}, "float32"),
     "bool labels": ({"y": Y > 0}, "bool"),
     "too few labels": ({"y": Y[:3]}, "(3,)"),

@@ -118,6 +118,27 @@ def test_loss_of_random_logits_equals_the_oracle(
     agree(loss, oracle(case, name, 6.0), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["pgd", "trades"])
+@given(case=cases(), share=st.floats(0.1, 1))
+def test_loss_and_gradients_of_soft_labels_equal_the_oracle(
+    engine: Any, name: str, case: Case, share: float
+) -> None:
+    label = share * rows(case.one_hot) + (1 - share) / case.clean.shape[1]
+    near = (
+        rounding(case, 6.0) + 4 * float(np.finfo(case.clean.dtype).eps) * np.abs(case.logits).max()
+    )
+
+    def total(ops: Ops, label: Array, clean: Array, moved: Array) -> Array:
+        return ops.sum(outer_loss(ops, name, 6.0, label, clean, moved), axis=0)
+
+    gradients = engine.gradients(total, label.astype(case.clean.dtype), *case.logits)
+    examples = zip(*map(rows, case.logits), label, strict=True)
+    exact = [loss_and_cotangents(z - z.max(), v - v.max(), y, name, 6.0) for z, v, y in examples]
+    slopes = np.stack([found[1:] for found in exact], axis=1)
+    near = rounding(case, 6.0)[:, None]
+    agree(gradients, slopes, atol=near, scale=np.abs(case.logits).max())
+
+
 @over_dtypes
 def test_pgd_needs_no_clean_logits(backend: Backend, dtype: str) -> None:
     moved = np.array([[0, 0, 0, 0], [0, np.log(3), -1e4, -1e4]], dtype=dtype)

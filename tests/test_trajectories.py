@@ -57,6 +57,27 @@ CASES = [
 def test_weights_after_twenty_steps_equal_the_oracle(
     engine: Any, loss: str, norm: str, mask: str, guard: bool
 ) -> None:
+    follow(engine, loss, norm, mask, guard)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "mask", "guard"),
+    [
+        ("pgd", "Linf", "three classes", True),
+        ("pgd", "L2", "off", False),
+        ("trades", "Linf", "three classes", True),
+    ],
+)
+def test_weights_with_soft_labels_equal_the_oracle(
+    engine: Any, loss: str, norm: str, mask: str, guard: bool
+) -> None:
+    follow(engine, loss, norm, mask, guard, soft=True)
+
+
+def follow(
+    engine: Any, loss: str, norm: str, mask: str, guard: bool, *, soft: bool = False
+) -> None:
+    """Train beside the oracle, step by step."""
     settings = {"norm": norm, "eps": EPS[norm], "steps": 3, "guard": guard, "smoothing": 0.3}
     config = SPATConfig(loss=loss, mask=MASKS[mask], **settings)
     ours = engine(initial_weights(), LR, MOMENTUM)
@@ -64,6 +85,7 @@ def test_weights_after_twenty_steps_equal_the_oracle(
     velocity = [np.zeros_like(w) for w in oracle.parameters]
     for number in range(STEPS):
         x, y, start = batch(number)
+        y = np.random.default_rng(number).dirichlet(np.ones(CLASSES), size=COUNT) if soft else y
         start = EPS[norm] * start
         offsets, probes, noise = engine.draws(config, COUNT, seed=number)
         expected = reference.train_step(

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
-from ..errors import check_range, check_same_shape, require_type, warn_of_holes
+from ..errors import check_range, check_same_shape, checked, require_type, warn_of_holes
+from . import labels
 from .attack import Adversarial, adversarial
 from .feasible import Draws
 from .mask import Vjp, begin, channel_axis, finish, shared_mask
@@ -43,16 +44,27 @@ class Calls(NamedTuple):
         own = [self._given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))]
         return self.attacked(*batch, own=own, source=source, check=validate).x
 
-    def spat_loss(self, batch: Batch, x_adv: Any, source: Any, validate: bool) -> Array:
-        """``spat_loss`` of the engine for each example (N,)."""
+    def spat_loss(
+        self, batch: Batch, x_adv: Any, weights: Any, reduction: str, source: Any, validate: bool
+    ) -> Array:
+        """See ``spat_loss`` of the engine."""
         model, x, y, config = batch = self._prepared(*batch, validate)
+        checked("reduction", reduction, ("mean", "none"))
+        if weights is not None:
+            weights = self.ops.as_tensor("weights", weights)
+            check_same_shape("weights", weights, y if len(y.shape) == 1 else y[:, 0])
+            if validate:
+                check_range(self.ops.extremes(weights), (0, math.inf), "weights", "clip them")
         if x_adv is None:
             x_adv = self.attacked(*batch, source=source, check=validate).x
         else:
             x_adv = self.ops.as_tensor("x_adv", x_adv)
             check_same_shape("x_adv", x_adv, x)
             x_adv, _ = self.ops.prepare(x_adv, y, config, validate, "x_adv")
-        return self.outer(model, x, x_adv, y, config, validate)[0]
+        losses = self.outer(model, x, x_adv, y, config, validate)[0]
+        if weights is not None:
+            losses = losses * self.ops.cast(weights, like=losses)
+        return losses if reduction == "none" else self.ops.mean(losses)
 
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         """See ``shared_mask`` of the engine."""
@@ -62,7 +74,7 @@ class Calls(NamedTuple):
             state = begin(ops, ops.widen(x), mask.score, channel_axis(ops, x, mask))
             return finish(ops, state, mask.keep, mask.floor)
         with self.attacking(model, x, config, source, None) as (vjp, draws):
-            label = self._label(y, validate)
+            label = self._label(y, config, validate)
             budget, _, holes = shared_mask(ops, x, vjp, label, mask, draws)
         self._warn(holes, validate)
         return ops.detach(budget)
@@ -72,8 +84,9 @@ class Calls(NamedTuple):
     ) -> Adversarial:
         """The attack on a prepared :data:`Batch`; ``own`` are the user's start and mask."""
         (model, x, y, config), (start, mask), ops = batch, own, self.ops
+        label = self._label(y, config, check)
         with self.attacking(model, x, config, source, start) as (vjp, draws):
-            found = adversarial(ops, vjp, self._label(y, check), x, config, start, mask, draws)
+            found = adversarial(ops, vjp, label, x, config, start, mask, draws)
         self._warn(found.holes, check)
         return found._replace(x=ops.detach(found.x))
 
@@ -84,7 +97,7 @@ class Calls(NamedTuple):
         with alone(self.bare(model)):
             clean = None if config.loss == "pgd" else self.forward(model, x)
             logits = self.forward(model, x_adv)
-        label = self._label(y, check)(logits)
+        label = labels.sound(self.ops, self._label(y, config, check)(logits), config.loss)
         return outer_loss(self.ops, config.loss, config.beta, label, clean, logits), logits
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
@@ -107,14 +120,14 @@ class Calls(NamedTuple):
             check_range(ops.extremes(value), bounds, name, "look at where it comes from")
         return ops.clip(value, *bounds)
 
-    def _label(self, y: Array, check: bool) -> Callable[[Array], Array]:
-        """Logits to the one-hot labels, looked at once: they stay the same from step to step."""
+    def _label(self, y: Array, config: SPATConfig, check: bool) -> Callable[[Array], Array]:
+        """Logits to the labels (N, K), looked at once: they stay the same from step to step."""
 
         def label(logits: Array) -> Array:
             nonlocal check
             if check:
-                self.ops.check_label_values(y, logits.shape[1])
+                labels.check_values(self.ops, y, logits.shape[1], config.loss)
                 check = False
-            return self.ops.one_hot(y, logits)
+            return labels.rows(self.ops, y, logits)
 
         return label

@@ -51,7 +51,8 @@ def shared_mask(
     expect(count <= classes, f"classes of the mask must be at most {classes}, got {count}")
     every = not probes and count == classes
     if not every:
-        rows = draws.signs(label, config.probes) if probes else draws.classes(label, count)
+        y = ops.argmax_one_hot(label)
+        rows = draws.signs(y, config.probes) if probes else draws.classes(y, count)
 
     def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
         """Fold in row k, or of all classes the one of the largest logit in ``rest`` (N, K)."""

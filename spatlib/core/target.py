@@ -21,12 +21,12 @@ def ascent(
 
     Computed in units of exp(m), m the largest logarithm that takes part; p - b sums to zero, and
     its entry at the largest b_k is minus the sum of the others: 1 - p_k would round to 0.
-    ``base`` is log b (N, K) of the clean input (TRADES), or None for the one-hot ``label`` (N, K);
-    ``log_p`` the finite log-probabilities (N, K) at the iterate.
+    ``base`` is log b (N, K) of the clean input (TRADES), or None for the ``label`` (N, K), whose
+    largest entry is at y; ``log_p`` the finite log-probabilities (N, K) at the iterate.
     """
     classes = int(label.shape[1])
     if base is None:
-        base = ops.where(label > 0, 0 * log_p, -math.inf)
+        base = ops.where(label > 0, ops.log(divisor(ops, label)), -math.inf)
     top = ops.argmax_one_hot(base)
     p, b = rivals(ops, log_p, top), rivals(ops, base, top)
     m = ops.max(ops.maximum(p, b), axis=1, keepdims=True)
@@ -38,8 +38,9 @@ def ascent(
         target = ops.exp(base)
         a = ops.exp(ops.minimum(math.log(smoothing) - m, LARGEST_EXPONENT))
         if guard:
-            excess = ops.sum(target * label, axis=1, keepdims=True) - 1 / classes
-            lost = -ops.sum(slope * label, axis=1, keepdims=True)  # (b_y - p_y) / exp(m)
+            y = ops.argmax_one_hot(label)
+            excess = ops.sum(target * y, axis=1, keepdims=True) - 1 / classes
+            lost = -ops.sum(slope * y, axis=1, keepdims=True)  # (b_y - p_y) / exp(m)
             half = GUARD * ops.maximum(lost, 0.0) / divisor(ops, excess)
             a = ops.where(excess > 0, ops.minimum(half, a), 0.0)
         slope = slope + a * (target - 1 / classes)
@@ -49,7 +50,7 @@ def ascent(
 def stalled(ops: Ops, label: Array, log_p: Array, smoothing: float) -> Array:
     """(N,) 1 where p_y > 1 - a + a / K: unguarded ascent would pull the example back, else 0."""
     classes = int(log_p.shape[1])
-    p_y = ops.exp(ops.sum(log_p * label, axis=1))
+    p_y = ops.exp(ops.sum(log_p * ops.argmax_one_hot(label), axis=1))
     return ops.cast(p_y > 1 - smoothing + smoothing / classes, like=log_p)
 
 
@@ -107,9 +108,11 @@ def to_unit(ops: Ops, cotangent: Array) -> Array:
 
 
 def outer_loss(
-    ops: Ops, loss: str, beta: float, one_hot: Array, clean: Array | None, adversarial: Array
+    ops: Ops, loss: str, beta: float, label: Array, clean: Array | None, adversarial: Array
 ) -> Array:
     """The loss (N,) that weights descend; p = softmax(clean), p' = softmax(adversarial), (N, K).
+
+    With a soft ``label`` -log p_y is the cross-entropy -sum_k label_k log p_k; ``mart`` has none.
 
     - ``pgd``: -log p'_y (Madry et al., arXiv:1706.06083); ``clean`` is not used.
     - ``trades``: -log p_y + beta KL(p || p') (Zhang et al., arXiv:1901.08573).
@@ -117,15 +120,15 @@ def outer_loss(
       (Wang et al., ICLR 2020).
     """
     log_adversarial = ops.log_softmax(adversarial)
-    cross_entropy = -ops.sum(one_hot * log_adversarial, axis=1)
+    cross_entropy = -ops.sum(label * log_adversarial, axis=1)
     if loss == "pgd":
         return cross_entropy
     log_clean = ops.log_softmax(clean)
-    clean_y = ops.sum(one_hot * log_clean, axis=1)
+    clean_y = ops.sum(label * log_clean, axis=1)
     divergence = ops.sum(ops.exp(log_clean) * (log_clean - log_adversarial), axis=1)
     if loss == "trades":
         return beta * divergence - clean_y
-    rival = ops.argmax_one_hot(rivals(ops, adversarial, one_hot))
+    rival = ops.argmax_one_hot(rivals(ops, adversarial, label))
     # log(1 - p'_rival) summed over the other classes: exact where p'_rival rounds to 1.
     others = ops.logsumexp(rivals(ops, log_adversarial, rival))
     return cross_entropy - others + beta * divergence * (1 - ops.exp(clean_y))

@@ -102,6 +102,11 @@ CORE: dict[str, Faults] = {
         "MART without the weight 1 - p_y": ("divergence * (1 - ops.exp(clean_y))", "divergence"),
         "guard off": ("a = ops.where(excess > 0, ops.minimum(half, a), 0.0)", "a = a"),
         "guard at the whole way": ("GUARD = 0.5", "GUARD = 1.0"),
+        "soft label taken for a hard one": (
+            "ops.where(label > 0, ops.log(divisor(ops, label)), -math.inf)",
+            "ops.where(ops.argmax_one_hot(label) > 0, 0 * log_p, -math.inf)",
+        ),
+        "guard by all of a soft label": ("y = ops.argmax_one_hot(label)", "y = label"),
         "label's entry forgotten": (
             "slope = slope - top * ops.sum(slope, axis=1, keepdims=True)",
             "slope = slope - 0 * top",

@@ -34,12 +34,25 @@ ALSO = {
         "-k",
         "torch or evaluation or verdicts or points or stall",
     ),
-    "target": (f"{NINE}[torch-9-0]", f"{NINE}[torch-10-1]"),
+    "target": (
+        f"{NINE}[torch-9-0]",
+        f"{NINE}[torch-10-1]",
+        "tests/test_soft_labels.py::test_soft_labels_are_b_and_their_largest_entry_is_the_label",
+    ),
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
     ),
 }
+SOFT = tuple(
+    f"tests/test_soft_labels.py::test_{name}"
+    for name in (
+        "weights_multiply_losses_and_the_mean_is_over_all[pgd-torch]",
+        "bad_weights_are_refused_before_the_attack[negative-torch]",
+        "bad_weights_are_refused_before_the_attack[short-torch]",
+        "mart_refuses_soft_labels[torch]",
+    )
+)
 STATE = (  # the quicker ones first
     "tests/test_errors.py",
     "tests/test_draws.py",
@@ -80,6 +93,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
         *TORCH,
         f"{STALL}[torch-0.3]",
         f"{ALL_ONES}[torch]",
+        *SOFT,
         *STATE,
     ),
     "spatlib_torch/attack.py": (
