@@ -16,9 +16,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
+from spatlib.engines import unpack
 from spatlib.errors import DataError, NonFiniteError, check_labels, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
-from spatlib.runs import CHECKPOINT, unpack
+from spatlib.runs import CHECKPOINT
 
 from . import attack
 from .loaders import ATTACK, AUGMENT, STEP, Batches, augment, seed_globals
