@@ -25,9 +25,9 @@ LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
 OTHERS = (KEPT, "audit.json", "audit.png", "curves.png", "sheet.png")
-READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # again
+READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
 FILES = (EVALUATION, *OTHERS, *READ)
-PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no file or none in it
+PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
@@ -67,7 +67,7 @@ class Run:
             raise ConfigError(f"run_dir must be new, got {self.directory} with a run: {how}")
         self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
-        self._old = [] if self.resumed else [self.directory]  # of their files it is to be rid
+        self._old = [] if self.resumed else [self.directory]  # emptied when this run begins
         if found and overwrite and found["training"]["baseline"]:
             self._old.insert(0, self.directory / STANDARD)
             self._stored(STANDARD)  # an error if it is another's
