@@ -67,7 +67,7 @@ class Run:
             raise ConfigError(f"run_dir must be new, got {self.directory} with a run: {how}")
         self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
-        self._old = [] if self.resumed else [self.directory]  # where our files are deleted at the beginning
+        self._old = [] if self.resumed else [self.directory]  # where our files go at the start
         if found and overwrite and found["training"]["baseline"]:
             self._old.insert(0, self.directory / STANDARD)
             self._stored(STANDARD)  # an error if it is another's
