@@ -1,17 +1,19 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
 import importlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from .config import SPATConfig, Threat, TrainConfig
-from .errors import BackendError, ConfigError
+from .errors import BackendError, ConfigError, reading
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
+OURS = "spatlib"  # the key of our metadata in files of tensors
 Pull = Callable[[np.ndarray], np.ndarray]
 Rows = list[dict[str, float]]
 
@@ -20,6 +22,7 @@ class Engine(Protocol):
     """One framework's training and evaluation (a module is enough)."""
 
     CHANNELS_FIRST: bool
+    threads: Callable[[], int]  # how many compute on the CPU; 0: one per core
 
     def build_model(self, name: str, seed: int, **network: Any) -> Any:
         """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
@@ -56,6 +59,18 @@ class Engine(Protocol):
         self, model: Any, data: Any, evaluation: Any, batch_size: int, device: str | None
     ) -> Iterator[tuple[Any, int, dict[str, Any]]]:
         """Of each batch labels (n,), number of classes, and by metric spatlib.core's Verdict."""
+
+
+def pack(save: Callable[..., bytes], tensors: Mapping[str, Any], meta: Any = None) -> bytes:
+    """Named tensors and JSON in one file; ``save`` is that of safetensors for the framework."""
+    return save(dict(tensors), metadata={OURS: json.dumps(meta)})
+
+
+def unpack(load: Callable[[bytes], Any], content: bytes, source: str) -> tuple[dict[str, Any], Any]:
+    """What :func:`pack` was given; DataError, which names ``source``, for anything else."""
+    with reading(source, "choose weights or a checkpoint written by spatlib"):
+        end = 8 + int.from_bytes(content[:8], "little")  # of the header, whose length comes first
+        return load(content), json.loads(json.loads(content[8:end])["__metadata__"][OURS])
 
 
 def load_extra(module: str, packages: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import plots
 from .config import SPATConfig, TrainConfig
-from .data import Dataset, as_array, as_dataset, is_pair, load_data
+from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
@@ -104,6 +104,7 @@ def train(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
         NonFiniteError: The loss or a gradient is not finite; the model, in the error's ``result``
             too, has the weights of the last whole epoch.
+        OSError: A file of the run cannot be written or read; what was there before is whole.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
@@ -144,9 +145,10 @@ def train(
         require(is_pair(dataset.train), "model", what, model)
         built = _architecture(model, dataset, chosen)
     if run is not None:
-        facts = {"backend": name, "data": dataset.source, "architecture": built or None}
-        facts |= {"config": asdict(config), "training": asdict(training)}
-        run.describe(facts | {"optimizer": optimizer is not None})
+        facts: dict[str, Any] = {"config": asdict(config), "training": asdict(training)}
+        facts |= {"backend": name, "data": dataset.source, "architecture": built or None}
+        facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
+        run.describe(facts | {"optimizer": optimizer is not None}, engine.threads())
 
     # The baseline comes first, and is gone before the network that is returned is made.
     on = "training" if dataset.test is None else "test"
@@ -163,7 +165,7 @@ def train(
                 some = min(8, training.batch_size)
                 shown = attacked_examples(engine, result.model, dataset.measured, config, some)
                 run.write("sheet.png", plots.sheet(shown, config.bounds))
-        except BackendError as error:
+        except (BackendError, OSError) as error:  # OSError: the disk is full, for example
             warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
     if training.progress:
         print(result)

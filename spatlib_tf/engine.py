@@ -24,6 +24,7 @@ from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engin
 from .models import MODELS
 
 CHANNELS_FIRST = False
+threads = tf.config.threading.get_intra_op_parallelism_threads
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
 # evaluations trace anew: before them a model may have changed in ways that a graph does not see.
 _graphs: dict[keras.Model, Callable[..., Any]] = {}

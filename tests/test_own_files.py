@@ -233,7 +233,7 @@ def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
     ("data", "validation", "word"),
     [
         ((X, Y), 4, "at most 3"),
-        ((X, Y), -1, "at least 0"),
+        ((X, Y), -1, "an integer in [0"),
         ((X, Y), 0.25, "integer"),
         ([(X, Y)], 1, "batches"),
         (Dataset(train=PAIR, validation=PAIR), 1, "validation part"),
