@@ -48,18 +48,15 @@ def read(name: str, folder: str | None) -> list[Pair]:
 def _download(name: str, path: Path) -> None:
     """Bring an official file there, whole and with the known SHA-256, or not at all."""
     pooch, url, size = load_extra("pooch", "pooch"), URLS[name] + path.name, SIZES[path.stem]
-    get = load_extra("requests", "requests").get
+    requests = load_extra("requests", "requests")
 
-    def fetch(url: str, place: str, _: Any) -> None:  # pooch's own writes as long as bytes come
-        with get(url, stream=True, timeout=30) as response, open(place, "wb") as file:
-            response.raise_for_status()
-            for chunk in response.iter_content(1 << 16):
-                file.write(chunk)
-                expect(file.tell() <= size, f"must have {size:,} bytes, more came")
+    def get(url: str, place: str, _: Any) -> None:  # pooch's own writes as long as bytes come
+        response = requests.get(url, stream=True, timeout=30)
+        response.raise_for_status()
+        Path(place).write_bytes(response.raw.read(size + 1))
 
     with reading(path, f"try again, or put {url} there by hand"):
-        known = f"sha256:{SHA256[path.stem]}"
-        pooch.retrieve(url, known, path.name, path.parent, downloader=fetch)
+        pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent, downloader=get)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -72,10 +69,9 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _npz(path: Path) -> list[Pair]:
-    readers = "torchvision, keras.utils or Hugging Face datasets"
-    expect(not path.is_dir(), f"{path} is a directory: pass the data that {readers} read from it")
-    known, pairs = _read(path, 4) == b"PK\3\4", []
-    expect(known, f"{path} is no .npz file: write it by numpy.savez")
+    known, pairs = path.is_file() and _read(path, 4) == b"PK\3\4", []
+    others = "the data that torchvision, keras.utils or Hugging Face datasets read"
+    expect(known, f"{path} is no file of numpy.savez: make one, or pass {others}")
     with reading(path), np.load(path, allow_pickle=False) as file:
         most = max(1 << 30, 100 * path.stat().st_size)  # of some kB can be made as many GB
         whole = sum(member.file_size for member in file.zip.infolist())
@@ -95,8 +91,7 @@ def _npz(path: Path) -> list[Pair]:
 def _mnist(folder: Path) -> list[Pair]:
     """MNIST (LeCun, Cortes and Burges) in four IDX files, each as it is or with ``.gz``."""
     place = folder if any(folder.glob("*-ubyte*")) else folder / "MNIST" / "raw"  # torchvision's
-    plain = [place / name for name in MNIST]
-    files = [path if path.exists() else path.with_suffix(".gz") for path in plain]
+    files = [p if (p := place / name).exists() else p.with_suffix(".gz") for name in MNIST]
     missing = [path for path in files if not path.exists()]
     # What is downloaded must not be mixed with files of another data set.
     for path in set(files).difference(missing) if missing else ():
@@ -136,7 +131,7 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
     classes, counts = CIFAR[name]
     record = np.dtype([("coarse", "u1", (classes // 100,)), ("y", "u1"), ("x", "u1", (3, 32, 32))])
     sizes = {file: count * record.itemsize for file, count in counts.items()}
-    archive, members = folder / f"cifar-{classes}-binary.tar.gz", dict[str, Any]()
+    archive, members = folder / f"cifar-{classes}-binary.tar.gz", {}
     place = folder if any((folder / file).exists() for file in sizes) else archive
     if place == archive:
         if not archive.exists():
@@ -148,8 +143,7 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
         whole = _read(archive, most)
         with reading(archive), tarfile.open(fileobj=BytesIO(whole), mode="r:") as tar:
             expect(len(whole) < most, f"must unpack to less than {most:,} bytes")
-            for member in tar:
-                members[member.name] = memoryview(whole)[member.offset_data :][: member.size]
+            members = {m.name: memoryview(whole)[m.offset_data :][: m.size] for m in tar}
     parts = []
     for file, size in sizes.items():
         raw = members.get(file, b"") if place == archive else _read(folder / file, size + 1)

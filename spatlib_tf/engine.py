@@ -95,8 +95,7 @@ def survivors(
             classes = ops.check_batch(model, x, y, threat, classes)
             y = tf.argmax(y, axis=1) if len(y.shape) == 2 else y
             found = attack.survivors_of(model, threat, evaluation.named, x, y, ())
-            parts = x, y, found["clean"].x_adv
-            specs = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in parts]
+            specs = [tf.TensorSpec((None, *v.shape[1:]), v.dtype) for v in (x, y, *found["clean"])]
             for start in evaluation.starts(count, x.shape, ops.CHANNEL_AXIS):
                 found = graph(threat, named, *specs)(x, y, [tf.cast(start, x.dtype)], found)
             count += len(x)
@@ -110,12 +109,9 @@ def survivors(
             yield y, classes, found
 
 
-def _graph(
-    model: keras.Model, threat: Any, named: tuple[tuple[str, str], ...], x: Any, y: Any, x_adv: Any
-) -> Any:
+def _graph(model: keras.Model, threat: Any, named: Any, x: Any, y: Any, *verdict: Any) -> Any:
     """The named attacks as a graph (x, y, [start], verdicts) -> verdicts (N,), for any N."""
-    right = tf.TensorSpec([None], tf.bool)
-    known = dict.fromkeys(("clean", *dict(named)), Verdict(right, right, x_adv))
+    known = dict.fromkeys(("clean", *dict(named)), Verdict(*verdict))
     judge = partial(attack.survivors_of, model, threat, dict(named))
     # Without autograph, which would hide our errors behind its own.
     return tf.function(judge, input_signature=[x, y, [x], known], autograph=False)
