@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKED := pyproject.toml constraints.txt
 
-.PHONY: train test cover verify lint mutants bench clean
+.PHONY: train test cover verify fuzz lint mutants bench clean
 
 train: $(VENV)/.torch
 	$(BIN)/python -c "import spatlib; spatlib.train(backend='torch')"
@@ -20,6 +20,10 @@ cover: $(VENV)/.all
 # 500 examples per property, parameter and backend; writes the table of docs/verification.md.
 verify: $(VENV)/.all
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest --numprocesses 2 --dist worksteal -m verifies --verification
+
+# Files changed at random, 25,000 for each reader and 2,500 for each look at a run: ten minutes.
+fuzz: $(VENV)/.all
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest --numprocesses 2 --dist worksteal tests/test_hostile_*.py
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -26,15 +26,26 @@ NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 1 if training broke down, 2 for bad input, 130 for Ctrl-C."""
+    """Run one command: 1 if training broke down, 2 for bad input, 3 for files, 130 for Ctrl-C."""
     commands: Any = Train | Evaluate | Audit | Show | Recipes
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     how: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__, "config": style}
     try:
         tyro.cli(commands, args=arguments, registry=NUMBERS, **how)()
+        sys.stdout.flush()
     except SpatlibError as error:
-        print(f"spatlib: {error}", file=sys.stderr)
+        text = (
+            str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
+        )
+        print(f"spatlib: {text}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
+    except OSError as error:
+        if error.filename is None:  # that of the output, whose rest is dropped
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # which | head means
+            what = f"{error.filename or 'the output'} cannot be read or written ({error.strerror})"
+            print(f"spatlib: {what}: make room, or choose another place", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("spatlib: interrupted; a run directory can be resumed", file=sys.stderr)
         return 130
@@ -135,6 +146,8 @@ class Trained:
 
     def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
         """The network, its run, the attack, and the data."""
+        for name, least in {"seed": 0, "count": 1, "examples": 1, "shown": 0}.items():
+            checked(name, getattr(self, name, least), least)
         model, run = load_model(self.run, self.weights)
         source, (config, training) = run.settings["data"], run.configs()
         if source is None:
@@ -166,10 +179,10 @@ class Evaluate(Trained):
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device", "keep")
         report = spatlib.evaluate(model, (x, y), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
+        _say(facts, f"{report}\n{part} data")
         run.write(EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:
             run.write(KEPT, report.as_npz())
-        _say(facts, f"{report}\n{part} data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +209,10 @@ class Audit(Trained):
         how = _of(self, "shown", "seed", "ssim", count="examples")
         found, pictures = compare_attacks((model, judge), data.measured, config, **how)
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
+        _say(facts)
         run.write("audit.json", json.dumps(facts, indent=2).encode())
         if pictures["x"].ndim == 4 and len(pictures["x"]):
             run.write("audit.png", plots.drift(pictures, config.bounds))
-        _say(facts)
 
 
 @dataclass(frozen=True, kw_only=True)

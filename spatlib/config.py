@@ -36,6 +36,7 @@ class Threat:
         require(lower < upper, "bounds", "have lower < upper", self.bounds)
         object.__setattr__(self, "bounds", (lower, upper))
         what = f"be at most the input range, {upper - lower:g} (try {self.eps:g}/255 or set bounds)"
+        checked("the width of bounds", upper - lower, "(0, inf)")
         require(self.norm != "Linf" or self.eps <= upper - lower, "eps", what, self.eps)
 
 
@@ -100,6 +101,7 @@ class SPATConfig(Threat):
     def __post_init__(self) -> None:
         super().__post_init__()
         settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)")
+        checked("step_size", self.alpha, "(0, inf)")  # that of 2.5 eps / steps too
         settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
         settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)

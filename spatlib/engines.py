@@ -1,8 +1,9 @@
 """The engines: what each provides, and how one is found without importing the others."""
 
 import importlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
@@ -10,10 +11,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from .config import SPATConfig, Threat, TrainConfig
-from .errors import BackendError, ConfigError
+from .errors import BackendError, ConfigError, reading
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
+OURS = "spatlib"  # the key of our metadata in files of tensors
 Pull = Callable[[np.ndarray], np.ndarray]
 Rows = list[dict[str, float]]
 
@@ -22,6 +24,7 @@ class Engine(Protocol):
     """One framework's training and evaluation (a module is enough)."""
 
     CHANNELS_FIRST: bool
+    threads: Callable[[], int]  # how many compute on the CPU; 0: one per core
 
     def build_model(self, name: str, seed: int, **network: Any) -> Any:
         """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
@@ -70,6 +73,18 @@ def by_itself() -> Iterator[tuple[int, int]]:
         how = "call it in one process, for tf inside a tf.distribute strategy"
         raise BackendError(f"only backend 'torch' trains in several processes of torchrun: {how}")
     yield 0, 1
+
+
+def pack(save: Callable[..., bytes], tensors: Mapping[str, Any], meta: Any = None) -> bytes:
+    """Named tensors and JSON in one file; ``save`` is that of safetensors for the framework."""
+    return save(dict(tensors), metadata={OURS: json.dumps(meta)})
+
+
+def unpack(load: Callable[[bytes], Any], content: bytes, source: str) -> tuple[dict[str, Any], Any]:
+    """What :func:`pack` was given; DataError, which names ``source``, for anything else."""
+    with reading(source, "choose weights or a checkpoint written by spatlib"):
+        end = 8 + int.from_bytes(content[:8], "little")  # of the header, whose length comes first
+        return load(content), json.loads(json.loads(content[8:end])["__metadata__"][OURS])
 
 
 def load_extra(module: str, packages: str) -> Any:

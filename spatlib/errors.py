@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 AnyPath = str | os.PathLike[str]
 ROUNDING = 1e-6  # share of the input range by which inputs may leave it
+TINY = 2.0**-126  # smaller numbers of float32 are 0 on many devices
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
@@ -53,12 +55,23 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
+def differences(asked: Any, saved: Any, free: Any = (), above: str = "") -> Iterator[str]:
+    """Each setting that is not the same, with both values; but for those that are free."""
+    for key in saved | asked:
+        now, before, name = asked.get(key), saved.get(key), above + key
+        if isinstance(now, dict) and isinstance(before, dict):
+            yield from differences(now, before, free, f"{name}.")
+        elif now != before and name not in free:  # None on top: it is the user's own
+            new, old = (shown(v) if v is not None or above else "your own" for v in (now, before))
+            yield f"{name} = {new} instead of {old}"
+
+
 def checked(name: str, value: Any, rule: Any) -> Any:
     """The value as Python's own (NumPy's have no place in JSON); ConfigError if it breaks the rule.
 
     A rule is bool, a tuple of choices, the least integer, or an interval such as ``"[0, 1)"``.
     """
-    real, number = isinstance(value, Real) and not isinstance(value, bool), math.nan
+    real, number, held = isinstance(value, Real) and not isinstance(value, bool), math.nan, math.nan
     if rule is bool:
         require(isinstance(value, bool), name, "be True or False", value)
         return value
@@ -67,15 +80,17 @@ def checked(name: str, value: Any, rule: Any) -> Any:
         require(known, name, f"be one of {', '.join(map(repr, rule))}", value)
         return str(value)
     if isinstance(rule, int):
-        whole = real and isinstance(value, Integral) and int(value) >= rule
-        require(whole, name, f"be an integer of at least {rule}", value)
+        whole = real and isinstance(value, Integral) and rule <= int(value) < 2**63
+        require(whole, name, f"be an integer in [{rule}, 2**63)", value)
         return int(value)
-    with suppress(OverflowError):  # of an integer beyond the floats
+    with suppress(OverflowError):  # of a number beyond the floats, or beyond those of 32 bits
         number = float(value) if real else number
+        (held,) = struct.unpack("f", struct.pack("f", number))
     low, high = map(float, rule[1:-1].split(","))
     ends = {low: rule[0] == "[", high: rule[-1] == "]"}  # never of infinity
-    inside = low <= number <= high and ends.get(number, True)
-    require(inside, name, f"be a number in {rule}", value)
+    fits = [low <= v <= high and ends.get(v, True) for v in (number, held)]
+    fits[1] &= number == 0 or abs(held) >= TINY
+    require(all(fits), name, f"be a number in {rule}{' that float32 holds' * fits[0]}", value)
     return number
 
 

@@ -1,7 +1,7 @@
 """Measure a classifier under attack: what is run, once for all engines."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -152,7 +152,7 @@ def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) 
 class Evaluation:
     """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric.
 
-    ``seeds`` has one number per restart of the named, ``keys`` all metrics but the worst in order.
+    ``restarts`` are of the named, ``keys`` all metrics but the worst in order.
     """
 
     def __init__(
@@ -178,10 +178,10 @@ class Evaluation:
             else:
                 own = partial(autoattack.attack, self.threat, seed) if by_name else item
                 self.callables[key] = (lambda _, *xy, own=own: own(*xy)) if alone else own
-        self.seeds = [fold(seed, r) for r in range(runs) if self.named]
+        self.seed, self.restarts = seed, runs if self.named else 0
 
-    def starts(self, first: int, shape: Sequence[int], axis: int) -> list[np.ndarray]:
-        """One per seed, raw and in float64, for the batch that begins with the example ``first``.
+    def starts(self, first: int, shape: Sequence[int], axis: int) -> Iterator[np.ndarray]:
+        """One per restart, raw, in float64, for the batch that begins with example ``first``.
 
         Neither batch size nor engine changes one: each example has its generator, channels last.
         """
@@ -194,7 +194,7 @@ class Evaluation:
             draws.normal = lambda x, _: np.stack([rng.normal(size=x.shape[1:]) for rng in rngs])
             return np.moveaxis(random_start(ops, like, self.threat, draws), -1, axis)
 
-        return [start(seed) for seed in self.seeds]
+        return (start(fold(self.seed, restart)) for restart in range(self.restarts))
 
     def report(self, batches: Iterable[Any], keep: bool = False) -> Report:
         """Of what :meth:`spatlib.engines.Engine.survivors` yields; with x_adv if ``keep``."""
@@ -220,7 +220,7 @@ class Evaluation:
         kept = {key: rows[key][2] for key in self.keys[1:] if keep}
         shown |= {"outcomes": outcomes, "x_adv": kept}
         plain = Threat(eps=its.eps, norm=its.norm, bounds=its.bounds)
-        return Report(count=len(y), threat=plain, restarts=len(self.seeds), **shown)
+        return Report(count=len(y), threat=plain, restarts=self.restarts, **shown)
 
     def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
         """DataError if x_adv (float64) leaves bounds or ball by more than rounding to ``bits``."""

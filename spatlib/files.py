@@ -1,10 +1,12 @@
-"""Readers of official and of .npz files: nothing in them is executed or unpacked onto the disk."""
+"""Readers of official and of .npz files: nothing in them is executed, none fills disk or memory."""
 
 import gzip
 import math
 import struct
 import tarfile
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,8 @@ SHA256 = {  # of these names with .gz, as TensorFlow Datasets publishes them too
     "cifar-10-binary.tar": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     "cifar-100-binary.tar": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
 }
+COUNTS = (9_912_422, 28_881, 1_648_877, 4_542, 170_052_171, 168_513_733)
+SIZES = dict(zip(SHA256, COUNTS, strict=True))  # in bytes
 MNIST = tuple(SHA256)[:4]
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CIFAR = {  # number of classes, images in each file; the last file is the test part
@@ -43,16 +47,35 @@ def read(name: str, folder: str | None) -> list[Pair]:
 
 def _download(name: str, path: Path) -> None:
     """Bring an official file there, whole and with the known SHA-256, or not at all."""
-    pooch, url = load_extra("pooch", "pooch"), URLS[name] + path.name
+    pooch, url, size = load_extra("pooch", "pooch"), URLS[name] + path.name, SIZES[path.stem]
+    requests = load_extra("requests", "requests")
+
+    def get(url: str, place: str, _: Any) -> None:  # pooch's own writes as long as bytes come
+        response = requests.get(url, stream=True, timeout=30)
+        response.raise_for_status()
+        Path(place).write_bytes(response.raw.read(size + 1))
+
     with reading(path, f"try again, or put {url} there by hand"):
-        pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent)
+        pooch.retrieve(url, f"sha256:{SHA256[path.stem]}", path.name, path.parent, downloader=get)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a file, unpacked if it is gzip; DataError for pipes and devices."""
+    with reading(path):
+        expect(path.is_file(), "is missing, or no regular file")
+        with path.open("rb") as file:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+            return (gzip.GzipFile(fileobj=file) if packed else file).read(most)
 
 
 def _npz(path: Path) -> list[Pair]:
-    readers = "torchvision, keras.utils or Hugging Face datasets"
-    expect(not path.is_dir(), f"{path} is a directory: pass the data that {readers} read from it")
-    pairs = []
+    known, pairs = path.is_file() and _read(path, 4) == b"PK\3\4", []
+    others = "the data that torchvision, keras.utils or Hugging Face datasets read"
+    expect(known, f"{path} is no file of numpy.savez: make one, or pass {others}")
     with reading(path), np.load(path, allow_pickle=False) as file:
+        most = max(1 << 30, 100 * path.stat().st_size)  # of some kB can be made as many GB
+        whole = sum(member.file_size for member in file.zip.infolist())
+        expect(whole <= most, f"must unpack to at most {most:,} bytes, got {whole:,}")
         keys = [key for key in NPZ if key in file.files]
         what = f"must hold x_train, y_train, x_test, y_test or x, y, got {file.files}"
         expect(keys in (NPZ[:2], NPZ[2:4], NPZ[2:]), what)
@@ -68,12 +91,12 @@ def _npz(path: Path) -> list[Pair]:
 def _mnist(folder: Path) -> list[Pair]:
     """MNIST (LeCun, Cortes and Burges) in four IDX files, each as it is or with ``.gz``."""
     place = folder if any(folder.glob("*-ubyte*")) else folder / "MNIST" / "raw"  # torchvision's
-    plain = [place / name for name in MNIST]
-    files = [path if path.exists() else path.with_suffix(".gz") for path in plain]
+    files = [p if (p := place / name).exists() else p.with_suffix(".gz") for name in MNIST]
     missing = [path for path in files if not path.exists()]
     # What is downloaded must not be mixed with files of another data set.
     for path in set(files).difference(missing) if missing else ():
-        known = load_extra("pooch", "pooch").file_hash(str(path)) == SHA256[path.stem]
+        hashed = load_extra("pooch", "pooch").file_hash
+        known = path.is_file() and hashed(str(path)) == SHA256[path.stem]
         expect(known, f"{missing[0]} is missing beside {path.name} of other data: add it")
     for path in missing:
         _download("mnist", path)
@@ -88,18 +111,16 @@ def _mnist(folder: Path) -> list[Pair]:
 
 
 def _idx(path: Path, *shape: int) -> np.ndarray:
-    """Images of this shape or labels, plain or gzip; unpacks what the header announces at most."""
+    """Images of this shape or labels, plain or gzip."""
     what = f"must be an IDX file of 1 to 60,000 {'images of 28 x 28' if shape else 'labels'}"
-    with reading(path), path.open("rb") as file:
-        stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        head = stream.read(8 + 4 * len(shape))
-        count = min(int.from_bytes(head[4:8], "big"), 60_000)
-        size = count * math.prod(shape)
-        raw = bytearray(stream.read(size + 1))  # bytes cannot be written to
-        ours = struct.pack(f">{2 + len(shape)}I", 0x801 + len(shape), count, *shape)
-        valid = head == ours and 0 < len(raw) == size
-        expect(valid, f"{what}, got {len(raw):,} or more bytes after {head!r}")
-    return np.frombuffer(raw, np.uint8).reshape(count, *shape)
+    start, each = 8 + 4 * len(shape), math.prod(shape)
+    raw = bytearray(_read(path, start + 60_000 * each + 1))  # an array of bytes is read-only
+    count = min(int.from_bytes(raw[4:8], "big"), 60_000)
+    head = struct.pack(f">{2 + len(shape)}I", 0x801 + len(shape), count, *shape)
+    with reading(path):
+        got = f"{len(raw):,} or more bytes that begin with {bytes(raw[:start])!r}"
+        expect(raw[:start] == head and 0 < len(raw) - start == count * each, f"{what}, got {got}")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(count, *shape)
 
 
 def _cifar(name: str, folder: Path) -> list[Pair]:
@@ -110,7 +131,7 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
     classes, counts = CIFAR[name]
     record = np.dtype([("coarse", "u1", (classes // 100,)), ("y", "u1"), ("x", "u1", (3, 32, 32))])
     sizes = {file: count * record.itemsize for file, count in counts.items()}
-    archive, members = folder / f"cifar-{classes}-binary.tar.gz", dict[str, bytes]()
+    archive, members = folder / f"cifar-{classes}-binary.tar.gz", {}
     place = folder if any((folder / file).exists() for file in sizes) else archive
     if place == archive:
         if not archive.exists():
@@ -118,18 +139,16 @@ def _cifar(name: str, folder: Path) -> list[Pair]:
             what = f"has pickles, and pickles can run code: put {archive.name} of {TORONTO} there"
             expect(not python, f"{', '.join(python)} {what}")
             _download(name, archive)
-        with reading(archive), gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    if member.name in sizes and (content := tar.extractfile(member)):
-                        members[member.name] = content.read(sizes[member.name] + 1)
-            while stream.read(1 << 20):  # to the end, where gzip checks its sum
-                pass
+        most = sum(sizes.values()) + (1 << 20)  # with headers and small files
+        whole = _read(archive, most)
+        with reading(archive), tarfile.open(fileobj=BytesIO(whole), mode="r:") as tar:
+            expect(len(whole) < most, f"must unpack to less than {most:,} bytes")
+            members = {m.name: memoryview(whole)[m.offset_data :][: m.size] for m in tar}
     parts = []
     for file, size in sizes.items():
+        raw = members.get(file, b"") if place == archive else _read(folder / file, size + 1)
         with reading(place / file):
-            raw = members.get(file, b"") if place == archive else (folder / file).read_bytes()
-            expect(len(raw) == size, f"must hold {size:,} bytes, got {len(raw):,}")
+            expect(len(raw) == size, f"must hold {size:,} bytes, got {len(raw):,} or more")
             parts.append(np.frombuffer(raw, record))
             expect(parts[-1]["y"].max() < classes, f"must hold labels below {classes}")
     x, y = (np.concatenate([part[name] for part in parts]) for name in "xy")

@@ -5,7 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .config import TrainConfig
 from .data import as_array
 from .engines import Rows
-from .errors import expect, require, warn_of_holes
+from .errors import require, warn_of_holes
 from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
@@ -64,10 +64,7 @@ class Monitor:
             warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
         if self.run is not None and history:
             self.run.write_history(history)  # the process may have ended before the last one
-        if self.run is not None and best_epoch(history, self.measure) is not None:
-            self.best_weights, path = self.run.read(BEST), self.run.directory / BEST
-            lost = f"{path}, the weights of the best epoch, is missing: put it back"
-            expect(self.best_weights is not None, lost)
+            self.best_weights = self.run.read(BEST)
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""
@@ -122,7 +119,7 @@ class Monitor:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM stop a run after the step and a save, a second one at once."""
-        with ExitStack() as handlers:
+        with closing(self.run) if self.run else nullcontext(), ExitStack() as handlers:
 
             def receive(number: int, frame: Any) -> None:
                 self.signal = number

@@ -1,36 +1,41 @@
 """Run directories: settings, metrics and weights of one training; each file is replaced whole."""
 
 import csv
-import io
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
 from contextlib import suppress
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from operator import itemgetter
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .config import SPATConfig, TrainConfig
-from .engines import Rows, load_engine
-from .errors import AnyPath, ConfigError, expect, reading, require, shown
+from .engines import OURS, Rows, load_engine
+from .errors import AnyPath, ConfigError, DataError, differences, reading, require
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
 OTHERS = (KEPT, "audit.json", "audit.png", "curves.png", "sheet.png")
-FILES = (CHECKPOINT, *WEIGHTS.values(), METRICS, EVALUATION, *OTHERS, CONFIG)
+READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
+FILES = (EVALUATION, *OTHERS, *READ)
+PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
+SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
-OURS = "spatlib"  # is in the names of our TensorBoard files, and the key of our metadata
-MARKER, FORMAT = "spatlib_run", 2  # config.json holds this number under this name
-SETTINGS = ("backend", "data", "config", "training", "architecture", "optimizer", "global_batch")
-# Settings that may differ when a run goes on.
-FREE = {"epochs", "device", "progress", "checkpoint_minutes", "batch_size"}  # that: global_batch
+SUMS, LOCK = "spatlib.json", ".spatlib.lock"
+MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
+SETTINGS = "backend data fingerprint config training architecture optimizer global_batch".split()
+# Settings that may differ when a run goes on; data are known by their fingerprint.
+FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
+FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
@@ -41,11 +46,12 @@ class Run:
     ``config.json``: settings, versions, git commit, command line; ``metrics.csv`` and (with
     tensorboardX) ``tensorboard/``: a row per epoch; ``last``, ``best``, ``ema.safetensors``:
     weights after the last epoch, after that of the best robust validation accuracy, averaged;
-    ``checkpoint.safetensors``: what training goes on from.
+    ``checkpoint.safetensors``: what training goes on from; ``spatlib.json``: the checksums.
 
     ``settings`` is what config.json is to hold; empty if there is no run. ``resume`` goes on with a
     run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when training
-    begins. ConfigError if a run is there and neither was asked for, or files of others.
+    begins. ConfigError if a run is there and neither was asked for, or files of others; DataError
+    if a file is not as the run wrote it, OSError if it cannot be written or read.
     """
 
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -56,88 +62,141 @@ class Run:
         self.directory = Path(place).absolute()
         self.parent: Run | None = None  # the one that this one is a part of
         self.silent = False  # in all but the first of several processes, which do not write
-        found = _stored(self.directory)
+        self._found = found = self._stored()
         if found and not (resume or overwrite):
             how = "go on by resume=True, or delete it by overwrite=True"
             raise ConfigError(f"run_dir must be new, got {self.directory} with a run: {how}")
-        self.settings = found if resume else {}
+        self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
-        old = [self.directory] if found and overwrite else []
-        if old and found["training"].get("baseline"):
-            old.insert(0, self.directory / STANDARD)
-        self._old = [each for each in old if _stored(each)]  # deleted when this run begins
+        self._old = [] if self.resumed else [self.directory]  # where our files go at the start
+        if found and overwrite and found["training"]["baseline"]:
+            self._old.insert(0, self.directory / STANDARD)
+            self._stored(STANDARD)  # an error if it is another's
+        # That of a process that ended is free, and those that it forked do not hold it.
+        self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
 
     def part(self, name: str) -> "Run":
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
         part.parent, part.silent = self, self.silent
-        part.describe({key: self.settings[key] for key in SETTINGS})
+        part.describe({k: self.settings[k] for k in SETTINGS}, self.settings["versions"]["threads"])
         return part
 
-    def describe(self, settings: dict[str, Any]) -> None:
+    def describe(self, settings: dict[str, Any], threads: object = 0) -> None:
         """Set what ``config.json`` is to hold; ConfigError if the run that goes on has others."""
-        asked = json.loads(json.dumps(settings, default=os.fspath))
+        asked, facts = json.loads(json.dumps(settings, default=os.fspath)), _facts(threads)
         if not self.resumed:
-            self.settings = {MARKER: FORMAT} | asked | _facts()
-        if different := ", ".join(_differences(asked, {k: self.settings[k] for k in asked})):
-            what = f"resume needs the settings of the run in {self.directory}"
-            raise ConfigError(f"{what}, got {different}: leave them out, or begin a new run")
+            self.settings = {MARKER: FORMAT} | asked | facts
+        different = [*differences(asked, {k: self.settings[k] for k in asked}, FREE)]
+        if first := [each for each in different if "fingerprint" not in each] or different:
+            what = f"resume needs the settings and data of the run in {self.directory}"
+            raise ConfigError(f"{what}, got {', '.join(first)}: leave them out, or begin a new run")
+        changed = ", ".join(differences(facts["versions"], self.settings["versions"]))
+        if changed and self.parent is None:
+            warnings.warn(f"the run goes on, perhaps not bit for bit: {changed}", RuntimeWarning, 3)
         self.settings |= asked
 
     def begin(self) -> bytes | None:
-        """Delete what this run replaces, write the settings; the checkpoint to go on from."""
-        checkpoint = self.read(CHECKPOINT) if self.resumed else None
-        lost = self.resumed and checkpoint is None and len(self.history()) > 0
-        expect(not lost, f"{self.directory / CHECKPOINT} is missing beside {METRICS}: put it back")
+        """Lock, check all files or delete what this run replaces; the checkpoint to go on from."""
+        if self.silent:
+            return self.read(CHECKPOINT) if self.resumed else None
         if self.parent is not None:
             self.parent.begin()
-        for place in self._old if not self.silent else ():
-            for path in _files(place):
-                path.unlink()
-        self._old, self.resumed = [], True
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.parent is None:
+            with suppress(Timeout):
+                self._lock.acquire()
+            alone = self._lock.is_locked and self._stored() == self._found
+            what = "be no directory that another training writes (wait until it ends)"
+            require(alone, "run_dir", what, str(self.directory))
+        for place in self._old:
+            for path in (*_files(place), place / SUMS):
+                path.unlink(missing_ok=True)
+        sums = {name: [sha256(self.read(name) or b"").hexdigest()] for name in READ}
+        self._replace(SUMS, json.dumps(sums).encode())
+        self._old, self.resumed, self._found = [], True, {**self.settings}
         self.write(CONFIG, json.dumps(self.settings, indent=2).encode())
-        return checkpoint
+        return self.read(CHECKPOINT)
+
+    def close(self) -> None:
+        """Leave the directory to other trainings."""
+        (self.parent or self)._lock.release(force=True)
+
+    def _stored(self, part: str = "") -> dict[str, Any]:
+        """What ``config.json`` holds, {} if there is no run; ConfigError if it is not a run's."""
+        directory = self.directory / part
+        if not (files := _files(directory)):
+            return {}
+        content = self.read(CONFIG, part) or b""
+        try:
+            settings: dict[str, Any] = json.loads(content)
+            number = settings.get(MARKER, f"1 or a {CONFIG} of another program")
+            lost = "" if (directory / SUMS).exists() else f" without {SUMS}"
+            if number == FORMAT and not lost:
+                return settings
+            got = f"format {number}{lost} (the engine's load_weights can read its weights)"
+        except (ValueError, AttributeError) as error:
+            got = f"no valid {CONFIG} ({type(error).__name__}: {error})"
+        what = f"{directory}, which has {files[0].name}, must hold a run of format {FORMAT}"
+        raise ConfigError(f"{what}, got {got}: put the right files back, or choose another run_dir")
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
         """The threat model and method, and the schedule; ConfigError if there is no run."""
         if not self.settings:
             raise ConfigError(f"run_dir must hold a run, got {self.directory} without {CONFIG}")
-        return _configs(self.settings)
+        config, training = self.settings["config"], self.settings["training"]
+        return SPATConfig.from_dict(config), TrainConfig(**training)
+
+    def read(self, name: str, part: str = "") -> bytes | None:
+        """The contents of a file, or None if there is none; DataError unless it is the run's."""
+        path, hint = self.directory / part / name, ", or delete it" * (name in SPARE)
+        for _ in range(5):  # a training may replace it between our two looks
+            try:
+                content = path.read_bytes() if path.exists() else None
+            except OSError as error:  # that of a bad disk has no name
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            known, spared = _sums(path.with_name(SUMS)), content is None and name in SPARE
+            found = sha256(content or b"").hexdigest()
+            if known is None or spared or found in known.get(name, [NONE]):
+                return content
+        what = "is missing" if content is None else "is damaged, or that of another run"
+        raise DataError(f"{path} {what}: {PUT_BACK}{hint}")
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file whole: a process killed here leaves the old content or the new."""
         if self.silent:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f".{name}.part"  # always this name: killed writers leave one
+        if name in READ:  # first the checksums of both, and of each other file one
+            known = _sums(self.directory / SUMS) or {}
+            sums = {other: known.get(other, [NONE])[-1:] for other in READ}
+            sums[name].append(sha256(content).hexdigest())
+            self._replace(SUMS, json.dumps(sums).encode())
+        self._replace(name, content)
+
+    def _replace(self, name: str, content: bytes) -> None:
+        path, temporary = self.directory / name, self.directory / f".{name}.part"
         try:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self.directory / name)
-        finally:
+            temporary.replace(path)
+        except OSError as error:  # that of a full disk has no name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:  # one that a killed writer left is written over
             temporary.unlink(missing_ok=True)
-
-    def read(self, name: str) -> bytes | None:
-        """The contents of a file, or None if there is none."""
-        path = self.directory / name
-        return path.read_bytes() if path.exists() else None
 
     def history(self) -> Rows:
         """The rows of ``metrics.csv``; DataError if it is damaged."""
-        with reading(self.directory / METRICS, "put a table of numbers back"):
-            rows = csv.DictReader((self.read(METRICS) or b"").decode().splitlines())
-            return [{name: float(v or "nan") for name, v in row.items()} for row in rows]
+        rows = csv.DictReader((self.read(METRICS) or b"").decode().splitlines())
+        return [{name: float(v or "nan") for name, v in row.items()} for row in rows]
 
     def write_history(self, history: Rows) -> None:
         """Write ``metrics.csv`` if it has other rows, and then the last of them for TensorBoard."""
-        text, last = io.StringIO(newline=""), history[-1]
-        writer = csv.DictWriter(text, list(last))
-        writer.writeheader()
-        writer.writerows(history)
-        if (content := text.getvalue().encode()) == self.read(METRICS) or self.silent:
+        last, lines = history[-1], (history[-1], *(row.values() for row in history))
+        content = "".join(",".join(map(str, line)) + "\r\n" for line in lines).encode()
+        if self.silent or content == self.read(METRICS):
             return
         self.write(METRICS, content)
         with suppress(ImportError):
@@ -164,22 +223,16 @@ def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
     require(name in there, "weights", f"be one of {there}, those in {run.directory} so far", name)
     what = "be that of a network by name (build your own, and call the engine's load_weights)"
     require(run.settings["architecture"] is not None, "run_dir", what, str(run_dir))
-    engine, path = load_engine(run.settings["backend"]), run.directory / WEIGHTS[name]
+    engine, content = load_engine(run.settings["backend"]), run.read(WEIGHTS[name]) or b""
     model = engine.build_model(seed=0, **run.settings["architecture"])
-    engine.load_weights(model, path.read_bytes(), str(path))
+    engine.load_weights(model, content, str(run.directory / WEIGHTS[name]))
     return model, run
 
 
-def pack(save: Callable[..., bytes], tensors: Mapping[str, Any], meta: Any = None) -> bytes:
-    """Named tensors and JSON in one file; ``save`` is that of safetensors for the framework."""
-    return save(dict(tensors), metadata={OURS: json.dumps(meta)})
-
-
-def unpack(load: Callable[[bytes], Any], content: bytes, source: str) -> tuple[dict[str, Any], Any]:
-    """What :func:`pack` was given; DataError, which names ``source``, for anything else."""
-    with reading(source, "choose weights or a checkpoint written by spatlib"):
-        end = 8 + int.from_bytes(content[:8], "little")  # of the header, whose length comes first
-        return load(content), json.loads(json.loads(content[8:end])["__metadata__"][OURS])
+def _sums(path: Path) -> dict[str, list[str]] | None:
+    """By name the SHA-256 of each file that is read again; None where none are known."""
+    with reading(path, PUT_BACK):
+        return dict(json.loads(path.read_bytes())) if path.exists() else None
 
 
 def _files(directory: Path) -> list[Path]:
@@ -188,44 +241,9 @@ def _files(directory: Path) -> list[Path]:
     return events + [directory / name for name in FILES if (directory / name).exists()]
 
 
-def _stored(directory: Path) -> dict[str, Any]:
-    """The contents of ``config.json``, or {} if there is no run; ConfigError if it is no run's."""
-    if not (files := _files(directory)):
-        return {}
-    try:
-        settings: dict[str, Any] = json.loads((directory / CONFIG).read_bytes())
-        number = settings.get(MARKER, f"1 or a {CONFIG} of another program")
-        if number == FORMAT:
-            _configs(settings)
-            itemgetter(*SETTINGS)(settings)  # a KeyError if one is missing
-            return settings
-        got = f"format {number} (weights of a run can be read by the engine's load_weights)"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        got = f"no valid {CONFIG} ({type(error).__name__}: {error})"
-    what = f"{directory}, which has {files[0].name}, must hold a run of format {FORMAT}, got {got}"
-    raise ConfigError(f"{what}: put the right files back, or choose another run_dir")
-
-
-def _configs(settings: dict[str, Any]) -> tuple[SPATConfig, TrainConfig]:
-    return SPATConfig.from_dict(settings["config"]), TrainConfig(**settings["training"])
-
-
-def _differences(asked: Any, saved: Any, above: str = "") -> Iterator[str]:
-    """Each setting that is not the same, with both values; but for those in FREE."""
-    for key in saved | asked:
-        now, before, name = asked.get(key), saved.get(key), above + key
-        if isinstance(now, dict) and isinstance(before, dict):
-            yield from _differences(now, before, f"{name}.")
-        elif (
-            now != before and name.removeprefix("training.") not in FREE
-        ):  # None on top: it is the user's own
-            new, old = (shown(v) if v is not None or above else "your own" for v in (now, before))
-            yield f"{name} = {new} instead of {old}"
-
-
-def _facts() -> dict[str, Any]:
+def _facts(threads: object) -> dict[str, Any]:
     """Versions, git commit ("-dirty" if files differ; None outside a repository), command line."""
-    versions, commit = {"python": platform.python_version()}, None
+    versions, commit = {"python": python_version(), "threads": str(threads or os.cpu_count())}, None
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)

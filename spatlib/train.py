@@ -9,7 +9,7 @@ from typing import Any
 
 from . import plots
 from .config import SPATConfig, TrainConfig
-from .data import Dataset, as_array, as_dataset, is_pair, load_data
+from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
@@ -104,6 +104,7 @@ def train(
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
         NonFiniteError: The loss or a gradient is not finite; the model, in the error's ``result``
             too, has the weights of the last whole epoch.
+        OSError: A file of the run cannot be written or read; what was there before is whole.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
@@ -135,14 +136,13 @@ def train(
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
-    name = backend or "torch"
-    engine = load_engine(name)
+    engine = load_engine(name := backend or "torch")
     with engine.together() as (rank, size):
         # Nothing is written before engine, data and model are checked.
         was = run.settings["training"] if run is not None and run.resumed else {}
         if run is not None and training.batch_size == was.get("batch_size"):
             whole = run.settings["global_batch"]  # which any number of processes can share
-            what = f"divide the run's batch of {whole} (or state another batch_size)"
+            what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
         if rank:  # the first process speaks
@@ -155,14 +155,14 @@ def train(
             require(is_pair(dataset.train), "model", what, model)
             built = _architecture(model, dataset, chosen)
         if run is not None:
-            facts: dict[str, Any] = {
-                "backend": name,
-                "data": dataset.source,
-                "architecture": built or None,
+            facts: dict[str, Any] = {"config": asdict(config), "training": asdict(training)}
+            facts |= {"backend": name, "data": dataset.source, "architecture": built or None}
+            facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
+            facts |= {
+                "optimizer": optimizer is not None,
+                "global_batch": size * training.batch_size,
             }
-            facts |= {"config": asdict(config), "training": asdict(training)}
-            facts |= {"optimizer": optimizer is not None}
-            run.describe(facts | {"global_batch": size * training.batch_size})
+            run.describe(facts, engine.threads())
             run.silent = rank > 0
 
         # The baseline comes first, and is gone before the network that is returned is made.
@@ -181,7 +181,7 @@ def train(
                     some = min(8, training.batch_size)
                     shown = attacked_examples(engine, result.model, dataset.measured, config, some)
                     run.write("sheet.png", plots.sheet(shown, config.bounds))
-            except BackendError as error:
+            except (BackendError, OSError) as error:  # such as a full disk
                 warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)

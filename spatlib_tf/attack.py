@@ -186,11 +186,11 @@ def shared_mask(
 
 
 def survivors_of(
-    model: keras.Model, threat: SPATConfig, named: dict[str, str], x: Tensor, y: Tensor, starts: Any
+    model: keras.Model, threat: SPATConfig, named: dict[str, str], x: Tensor, y: Tensor, *rest: Any
 ) -> dict[str, Verdict]:
-    """See :func:`spatlib.core.attack.survivors`; ``starts`` are tensors (N, ...)."""
+    """See :func:`spatlib.core.attack.survivors`; the ``rest`` are starts and known verdicts."""
     with unmoved(model):
         clean = ops.logits_of(model, x)
         own = partial(vjp, model, False), partial(ops.logits_of, model)
         batch = x, clean, ops.one_hot(y, clean)
-        return survivors(ops, *own, named, threat, batch, starts)
+        return survivors(ops, *own, named, threat, batch, *rest)

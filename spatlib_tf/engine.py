@@ -25,6 +25,7 @@ from .loop import Loop, Trainer, load_weights, weights  # noqa: F401  # an engin
 from .models import MODELS
 
 CHANNELS_FIRST = False
+threads = tf.config.threading.get_intra_op_parallelism_threads
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
 # evaluations trace anew: before them a model may have changed in ways that a graph does not see.
 _graphs: dict[keras.Model, Callable[..., Any]] = {}
@@ -96,10 +97,11 @@ def survivors(
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
             y = labels.hard(ops, y)
-            starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
-            starts, count = [tf.cast(start, x.dtype) for start in starts], count + len(x)
-            specs = (tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (x, y))
-            found = graph(threat, named, len(starts), *specs)(x, y, starts)
+            found = attack.survivors_of(model, threat, evaluation.named, x, y, ())
+            specs = [tf.TensorSpec((None, *v.shape[1:]), v.dtype) for v in (x, y, *found["clean"])]
+            for start in evaluation.starts(count, x.shape, ops.CHANNEL_AXIS):
+                found = graph(threat, named, *specs)(x, y, [tf.cast(start, x.dtype)], found)
+            count += len(x)
             for key, call in evaluation.callables.items():
                 with attack.unmoved(model, foreign=True):
                     x_adv = tf.cast(ops.as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
@@ -110,13 +112,12 @@ def survivors(
             yield y, classes, found
 
 
-def _graph(
-    model: keras.Model, threat: Any, named: tuple[tuple[str, str], ...], runs: int, x: Any, y: Any
-) -> Any:
-    """The named attacks as a graph (x, y, a start per restart) -> verdicts (N,), for any N."""
+def _graph(model: keras.Model, threat: Any, named: Any, x: Any, y: Any, *verdict: Any) -> Any:
+    """The named attacks as a graph (x, y, [start], verdicts) -> verdicts (N,), for any N."""
+    known = dict.fromkeys(("clean", *dict(named)), Verdict(*verdict))
     judge = partial(attack.survivors_of, model, threat, dict(named))
     # Without autograph, which would hide our errors behind its own.
-    return tf.function(judge, input_signature=[x, y, [x] * runs], autograph=False)
+    return tf.function(judge, input_signature=[x, y, [x], known], autograph=False)
 
 
 def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """What ``spatlib.train`` adds to Keras' own loop: a model for its step, a callback around it."""
 
+import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,13 +14,16 @@ from safetensors.numpy import load, save
 from spatlib.config import lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
 from spatlib.data import length
-from spatlib.errors import DataError, NonFiniteError, check_images, expect
+from spatlib.engines import pack, unpack
+from spatlib.errors import DataError, NonFiniteError, check_images, expect, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
-from spatlib.runs import CHECKPOINT, pack, unpack
+from spatlib.runs import CHECKPOINT
 
 from .attack import next_seed
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel
+
+NUMBER = re.compile(r"_(\d+)(?=/|$)")
 
 
 class Trainer(SPATModel):
@@ -55,6 +59,10 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         self.optimizer.build(trainer.trainable_variables)
         self.rate = float(self.optimizer.learning_rate.numpy())
         self.state = [*trainer.variables, *self.optimizer.variables]  # all that a step depends on
+        # Keras goes on counting from network to network: names without numbers, and their order.
+        paths = [v.path for v in trainer.trainable_variables]
+        keys = [(NUMBER.sub("", p), [*map(int, NUMBER.findall(p))]) for p in paths]
+        self.trained = [[name for name, _ in keys], sorted(range(len(keys)), key=keys.__getitem__)]
         self.bar = monitor.progress(self.training.epochs * (length(data) or 0))
         self.step = 0  # steps begun; with data of unknown length perhaps one more
         self.history: list[dict[str, float]] = []
@@ -65,6 +73,8 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         content = self.monitor.checkpoint()
         if content is not None:
             meta = _put(self.state, content, CHECKPOINT)
+            what = "train the variables with which the run began, in their order"
+            require(meta["trained"] == self.trained, "model", what, self.trained)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
             self.monitor.resume(self.history, lambda: self.data)
@@ -111,7 +121,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         show(self.bar, self.step, self.history[-1])
         self.trainer.stop_training = self.monitor.stopped(self.history)
         if self.monitor.run is not None:  # here only: Keras cannot resume inside an epoch
-            meta = {"history": self.history, "step": self.step}
+            meta = {"history": self.history, "step": self.step, "trained": self.trained}
             self.monitor.save(_packed(self.state, meta))
 
     def _require_finite(self, *values: Any) -> None:

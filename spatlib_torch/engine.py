@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import get_num_threads as threads  # noqa: F401  # an engine has it
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core

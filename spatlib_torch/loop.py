@@ -17,9 +17,10 @@ from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
 from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
+from spatlib.engines import unpack
 from spatlib.errors import DataError, NonFiniteError, check_range, classes_of, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
-from spatlib.runs import CHECKPOINT, unpack
+from spatlib.runs import CHECKPOINT
 
 from . import attack, ops
 from .attack import Draws

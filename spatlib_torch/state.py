@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from spatlib.core.calls import alone
+from spatlib.engines import pack, unpack
 from spatlib.errors import DataError, require
-from spatlib.runs import pack, unpack
 
 Named = Mapping[str, Tensor]
 PLAIN = (int, float, str, type(None))  # JSON gives them back as they were

@@ -1,4 +1,4 @@
-"""Hypothesis profiles (quick by default, HYPOTHESIS_PROFILE=deep), backends, verification table."""
+"""Hypothesis profiles (quick; HYPOTHESIS_PROFILE=deep, fuzz), backends, verification table."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .table import property_table, write_section
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=20, derandomize="CI" in os.environ, **_common)
 settings.register_profile("deep", max_examples=500, **_common)
+settings.register_profile("fuzz", max_examples=5000, **_common)
 settings.register_profile(
     "mutants",
     max_examples=15,

@@ -61,7 +61,7 @@ class Recorder(ModuleType):
     def survivors(
         self, model: Any, data: Any, evaluation: Evaluation, **how: Any
     ) -> list[tuple[np.ndarray, int, dict[str, Verdict]]]:
-        self.calls["evaluate"].append((model, evaluation.threat, evaluation.seeds, how))
+        self.calls["evaluate"].append((model, evaluation.threat, evaluation.restarts, how))
         one, x = np.ones(1, bool), np.zeros((1, 1))
         return [(np.ones(1, int), 2, dict.fromkeys(evaluation.keys, Verdict(one, one, x)))]
 

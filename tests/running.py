@@ -13,6 +13,7 @@ from torch import nn
 
 import spatlib
 from spatlib import RECIPES, SPATConfig, TrainConfig
+from spatlib.runs import Run
 
 CONFIG = SPATConfig(eps=0.1, steps=1)
 TRAINING = TrainConfig(
@@ -67,9 +68,9 @@ def saved(directory: Path) -> dict[str, Any]:
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Let ``change`` have its way with the settings of a run."""
-    settings = saved(directory)
+    settings, run = saved(directory), Run(directory, resume=True)
     change(settings)
-    (directory / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    run.write("config.json", json.dumps(settings).encode())
 
 
 def older(settings: dict[str, Any]) -> None:

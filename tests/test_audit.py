@@ -16,6 +16,7 @@ from spatlib import BackendError, DataError
 from spatlib.cli import main
 
 from .landscapes import ENGINES, model, ridges, rugged
+from .running import edit
 
 
 def logits(*rows: tuple[float, ...]) -> np.ndarray:
@@ -199,9 +200,6 @@ def test_the_command_compares_the_training_attack_with_pgd(
     assert (target / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert main(["audit", str(target), "--judge", str(target)]) == 2
     assert f"judge is the run itself, {target}: train another" in capsys.readouterr().err
-    settings = judge / "config.json"
-    settings.write_text(
-        settings.read_text(encoding="utf-8").replace('"digits"', '"mnist"'), encoding="utf-8"
-    )
+    edit(judge, lambda settings: settings["data"].update(name="mnist"))
     assert main(["audit", str(target), "--judge", str(judge)]) == 2
     assert "train a judge on the same data" in capsys.readouterr().err

@@ -20,6 +20,8 @@ from spatlib import RECIPES, SPATConfig, TrainConfig, load_data, plots
 from spatlib.cli import main
 from spatlib.runs import EVALUATION, Run
 
+from .running import edit
+
 OPTIONS = "--epochs 2 --steps 1 --batch-size 128 --no-baseline --seed 3 --limit 600"
 QUICK = tuple(OPTIONS.split())
 BACKENDS = pytest.mark.parametrize("framework", ["torch", "tf"])
@@ -167,9 +169,7 @@ def test_a_run_is_evaluated_on_its_data_wherever_they_are(
     for folder in (old, new):  # with files that are not MNIST's, which the error names
         folder.mkdir()
         (folder / "t10k-labels-idx1-ubyte").write_bytes(b"other")
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    settings["data"] = {"name": "mnist", "dir": str(old), "limit": None}
-    (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    edit(run, lambda s: s.update(data={"name": "mnist", "dir": str(old), "limit": None}))
     for given, folder in (((), old), (("--data-dir", str(new)), new)):
         assert main(("evaluate", str(run), *given)) == 2
         assert str(folder) in capsys.readouterr().err
@@ -223,7 +223,7 @@ def test_an_existing_run_is_kept(
     assert main(train) == 2
     printed = capsys.readouterr().err
     assert f"{run} with a run" in printed
-    assert "overwrite=True" in printed
+    assert "--resume, or delete it by --overwrite" in printed
     assert (run / "last.safetensors").read_bytes() == before
 
 

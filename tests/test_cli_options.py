@@ -77,6 +77,11 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
     [
         ("evaluate nowhere", ("run_dir must hold a run", "nowhere without config.json")),
         ("audit nowhere --judge elsewhere", ("run_dir must hold a run", "nowhere without")),
+        ("show nowhere --count 0", ("count must be an integer in [1, 2**63), got 0",)),
+        ("show nowhere --seed -1", ("seed must be an integer in [0, 2**63), got -1",)),
+        ("audit nowhere --judge elsewhere --examples 0", ("examples must be",)),
+        ("train --eps 1e400", ("eps must be a number in (0, inf), got inf",)),
+        ("train --seed 18446744073709551616", ("seed must be an integer in [0, 2**63)",)),
         ("show nowhere", ("run_dir must hold a run", "nowhere without config.json")),
         ("train --backend jax", ("backend", "'torch'")),
         ("train --resume", ("run_dir",)),

@@ -54,7 +54,7 @@ def test_a_start_follows_from_seed_restart_and_place_whatever_the_layout(norm: s
     def starts(first: int, count: int, axis: int = -1, restarts: int = 2, seed: int = 5) -> Any:
         evaluation = Evaluation(Threat(eps=0.5, norm=norm), "pgd", 1, restarts, seed)
         shape = (count, 4, 5, 3) if axis == -1 else (count, 3, 4, 5)
-        return np.stack(evaluation.starts(first, shape, axis))
+        return np.stack([*evaluation.starts(first, shape, axis)])
 
     whole = starts(0, 9)
     np.testing.assert_array_equal(np.concatenate([starts(0, 2), starts(2, 7)], axis=1), whole)

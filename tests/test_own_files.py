@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,23 @@ def npz_bytes(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
+def header(shape: tuple[int, ...]) -> bytes:
+    """The beginning of an array of bytes."""
+    buffer = io.BytesIO()
+    facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, facts)
+    return buffer.getvalue()
+
+
+def npz_of(name: str, raw: bytes, announced: int = 0) -> bytes:
+    """With labels, and an array that is these bytes, or as many as the file announces."""
+    buffer = io.BytesIO(npz_bytes(y=NUMBERS))
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr(f"{name}.npy", raw)
+        file.getinfo(f"{name}.npy").file_size = announced or len(raw)
+    return buffer.getvalue()
+
+
 BAD_NPZ = {
     "other names": (npz_bytes(images=GREY, labels=NUMBERS), "images"),
     "test without train": (npz_bytes(x_test=GREY, y_test=NUMBERS), "x_train"),
@@ -72,10 +90,13 @@ BAD_NPZ = {
     "channels first": (npz_bytes(x=pixels(4, 3, 8, 8), y=NUMBERS[:4]), "(4, 3, 8, 8)"),
     "objects": (npz_bytes(x=np.array([None] * 4), y=NUMBERS[:4]), "pickle"),
     "cut short": (npz_bytes(x=GREY, y=NUMBERS)[:-30], "BadZipFile"),
+    "a shape beyond its end": (npz_of("x", header((10**7, 28, 28))), "EOF"),
+    "a shape beyond all memory": (npz_of("x", header((10**12, 28, 28))), "MemoryError"),
+    "more than a hundredfold": (npz_of("x", header((4,)), announced=2**31), "1,073,741,824 bytes"),
     "damaged": (npz_bytes(x=GREY, y=NUMBERS).replace(GREY.tobytes(), bytes(GREY.size)), "CRC"),
-    "an array": (GREY.dumps(), "pickle"),
-    "text": (b"x,y\n1,2\n", "pickle"),
-    "empty": (b"", "No data"),
+    "an array": (GREY.dumps(), "numpy.savez"),
+    "text": (b"x,y\n1,2\n", "numpy.savez"),
+    "empty": (b"", "numpy.savez"),
 }
 
 
@@ -233,7 +254,7 @@ def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:
     ("data", "validation", "word"),
     [
         ((X, Y), 4, "at most 3"),
-        ((X, Y), -1, "at least 0"),
+        ((X, Y), -1, "an integer in [0"),
         ((X, Y), 0.25, "integer"),
         ([(X, Y)], 1, "batches"),
         (Dataset(train=PAIR, validation=PAIR), 1, "validation part"),

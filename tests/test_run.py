@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from spatlib import DataError, Mask, SPATConfig, TrainConfig
-from spatlib import runs as tensors
+from spatlib import engines as tensors
 from spatlib.monitor import Monitor, best_epoch
 from spatlib.runs import BEST, CHECKPOINT, LAST, Run
 
@@ -24,10 +24,11 @@ KILLS = 30
 
 
 def begun(directory: Path, config: SPATConfig, training: TrainConfig) -> Run:
-    run, names = Run(directory), ("data", "architecture", "optimizer")
+    run, names = Run(directory), ("data", "fingerprint", "architecture", "optimizer")
     settings = {"backend": "torch", "config": asdict(config), "training": asdict(training)}
     run.describe(settings | dict.fromkeys(names))
     assert run.begin() is None
+    run.close()
     return run
 
 
@@ -80,7 +81,7 @@ def test_nothing_but_the_file_is_left_after_a_failed_write(
     with pytest.raises(OSError, match="No space"):
         run.write(LAST, b"half")
     assert run.read(LAST) == b"good"
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, "spatlib.json"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import spatlib
-from spatlib import ConfigError, DataError
+from spatlib import ConfigError
 from spatlib.runs import BEST, CHECKPOINT, EMA, LAST, METRICS, Run, load_model
 
 from .running import (
@@ -33,39 +33,29 @@ from .running import (
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-def of_numbers(settings: dict[str, Any]) -> None:
-    """A mark, and settings that are out of their range."""
-    settings["config"]["eps"] = -1
+def unsealed(directory: Path, text: bytes) -> None:
+    """Another config.json, of a program that has no checksums."""
+    (directory / "spatlib.json").unlink()
+    (directory / "config.json").write_bytes(text)
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "older": (lambda d: edit(d, older), r"format 1 .* load_weights"),
     "newer": (
-        lambda d: edit(d, lambda s: s.update(spatlib_run=3)),
-        "a run of format 2, got format 3 .* load_weights",
+        lambda d: edit(d, lambda s: s.update(spatlib_run=4)),
+        "a run of format 3, got format 4 .* load_weights",
     ),
-    "another": (lambda d: (d / "config.json").write_text('{"name": "x"}'), "of another program"),
-    "a list": (lambda d: (d / "config.json").write_text("[2]"), "no valid config.json"),
-    "cut": (
-        lambda d: (d / "config.json").write_text('{"spatlib_run": 2'),
-        "no valid config.json .* back",
+    "unsealed": (
+        lambda d: (d / "spatlib.json").unlink(),
+        "a run of format 3, got format 3 without spatlib.json",
     ),
-    "not text": (
-        lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"),
-        "no valid config.json .* back",
-    ),
-    "no backend": (
-        lambda d: edit(d, lambda s: s.pop("backend")),
-        "no valid config.json .*'backend'",
-    ),
-    "no config": (lambda d: edit(d, lambda s: s.update(config=None)), "no valid config.json"),
-    "no such eps": (
-        lambda d: edit(d, of_numbers),
-        "no valid config.json .*eps must be a number in",
-    ),
+    "another": (lambda d: unsealed(d, b'{"name": "x"}'), "of another program"),
+    "a list": (lambda d: unsealed(d, b"[2]"), "no valid config.json"),
+    "cut": (lambda d: unsealed(d, b'{"spatlib_run": 3'), "no valid config.json .* back"),
+    "not text": (lambda d: unsealed(d, b"\xff\xfe{"), "no valid config.json .* back"),
     "no settings": (
-        lambda d: (d / "config.json").unlink(),
-        r"checkpoint\.safetensors, must .* no valid config\.json .* back",
+        lambda d: [(d / name).unlink() for name in ("config.json", "spatlib.json")],
+        r"which has .*, must .* no valid config\.json .* back",
     ),
 }
 
@@ -122,6 +112,7 @@ def test_a_foreign_file_in_the_place_of_the_baseline_is_never_touched(
     place.unlink()
     train_digits(tmp_path, recipe=both)
     (place.parent / "config.json").unlink()
+    (place.parent / "spatlib.json").unlink()
     place.write_text("{}")
     before = content(tmp_path)
     for recipe in (both, RECIPE):
@@ -159,7 +150,7 @@ def test_run_dir_is_no_file(tmp_path: Path) -> None:
 def test_every_other_setting_is_named_with_both_values(own: Any, digits: Any) -> None:
     config = replace(CONFIG, eps=0.2, mask=spatlib.Mask())
     training = replace(TRAINING, lr=1.0, seed=9)
-    with pytest.raises(ConfigError, match="needs the settings of the run in") as refusal:
+    with pytest.raises(ConfigError, match="needs the settings and data of the run in") as refusal:
         train(own[1], resume=True, config=config, training=training)
     text = str(refusal.value)
     assert str(own[1]) in text
@@ -206,26 +197,6 @@ def test_a_network_of_ones_own_is_no_network_by_name(own: Any) -> None:
 def test_what_was_ones_own_has_to_be_passed_again(what: str, own: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{what} of the run in .* pass it again"):
         train(own[1], resume=True, **{what: None})
-
-
-def test_damaged_files_of_a_run_are_named(own: Any, tmp_path: Path) -> None:
-    directory = copied(own[1], tmp_path)
-    whole = {name: (directory / name).read_bytes() for name in (CHECKPOINT, BEST, METRICS)}
-    (directory / CHECKPOINT).write_bytes(whole[CHECKPOINT][:-5])
-    with pytest.raises(DataError, match=r"checkpoint\.safetensors cannot be read .* by spatlib"):
-        train(directory, resume=True)
-    (directory / CHECKPOINT).write_bytes(whole[CHECKPOINT])
-    (directory / BEST).unlink()
-    with pytest.raises(
-        DataError, match=r"best\.safetensors, the weights of the best epoch.* put it back"
-    ):
-        train(directory, resume=True)
-    (directory / BEST).write_bytes(whole[BEST])
-    (directory / METRICS).write_bytes(b"epoch,loss\n1,much\n")
-    with pytest.raises(DataError, match=r"metrics\.csv cannot be .*'much'.* table of numbers back"):
-        Run(directory, resume=True).history()
-    train(directory, resume=True)  # the checkpoint has the rows too
-    assert (directory / METRICS).read_bytes() == whole[METRICS]
 
 
 def test_a_call_that_is_refused_leaves_everything(own: Any, tmp_path: Path) -> None:

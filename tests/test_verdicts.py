@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import spatlib
 from spatlib import Report, Threat
 from spatlib.core.ops import Array, Ops
+from spatlib.evaluate import Evaluation
 
 from .landscapes import ENGINES, EPS, Landscape, measure, model, noise, points, ridges, rugged
 
@@ -118,16 +120,21 @@ def test_an_example_whose_logits_are_not_numbers_is_not_robust(name: str) -> Non
 def test_keras_evaluation_is_traced_once() -> None:
     x, y = points("tf")
     counts = []
-    for batches in (1, 3):
+    for batches, restarts in ((1, 1), (3, 1), (1, 3)):
         network = model("tf", ridges)
-        measure(
-            "tf",
-            network,
-            x[: 20 * batches],
-            y[: 20 * batches],
-            ("pgd", "targeted"),
-            batch_size=20,
-            steps=2,
-        )
+        part, how = slice(20 * batches), {"batch_size": 20, "steps": 2, "restarts": restarts}
+        measure("tf", network, x[part], y[part], ("pgd", "targeted"), **how)
         counts.append(network.calls)
-    assert counts[0] == counts[1]  # one eager look, at the number of classes
+    assert counts[1] == counts[0] + 2  # each batch is looked at clean, outside the graph
+    assert counts[2] == counts[0]
+
+
+def test_no_start_is_drawn_before_its_turn() -> None:
+    tracemalloc.start()
+    try:
+        evaluation = Evaluation(Threat(eps=0.1), "pgd", 1, 10**9)
+        starts = evaluation.starts(0, (2, 3), -1)
+        assert next(starts).shape == next(starts).shape == (2, 3)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()

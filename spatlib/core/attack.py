@@ -86,12 +86,13 @@ def survivors(
     threat: SPATConfig,
     batch: tuple[Array, Array, Array],
     starts: Iterable[Array],
+    known: dict[str, Verdict] | None = None,
 ) -> dict[str, Verdict]:
     """The verdicts by metric: after the clean input, the start and the end of all runs.
 
     ``predict`` takes x to the logits (N, K), ``named`` has the :func:`objective` (or "apgd") by
     metric, ``batch`` x (N, ...), its logits and one-hot labels (N, K), and ``starts`` the first
-    perturbation (N, ...) of each restart, before it is projected.
+    perturbation (N, ...) of each restart, before it is projected; ``known`` are earlier verdicts.
     """
     x, clean, label = batch
     allowed = FeasibleSet(ops, x, threat)
@@ -119,7 +120,7 @@ def survivors(
         return rivals(ops, rest, goal), *Verdict(*verdict).then(ops, allowed.at(d), right, sound)
 
     unmoved = Verdict(*judge(ops, clean, label), ops.cast(x, like=clean))
-    verdicts = dict.fromkeys(("clean", *named), unmoved)
+    verdicts = {**known} if known else dict.fromkeys(("clean", *named), unmoved)
     targets = min(TARGETS, int(label.shape[1]) - 1)
     for start in starts:
         d = allowed.begin(start)

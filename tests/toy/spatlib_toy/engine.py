@@ -77,6 +77,11 @@ def fit(
     return rows
 
 
+def threads() -> int:
+    """One per core."""
+    return 0
+
+
 def weights(model: Linear) -> bytes:
     """All weights, as the content of a safetensors file."""
     return save({"weights": np.ascontiguousarray(model.weights)})
