@@ -168,9 +168,9 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
         "variables not put back": ("            variable.assign(value)", "            pass"),
     },
     ("spatlib_tf/engine.py", TF_VERDICTS): {
-        "one start for all restarts": (
-            "len(starts), *specs)(x, y, starts)",
-            "len(starts), *specs)(x, y, starts[:1] * len(starts))",
+        "only the first start": (
+            "for start in evaluation.starts(count, x.shape, ops.CHANNEL_AXIS):",
+            "for start in [next(evaluation.starts(count, x.shape, ops.CHANNEL_AXIS))]:",
         ),
     },
 }
