@@ -32,7 +32,8 @@ SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
-SETTINGS = "backend data fingerprint config training architecture optimizer global_batch".split()
+FACTS = ("data", "fingerprint", "architecture", "optimizer", "global_batch")
+SETTINGS = ("backend", "config", "training", *FACTS)
 # Settings that may differ when a run goes on; data are known by their fingerprint.
 FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
