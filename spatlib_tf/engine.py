@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import keras
@@ -97,10 +97,12 @@ def survivors(
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
             y = labels.hard(ops, y)
-            found = attack.survivors_of(model, threat, evaluation.named, x, y, ())
-            specs = [tf.TensorSpec((None, *v.shape[1:]), v.dtype) for v in (x, y, *found["clean"])]
-            for start in evaluation.starts(count, x.shape, ops.CHANNEL_AXIS):
-                found = graph(threat, named, *specs)(x, y, [tf.cast(start, x.dtype)], found)
+            starts, found = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS), dict[str, Any]()
+            for start in chain(starts, () if named else [0 * x]):
+                known = [x, y, *found.get("clean", ())]  # of a restart but the first the verdicts
+                specs = (tf.TensorSpec((None, *v.shape[1:]), v.dtype) for v in known)
+                own = (found,) if found else ()
+                found = graph(threat, named, *specs)(x, y, [tf.cast(start, x.dtype)], *own)
             count += len(x)
             for key, call in evaluation.callables.items():
                 with attack.unmoved(model, foreign=True):
@@ -113,11 +115,11 @@ def survivors(
 
 
 def _graph(model: keras.Model, threat: Any, named: Any, x: Any, y: Any, *verdict: Any) -> Any:
-    """The named attacks as a graph (x, y, [start], verdicts) -> verdicts (N,), for any N."""
-    known = dict.fromkeys(("clean", *dict(named)), Verdict(*verdict))
+    """The named attacks as a graph (x, y, [start], known) -> verdicts (N,), for any N."""
+    known = [dict.fromkeys(("clean", *dict(named)), Verdict(*verdict))] if verdict else []
     judge = partial(attack.survivors_of, model, threat, dict(named))
     # Without autograph, which would hide our errors behind its own.
-    return tf.function(judge, input_signature=[x, y, [x], known], autograph=False)
+    return tf.function(judge, input_signature=[x, y, [x], *known], autograph=False)
 
 
 def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) -> None:

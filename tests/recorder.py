@@ -33,6 +33,11 @@ class Recorder(ModuleType):
     """An engine in the place of PyTorch's that keeps what it is called with."""
 
     CHANNELS_FIRST = True
+    together = staticmethod(engines.by_itself)
+
+    @staticmethod
+    def threads() -> int:
+        return 1
 
     def __init__(self) -> None:
         super().__init__("recorder")
