@@ -126,8 +126,8 @@ def survivors(
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                 seen = core.judge(ops, predict(x_adv), label)
                 found[key] = found["clean"].then(ops, x_adv, *seen)
-        for key, (*facts, x_adv) in found.items():  # x_adv stays that of this process
-            found[key] = core.Verdict(*(gathered(part, total) for part in facts), x_adv)
+        for key, (right, sound, x_adv) in found.items():  # x_adv stays that of this process
+            found[key] = core.Verdict(gathered(right, total), gathered(sound, total), x_adv)
         yield gathered(y, total), classes, found
 
 

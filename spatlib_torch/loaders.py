@@ -91,10 +91,8 @@ class Batches:
         """ConfigError unless each of several processes gets examples of its own."""
         what = f"hold an example for each of {self.size} processes"
         require(self.count is None or len(self) > 0, "data", what, self.count)
+        what = "be shared out: pass the data set, or a loader with sampler=DistributedSampler(...)"
         shared = self.size == 1 or self.count is not None or sampled(self.data)
-        what = (
-            "be shared out: pass the data set, or a DataLoader with sampler=DistributedSampler(...)"
-        )
         require(shared, "data", what, self.data)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

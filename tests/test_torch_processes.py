@@ -57,7 +57,9 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     broken = launched("resumed", tmp_path, "--max-restarts", "1")
     for found in whole:
         assert "hold an example for each of 2 processes" in found.pop("few")
-        assert "be shared out: pass the data set, or a Data" in found["loader"].pop("whole")
+        assert "be shared out: pass the data set, or a loader with sampler=Dis" in found[
+            "loader"
+        ].pop("whole")
         reported, alone = found["loader"]["shared"].pop("measured")
         assert reported == alone  # each example once, with its own label
     assert whole[0].pop("loader") == whole[1].pop("loader")
