@@ -69,11 +69,11 @@ class Run:
             raise ConfigError(f"run_dir must be new, got {self.directory} with a run: {how}")
         self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
-        self._old = [] if self.resumed else [self.directory]  # where our files go at the start
+        self._old = [] if self.resumed else [self.directory]  # whose files begin() deletes
         if found and overwrite and found["training"]["baseline"]:
             self._old.insert(0, self.directory / STANDARD)
             self._stored(STANDARD)  # an error if it is another's
-        # That of a process that ended is free, and those that it forked do not hold it.
+        # The lock of a process that ended is free: those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
 
     def part(self, name: str) -> "Run":

@@ -158,10 +158,8 @@ def train(
             facts: dict[str, Any] = {"config": asdict(config), "training": asdict(training)}
             facts |= {"backend": name, "data": dataset.source, "architecture": built or None}
             facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
-            facts |= {
-                "optimizer": optimizer is not None,
-                "global_batch": size * training.batch_size,
-            }
+            facts |= {"optimizer": optimizer is not None}
+            facts["global_batch"] = size * training.batch_size
             run.describe(facts, engine.threads())
             run.silent = rank > 0
 

@@ -23,7 +23,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, gathered, share, team, together  # noqa: F401
-from .loaders import Batches, keeping_globals, placed
+from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
 from .ops import as_tensor, logits_of, one_hot
@@ -102,13 +102,15 @@ def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    threat, count = evaluation.threat, 0
-    for x, y, classes in _looked_through(model, data, threat, device, batch_size * team()[1]):
-        y = labels.hard(ops, y)
-        starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
-        count += len(x)
-        whole, rows = y, share(len(x))
-        x, y = x[rows], y[rows]
+    threat, count, (rank, size) = evaluation.threat, 0, team()
+    for x, y, classes in _looked_through(model, data, threat, device, batch_size * size):
+        y, rows, total = labels.hard(ops, y), share(len(x)), len(x)
+        if sampled(data):  # the batch is that of this process, and has one beside it in each other
+            rows, total = slice(rank * total, (rank + 1) * total), size * total
+        else:
+            x, y = x[rows], y[rows]
+        starts = evaluation.starts(count, (total, *x.shape[1:]), ops.CHANNEL_AXIS)
+        count += total
         begins = (torch.as_tensor(start[rows]).to(x.dtype).to(x.device) for start in starts)
         with attack_state(model, fork=x.device) as module:
             predict = torch.no_grad()(partial(logits_of, module))
@@ -124,10 +126,9 @@ def survivors(
                 evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
                 seen = core.judge(ops, predict(x_adv), label)
                 found[key] = found["clean"].then(ops, x_adv, *seen)
-        if len(y) < len(whole):
-            for key, verdict in found.items():
-                found[key] = core.Verdict(*(gathered(part, len(whole)) for part in verdict))
-        yield whole, classes, found
+        for key, (right, sound, x_adv) in found.items():  # x_adv stays that of this process
+            found[key] = core.Verdict(gathered(right, total), gathered(sound, total), x_adv)
+        yield gathered(y, total), classes, found
 
 
 def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:

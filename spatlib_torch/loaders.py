@@ -91,9 +91,9 @@ class Batches:
         """ConfigError unless each of several processes gets examples of its own."""
         what = f"hold an example for each of {self.size} processes"
         require(self.count is None or len(self) > 0, "data", what, self.count)
-        shared = isinstance(getattr(self.data, "sampler", None), DistributedSampler)
-        what = f"{what}: pass the data set, or a DataLoader with sampler=DistributedSampler(...)"
-        require(self.size == 1 or self.count is not None or shared, "data", what, self.data)
+        what = "be shared out: pass the data set, or a loader with sampler=DistributedSampler(...)"
+        shared = self.size == 1 or self.count is not None or sampled(self.data)
+        require(shared, "data", what, self.data)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""
@@ -150,6 +150,11 @@ class Batches:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # the host need not wait for the copy
         return tensor.to(self.device, non_blocking=True)
+
+
+def sampled(data: Any) -> bool:
+    """Whether a loader gives each of several processes examples of its own."""
+    return isinstance(getattr(data, "sampler", None), DistributedSampler)
 
 
 def _by_rows(part: Any) -> Any:

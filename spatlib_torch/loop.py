@@ -50,8 +50,8 @@ class Loop:
         self.history: list[dict[str, float]] = []
         # Steps so far; of this epoch steps, examples, seconds, and sums of MEANS over the examples.
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
-        # Numbers in the epoch; on the device MEANS, extremes of inputs, labels, examples.
-        self.seen: list[tuple[int, Tensor]] = []
+        # Numbers in the epoch, limits of labels; on the device MEANS, extremes, examples.
+        self.seen: list[tuple[int, Any, Tensor]] = []
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
         self.factor = partial(
             lr_factor, training.schedule, steps=training.epochs * len(self.batches)
@@ -135,21 +135,21 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + rows[1]
-        self.limits = labels.limits(y, logits.shape[1])
         accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
         ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
-        values = losses.detach().mean(), accuracy, *rates, *ends, loss.new_tensor(len(y))
-        self.seen.append((self.done, torch.stack(values)))
+        count = loss.new_full((), len(y))  # a new_tensor would wait for the device
+        values = losses.detach().mean(), accuracy, *rates, *ends, count
+        self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
-        seen = collected(torch.stack([row for _, row in self.seen])) if self.seen else []
+        seen = collected(torch.stack([row for *_, row in self.seen])) if self.seen else []
         self.seconds = time.perf_counter() - self.began
         for rows in (each.tolist() for each in seen):  # of each process
-            for (number, _), (*row, count) in zip(self.seen, rows, strict=True):
+            for (number, limits, _), (*row, count) in zip(self.seen, rows, strict=True):
                 try:
                     check_range(row[4:6], self.config.bounds)
-                    labels.check(row[6:], self.limits)
+                    labels.check(row[6:], limits)
                 except DataError as error:
                     where = f"epoch {len(self.history) + 1}, batch {number}"
                     raise DataError(f"{where}: {error}") from None

@@ -83,7 +83,11 @@ def trained_together(folder: Path) -> dict[str, Any]:
             try:
                 training = plan(ema=0.0)
                 one = spatlib.train(network(*layers), loader, config=config, training=training)
-                with_loader[name] = facts(one)
+                alone = spatlib.evaluate(one.model, (x, y), config, attacks=("pgd",))
+                measured = [
+                    (r.count, r.metrics["clean"], r.per_class["clean"]) for r in (one.report, alone)
+                ]
+                with_loader[name] = facts(one) | {"measured": measured}
             except ConfigError as error:
                 with_loader[name] = str(error)
     try:

@@ -16,7 +16,7 @@ from torch import nn
 
 import spatlib
 import spatlib_tf
-from spatlib import ConfigError, DataError, SPATConfig, Threat, TrainConfig
+from spatlib import DataError, SPATConfig, TrainConfig
 from spatlib_tf import SPATModel
 
 from .entry import to_last
@@ -275,8 +275,3 @@ LOGITS: dict[str, Callable[[Any], Any]] = {
 def test_logits_of_any_kind_are_fine(framework: str, kind: str) -> None:
     model, data = network(framework, LOGITS[kind]), arrays(framework)
     assert spatlib.evaluate(model, data, CONFIG, attacks=("pgd",), steps=1).count == len(data[1])
-
-
-@pytest.mark.parametrize("value", [0, 1, None, "no"])
-def test_the_check_is_on_or_off(value: Any) -> None:
-    check(ConfigError, "check_logits", lambda: Threat(eps=0.1, check_logits=value))

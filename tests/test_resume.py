@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from spatlib import ConfigError, DataError, Mask, SPATConfig, TrainConfig
 from spatlib.data import as_dataset
 from spatlib.engines import load_engine
 from spatlib.monitor import Monitor
-from spatlib.runs import BEST, CHECKPOINT, EMA, LAST, METRICS, Run
+from spatlib.runs import BEST, CHECKPOINT, EMA, LAST, Run
 
 pytestmark = pytest.mark.usefixtures("without_pictures", "one_attack")
 CONFIG = SPATConfig(eps=0.1, steps=1, mask=Mask(score="rms"))
@@ -206,18 +205,6 @@ def test_best_last_and_average_are_kept_apart(framework: str, straight: Any) -> 
     assert report.metrics["clean"] == best["val_clean"]
 
 
-def test_metrics_are_a_table_and_signals_are_left_alone_in_threads(tmp_path: Path) -> None:
-    done: list[Any] = []
-    worker = threading.Thread(target=lambda: done.append(train("torch", tmp_path)))
-    worker.start()
-    worker.join()
-    lines = (tmp_path / METRICS).read_text(encoding="utf-8").splitlines()
-    assert lines[0].split(",")[:3] == ["epoch", "loss", "adv_accuracy"]
-    assert {"val_clean", "val_pgd10", "val_pgd1"} <= set(lines[0].split(","))
-    assert len(lines) == 4
-    assert len(done[0].history) == 3
-
-
 FILES = 5 * 3  # settings, then best, last, average, metrics and checkpoint of three epochs
 
 
@@ -281,18 +268,3 @@ def test_what_was_ones_own_is_passed_again(
     given = {"model": network("torch"), "data": images("torch")} | arguments
     with pytest.raises(ConfigError, match=word):
         spatlib.train(**given, run_dir=directory, resume=True)
-
-
-def test_numbers_of_numpy_are_settings_like_others(tmp_path: Path) -> None:
-    training = TrainConfig(
-        epochs=np.int64(1),
-        batch_size=np.int64(16),
-        seed=np.int64(1),
-        lr=np.float32(0.1),
-        progress=False,
-    )
-    mask = Mask(score="rms", keep=np.float32(0.25), probes=np.int64(1))
-    config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1), mask=mask)
-    train("torch", tmp_path, training=training, config=config)
-    assert Run(tmp_path, resume=True).configs() == (config, training)
-    train("torch", tmp_path, training=training, config=config, resume=True)

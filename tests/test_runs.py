@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import spatlib
-from spatlib import ConfigError, TrainConfig
+from spatlib import ConfigError, Mask, SPATConfig, TrainConfig
 from spatlib.engines import load_engine
-from spatlib.runs import BEST, EMA, LAST, Run, load_model
+from spatlib.runs import BEST, EMA, LAST, METRICS, Run, load_model
 
 from .running import (
     CONFIG,
@@ -226,3 +228,30 @@ def test_a_network_of_a_run_comes_back_by_its_name(digits: Any, own: Any) -> Non
         load_model(digits[1], "ema")
     with pytest.raises(ConfigError, match="load_weights"):
         load_model(own[1])
+
+
+def test_metrics_are_a_table_and_signals_are_left_alone_in_threads(tmp_path: Path) -> None:
+    done: list[Any] = []
+    worker = threading.Thread(target=lambda: done.append(train(tmp_path)))
+    worker.start()
+    worker.join()
+    lines = (tmp_path / METRICS).read_text(encoding="utf-8").splitlines()
+    assert lines[0].split(",")[:3] == ["epoch", "loss", "adv_accuracy"]
+    assert {"val_clean", "val_pgd10", "val_pgd1"} <= set(lines[0].split(","))
+    assert len(lines) == 3
+    assert len(done[0].history) == 2
+
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path: Path) -> None:
+    training = TrainConfig(
+        epochs=np.int64(1),
+        batch_size=np.int64(16),
+        seed=np.int64(1),
+        lr=np.float32(0.1),
+        progress=False,
+    )
+    mask = Mask(score="rms", keep=np.float32(0.25), probes=np.int64(1))
+    config = SPATConfig(eps=np.float32(0.1), steps=np.int64(1), mask=mask)
+    train(tmp_path, training=training, config=config)
+    assert Run(tmp_path, resume=True).configs() == (config, training)
+    train(tmp_path, training=training, config=config, resume=True)

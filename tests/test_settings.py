@@ -82,6 +82,7 @@ BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
     *((SPATConfig, {"smoothing": value}, "smoothing") for value in (1, *NOT_SHARES)),
     *((SPATConfig, {"beta": value}, "beta") for value in (-1, math.nan, math.inf, "6")),
     *((SPATConfig, {"guard": value}, "guard") for value in (1, 0, None, "yes")),
+    *((Threat, {"check_logits": value}, "check_logits") for value in (0, 1, None, "no")),
     (SPATConfig, {"loss": "fgsm"}, "'trades'"),
     (SPATConfig, {"random_start": True}, "'gaussian'"),
     (SPATConfig, {"attack_mode": "training"}, "'train'"),

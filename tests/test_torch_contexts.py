@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from spatlib import SPATConfig
+import spatlib
+from spatlib import ConfigError, SPATConfig, TrainConfig
 from spatlib_torch import perturb, shared_mask, spat_loss
 
 from .test_torch_state import (
@@ -170,6 +173,26 @@ def test_distributed_wrapper_sees_the_outer_passes_only(loss: str, passes: int) 
     spat_loss(wrapper, x, y, settings).backward()
     assert len(calls) == passes
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def trained(model: nn.Module) -> list[list[float]]:
+    plan = TrainConfig(epochs=2, batch_size=2, schedule="constant", progress=False)
+    spatlib.train(model, batch(), config=config(), training=plan)
+    return [value.flatten().tolist() for value in model.state_dict().values()]
+
+
+@pytest.mark.usefixtures("process_group", "one_attack")
+def test_a_distributed_wrapper_is_trained_as_its_module() -> None:
+    wrapper = nn.parallel.DistributedDataParallel(network(frozen=False))
+    wrapper.register_forward_pre_hook(lambda *_: pytest.fail("its gradients are added up twice"))
+    assert trained(wrapper) == trained(network(frozen=False))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_sharded_network_is_refused() -> None:
+    sharded = fully_shard(network(frozen=False), mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(ConfigError, match="FSDP is not supported"):
+        trained(sharded)
 
 
 @over_random_masks

@@ -57,7 +57,11 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     broken = launched("resumed", tmp_path, "--max-restarts", "1")
     for found in whole:
         assert "hold an example for each of 2 processes" in found.pop("few")
-        assert "sampler=DistributedSampler" in found["loader"].pop("whole")
+        assert "be shared out: pass the data set, or a loader with sampler=Dis" in found[
+            "loader"
+        ].pop("whole")
+        reported, alone = found["loader"]["shared"].pop("measured")
+        assert reported == alone  # each example once, with its own label
     assert whole[0].pop("loader") == whole[1].pop("loader")
     assert [found.pop("told") for found in whole] == [3, 0]
     assert [found.pop("told") for found in broken] == [2, 0]

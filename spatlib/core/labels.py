@@ -20,9 +20,9 @@ def limits(y: Array, classes: int) -> tuple[float, float]:
 
 
 def mass(ops: Ops, y: Array, loss: str) -> Array:
-    """(N,) class indices as they are, of rows (N, K) the sum (``mart``: per class it names).
+    """What :func:`limits` bound (N,): class indices as they are; the sum of a row (N, K).
 
-    Or the lowest entry, where a row has negative ones.
+    For ``mart`` it is divided by the number of positive entries; a negative entry is in its place.
     """
     if len(y.shape) == 1:
         return y
@@ -38,7 +38,7 @@ def check(extremes: Sequence[float], limits: tuple[float, float]) -> None:
     what, how = f"labels from 0 to {high:g} ({high + 1:g} outputs of the model)", "count from 0"
     if low:
         what = "rows that sum to 1, none with a negative value, one-hot for loss='mart'"
-        how = "divide each by its sum, or take another loss"
+        how = "divide each by its sum, for 'mart' pass class indices"
     inside = low <= first and last <= high  # never with NaN
     expect(inside, f"y must hold {what}, got {first:g} to {last:g}: {how}")
 
