@@ -195,7 +195,7 @@ def test_after_augmented_training_images_are_measured_as_they_are(form: str) -> 
 
 def test_starts_do_not_depend_on_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     def draws_only(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        torch.rand(100, generator=arguments[-1])
+        torch.rand(100, generator=arguments[-1].generator)
         return x
 
     plain = fitted("torch arrays", IMAGES)
