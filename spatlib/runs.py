@@ -24,16 +24,13 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetens
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
-OTHERS = (KEPT, "audit.json", "audit.png", "curves.png", "sheet.png")
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, *OTHERS, *READ)
+FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
-FACTS = ("data", "fingerprint", "architecture", "optimizer", "global_batch")
-SETTINGS = ("backend", "config", "training", *FACTS)
 # Settings that may differ when a run goes on; data are known by their fingerprint.
 FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
@@ -44,15 +41,10 @@ GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 class Run:
     """The files of one run, which one process writes.
 
-    ``config.json``: settings, versions, git commit, command line; ``metrics.csv`` and (with
-    tensorboardX) ``tensorboard/``: a row per epoch; ``last``, ``best``, ``ema.safetensors``:
-    weights after the last epoch, after that of the best robust validation accuracy, averaged;
-    ``checkpoint.safetensors``: what training goes on from; ``spatlib.json``: the checksums.
-
-    ``settings`` is what config.json is to hold; empty if there is no run. ``resume`` goes on with a
-    run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when training
-    begins. ConfigError if a run is there and neither was asked for, or files of others; DataError
-    if a file is not as the run wrote it, OSError if it cannot be written or read.
+    docs/using.md describes them. ``settings`` is what config.json is to hold, {} without a run.
+    ``resume`` goes on with a run that is there (``resumed``) or begins one; ``overwrite`` deletes
+    its files when training begins. ConfigError if a run is there and neither was asked for, or
+    files of others; DataError if a file is not as the run wrote it.
     """
 
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -81,12 +73,13 @@ class Run:
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
         part.parent, part.silent = self, self.silent
-        part.describe({k: self.settings[k] for k in SETTINGS}, self.settings["versions"]["threads"])
+        part.describe(self._asked, self.settings["versions"]["threads"])
         return part
 
     def describe(self, settings: dict[str, Any], threads: object = 0) -> None:
         """Set what ``config.json`` is to hold; ConfigError if the run that goes on has others."""
-        asked, facts = json.loads(json.dumps(settings, default=os.fspath)), _facts(threads)
+        self._asked = asked = json.loads(json.dumps(settings, default=os.fspath))
+        facts = _facts(threads)
         if not self.resumed:
             self.settings = {MARKER: FORMAT} | asked | facts
         different = [*differences(asked, {k: self.settings[k] for k in asked}, FREE)]
@@ -214,8 +207,8 @@ def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
     """The network of a run that spatlib built by name, on the CPU with its weights; and the run.
 
     ``weights`` are ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
-    ``"last"``, by default the first of these that there are. ConfigError if there is no run, no
-    such weights or a network of your own; DataError if the file is damaged.
+    ``"last"``, by default the first that there are. ConfigError if there is no run, no such
+    weights or a network of your own; DataError if the file is damaged.
     """
     run = Run(run_dir, resume=True)
     run.configs()  # an error unless there is a run

@@ -11,9 +11,8 @@ BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at ma
 def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: str) -> Array:
     """Euclidean projection: argmin over v of ||v - d||_2, lower <= v <= upper, ||v||_norm <= eps.
 
-    Of each example of d (N, ...) by itself, with lower <= 0 <= upper shaped like d (for Linf inside
-    the ball). The result is inside the box exactly, inside the ball up to a few ulp of eps; where
-    clipping d to the box already lands in the ball, that is the answer, to the bit.
+    Per example, with lower <= 0 <= upper (for Linf inside the ball). The result is in the box
+    exactly, in the ball up to a few ulp; where clipping suffices, that is the answer to the bit.
     """
     if norm == "Linf":
         return ops.clip(d, lower, upper)
