@@ -154,8 +154,7 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     for batch in batches:
         parts, kind = isinstance(batch, tuple | list) and len(batch), type(batch).__name__
         expect(parts != 3, "data must hold (x, y), got a third part: give weights to spat_loss")
-        what = f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple"
-        expect(parts == 2, what)
+        expect(parts == 2, f"data must hold tuples (x, y), got {kind}: convert it to one")
         yield only(batch[0]), batch[1]
     expect(batch is not None, none)
 

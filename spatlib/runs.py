@@ -63,8 +63,8 @@ class Run:
         self.resumed = bool(self.settings)
         self._old = [] if self.resumed else [self.directory]  # where our files go at the start
         if found and overwrite and found["training"]["baseline"]:
-            self._old.insert(0, self.directory / STANDARD)
-            self._stored(STANDARD)  # an error if it is another's
+            baseline = Run(self.directory / STANDARD, overwrite=True)  # an error if another's
+            self._old.insert(0, baseline.directory)
         # That of a process that ended is free, and those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
 
@@ -117,22 +117,21 @@ class Run:
         """Leave the directory to other trainings."""
         (self.parent or self)._lock.release(force=True)
 
-    def _stored(self, part: str = "") -> dict[str, Any]:
+    def _stored(self) -> dict[str, Any]:
         """What ``config.json`` holds, {} if there is no run; ConfigError if it is not a run's."""
-        directory = self.directory / part
-        if not (files := _files(directory)):
+        if not (files := _files(self.directory)):
             return {}
-        content = self.read(CONFIG, part) or b""
+        content = self.read(CONFIG) or b""
         try:
             settings: dict[str, Any] = json.loads(content)
             number = settings.get(MARKER, f"1 or a {CONFIG} of another program")
-            lost = "" if (directory / SUMS).exists() else f" without {SUMS}"
+            lost = "" if (self.directory / SUMS).exists() else f" without {SUMS}"
             if number == FORMAT and not lost:
                 return settings
             got = f"format {number}{lost} (the engine's load_weights can read its weights)"
         except (ValueError, AttributeError) as error:
             got = f"no valid {CONFIG} ({type(error).__name__}: {error})"
-        what = f"{directory}, which has {files[0].name}, must hold a run of format {FORMAT}"
+        what = f"{self.directory}, which has {files[0].name}, must hold a run of format {FORMAT}"
         raise ConfigError(f"{what}, got {got}: put the right files back, or choose another run_dir")
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
@@ -142,9 +141,9 @@ class Run:
         config, training = self.settings["config"], self.settings["training"]
         return SPATConfig.from_dict(config), TrainConfig(**training)
 
-    def read(self, name: str, part: str = "") -> bytes | None:
+    def read(self, name: str) -> bytes | None:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""
-        path, hint = self.directory / part / name, ", or delete it" * (name in SPARE)
+        path, hint = self.directory / name, ", or delete it" * (name in SPARE)
         for _ in range(5):  # a training may replace it between our two looks
             try:
                 content = path.read_bytes() if path.exists() else None

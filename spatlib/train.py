@@ -94,8 +94,7 @@ def train(
 
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
-        NonFiniteError: The loss or a gradient is not finite; the model, in the error's ``result``
-            too, has the weights of the last whole epoch.
+        NonFiniteError: The loss or a gradient is not finite; ``result`` is of the last whole epoch.
         OSError: A file of the run cannot be written or read; what was there before is whole.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """

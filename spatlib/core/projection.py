@@ -83,10 +83,9 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 
 
 def _onto_l1_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) -> Array:
-    """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection.
+    """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection, ``side`` where d points to.
 
-    Of the box only the side that d points to matters. The infeasible end of the bracket is kept
-    and scaled onto the ball: where t = 0 is feasible it stays at 0, and the scale at 1.
+    The infeasible end of the bracket is scaled onto the ball: where t = 0 is feasible, by 1.
     """
     axes, size, sign = example_axes(d), ops.abs(d), ops.sign(d)
     side = ops.maximum(sign * lower, sign * upper)
