@@ -1,6 +1,6 @@
 """All settings: frozen, checked once (ConfigError), and what follows from them for each step."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ class SPATConfig(Threat):
 
 def plain_pgd(threat: Threat, steps: int) -> SPATConfig:
     """PGD of the threat model, as evaluations use it: full eps, hard labels, no mask."""
-    kept = {name: getattr(threat, name) for name in ("eps", "norm", "bounds", "check_logits")}
+    kept = {field.name: getattr(threat, field.name) for field in fields(Threat)}
     return SPATConfig(**kept, steps=steps, smoothing=0)
 
 
@@ -145,13 +145,11 @@ class TrainConfig:
             or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
         eps_warmup: Epochs before the first at full eps, which can hold new weights at a loss of
             log K: the n-th has n / (eps_warmup + 1) of ``eps`` and ``step_size``, validation all.
-        seed: Fixes initial weights, order of the data, starts, the mask's draws, augmentation and
-            in torch dropout (Keras' layers have seeds of their own).
+        seed: Fixes initial weights, order, starts, masks, augmentation and, in torch, dropout.
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
-        validation: Training examples held out (of arrays) to measure after each epoch.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf one of its list such as ``"GPU:0"``;
-            default: where the model's parameters are.
+        validation: Training examples held out (of arrays), measured attacked after each epoch.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.

@@ -47,9 +47,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
             checked by SHA-256. Default: the user's cache directory.
         limit: Take the first so many examples of each part; default all.
 
-    Raises:
-        DataError: No such name or file, one that is not what its name says, or a failed download.
-        BackendError: pooch, which downloads, is not installed.
+    DataError for another name or kind of file, or a failed download; BackendError without pooch.
     """
     limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)

@@ -45,8 +45,8 @@ class Calls(NamedTuple):
     ) -> Array:
         model, x, y, config = batch = self._prepared(*batch, validate)
         checked("reduction", reduction, ("mean", "none"))
-        hard = y if len(y.shape) == 1 else y[:, 0]
-        weights = self._given("weights", weights, hard, validate)
+        like = y if len(y.shape) == 1 else y[:, 0]  # (N,)
+        weights = self._given("weights", weights, like, validate)
         if x_adv is None:
             x_adv = self.attacked(*batch, source=source, check=validate).x
         else:
