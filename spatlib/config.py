@@ -1,6 +1,6 @@
 """All settings: frozen, checked once (ConfigError), and what follows from them for each step."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ class SPATConfig(Threat):
 
 def plain_pgd(threat: Threat, steps: int) -> SPATConfig:
     """PGD of the threat model, as evaluations use it: full eps, hard labels, no mask."""
-    kept = {field.name: getattr(threat, field.name) for field in fields(Threat)}
+    kept = {name: getattr(threat, name) for name in ("eps", "norm", "bounds", "check_logits")}
     return SPATConfig(**kept, steps=steps, smoothing=0)
 
 
