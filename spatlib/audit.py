@@ -62,8 +62,7 @@ def audit(
             at most 7 pixels (scikit-image; BackendError if it is missing).
         check_logits: Refuse a judge whose outputs at x look like probabilities.
 
-    DataError for shapes that do not fit, inputs that are no floats, labels that the judge does not
-    know, or a judge that returns probabilities.
+    DataError for inputs or labels that do not fit, or a judge that returns probabilities.
     """
     batch_size = checked("batch_size", batch_size, 1)
     engine = engine_of(judge)
@@ -109,11 +108,7 @@ def audit(
 def compare_attacks(
     networks: Any, data: Any, config: SPATConfig, count: int, shown: int, seed: int, ssim: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the judge of ``networks`` says of attacks on their first, the target, by attack.
-
-    The audit's facts and ``success``, the share of the target's correct examples that are fooled;
-    and, as :func:`spatlib.plots.drift` draws them, the ``shown`` that drifted most.
-    """
+    """What the judge of ``networks`` says of attacks on their first, the target; and pictures."""
     target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)
     facts, pictures, worst = dict[str, Any](), dict[str, np.ndarray](), list[int]()

@@ -21,9 +21,7 @@ cross_entropy = partial(objective, ops, "apgd-ce")  # its order, which is all th
 def attack(threat: Threat, seed: int, model: Any, x: Any, y: Any) -> np.ndarray:
     """x' of Auto-PGD on cross-entropy and on the logits ratio, of DeepFool and of Square.
 
-    Of images x in the layout of the model and integer labels y (N,), arrays or tensors, for a
-    threat in Linf or L2; draws follow from ``seed``, the place of an example in its batch and the
-    others there. BackendError if ART or multiprocess is not installed.
+    Of images x and integer labels y (N,), in Linf or L2; draws follow from seed and batch.
     """
     load_extra("multiprocess", "multiprocess")
     evasion, engine = load_extra("art.attacks.evasion", ART), engine_of(model)

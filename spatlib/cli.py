@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tyro.cli(commands, args=arguments, registry=NUMBERS, **how)()
         sys.stdout.flush()
     except SpatlibError as error:
-        text = (
-            str(error).replace("resume=True", "--resume").replace("overwrite=True", "--overwrite")
-        )
+        text = re.sub("(resume|overwrite)=True", r"--\1", str(error))
         print(f"spatlib: {text}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
     except OSError as error:
@@ -155,8 +154,8 @@ class Trained:
         if changed := _of(self, "eps", "steps"):
             config = replace(config, step_size=None, **changed)  # which follows them
         whole, first = load_data(**source | _of(self, dir="data_dir")), engine_of(model)
-        cut = _of(training, "validation", "seed")
-        return model, run, config, as_dataset(whole, channels_first=first.CHANNELS_FIRST, **cut)
+        held = training.validation, training.seed
+        return model, run, config, as_dataset(whole, first.CHANNELS_FIRST, *held)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,20 +144,15 @@ class TrainConfig:
         schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to 0)
             or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
         eps_warmup: Epochs before the first at full eps, which can hold new weights at a loss of
-            log K: the n-th attacks with n / (eps_warmup + 1) of ``eps`` and ``step_size`` (Keras
-            traces the step anew). Validation has the full eps.
-        seed: Fixes initial weights, order of the data, starts, the mask's draws, augmentation and
-            in torch dropout (Keras' layers have seeds of their own).
+            log K: the n-th has n / (eps_warmup + 1) of ``eps`` and ``step_size``, validation all.
+        seed: Fixes initial weights, order, starts, masks, augmentation and, in torch, dropout.
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
-        validation: Training examples held out (of arrays) to measure the network after each epoch:
-            clean, under PGD-10 and under one step.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf one of its list such as ``"GPU:0"``;
-            default: where the model's parameters are.
+        validation: Training examples held out (of arrays), measured attacked after each epoch.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
-        ema: Decay, e.g. 0.999, of the average of the weights that is then validated, returned and
-            measured; 0 switches it off.
+        ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
         patience: Stop after so many epochs at full eps without a better robust validation accuracy.
         checkpoint_minutes: Save a run at least so often (not in Keras), and after each epoch.

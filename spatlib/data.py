@@ -20,16 +20,14 @@ NAMES = ("digits", "mnist", "cifar10", "cifar100")
 class Dataset:
     """Training data, and test and validation data if there are any.
 
-    Each is (x, y) or an iterable of batches; x is in the bounds of the threat, or uint8 (0..255),
-    which is scaled to them. ``source`` holds the arguments of :func:`load_data` that load it again.
-    With ``channels_last`` arrays x (N, H, W, C) get the layout of the engine; else they have it.
+    Each is (x, y) or an iterable of batches; x is in the threat's bounds, or uint8 scaled to them.
     """
 
     train: Any
     test: Any = None
     validation: Any = None
-    source: dict[str, Any] | None = None
-    channels_last: bool = False
+    source: dict[str, Any] | None = None  # the arguments of load_data that load it again
+    channels_last: bool = False  # arrays x (N, H, W, C) get the layout of the engine, else have it
 
     @property
     def measured(self) -> Any:
@@ -45,14 +43,11 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
             fine labels (uint8, 0..255), or the path of a file of arrays x_train, y_train and
             perhaps x_test, y_test, or x and y: images (N, H, W) or (N, H, W, 1 or 3), other x as
             they are, labels (N,) or (N, 1).
-        dir: Where the official files are: MNIST's (with or without ``.gz``, here or in
-            ``MNIST/raw``), the binary version of CIFAR (the ``.tar.gz`` or its folder). What is
-            missing is downloaded to it and checked by SHA-256. Default: the user's cache directory.
+        dir: Where the official files are (docs/using.md); what is missing is downloaded to it and
+            checked by SHA-256. Default: the user's cache directory.
         limit: Take the first so many examples of each part; default all.
 
-    Raises:
-        DataError: No such name or file, one that is not what its name says, or a failed download.
-        BackendError: pooch, which downloads, is not installed.
+    DataError for another name or kind of file, or a failed download; BackendError without pooch.
     """
     limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
@@ -85,11 +80,8 @@ def digits() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(x[:-450], y[:-450]), (x[-450:], y[-450:])]
 
 
-def as_dataset(data: Any, *, channels_first: bool, validation: int = 0, seed: int = 0) -> Dataset:
-    """What :func:`spatlib.train` takes for data, checked, its images in the engine's layout.
-
-    Of training data in arrays, ``seed`` alone chooses ``validation`` examples to hold out.
-    """
+def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int = 0) -> Dataset:
+    """What :func:`spatlib.train` takes for data, checked, in the engine's layout, some held out."""
     checked("validation", validation, 0)
     if isinstance(data, str | os.PathLike):
         data = load_data(data)
@@ -160,8 +152,7 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     for batch in batches:
         parts, kind = isinstance(batch, tuple | list) and len(batch), type(batch).__name__
         expect(parts != 3, "data must hold (x, y), got a third part: give weights to spat_loss")
-        what = f"data must hold (x, y), inputs and labels, got {kind}: convert it to a tuple"
-        expect(parts == 2, what)
+        expect(parts == 2, f"data must hold tuples (x, y), got {kind}: convert it to one")
         yield only(batch[0]), batch[1]
     expect(batch is not None, none)
 

@@ -26,44 +26,32 @@ class Engine(Protocol):
     CHANNELS_FIRST: bool
     threads: Callable[[], int]  # how many compute on the CPU; 0: one per core
 
-    def build_model(self, name: str, seed: int, **network: Any) -> Any:
-        """By name; ``network``: shape of an input, classes, mean and std (per channel or None)."""
-
-    def check(self, model: Any, data: Any, threat: Threat, training: TrainConfig) -> None:
-        """DataError unless data fit threat and model, called once: arrays whole, else a batch."""
-
+    # By name; network: shape of an input, classes, mean and std (per channel or None).
+    def build_model(self, name: str, seed: int, **network: Any) -> Any: ...
+    # DataError unless data fit threat and model, called once: arrays whole, else a batch.
+    def check(self, model: Any, data: Any, threat: Threat, training: TrainConfig) -> None: ...
+    # Train in place as the spatlib.monitor.Monitor says, return the history.
     def fit(
         self, model: Any, data: Any, config: SPATConfig, monitor: Any, optimizer: Any = None
-    ) -> Rows:
-        """Train in place as the :class:`spatlib.monitor.Monitor` says, return the history.
-
-        It has the settings, is told of steps and epochs, and may ask for no attack (``ordinary``).
-        """
-
-    def together(self) -> AbstractContextManager[tuple[int, int]]:
-        """Train with the other processes of a launcher: the number of this one, and of how many."""
-
-    def weights(self, model: Any) -> bytes:
-        """All weights, as the content of a safetensors file."""
-
-    def load_weights(self, model: Any, content: bytes, source: str = "weights") -> None:
-        """Put back what :meth:`weights` gave; DataError if it is that of another architecture."""
-
+    ) -> Rows: ...
+    # Train with the other processes of a launcher: the number of this one, and of how many.
+    def together(self) -> AbstractContextManager[tuple[int, int]]: ...
+    # All weights, as the content of a safetensors file.
+    def weights(self, model: Any) -> bytes: ...
+    # Put back what weights() gave; DataError if it is that of another architecture.
+    def load_weights(self, model: Any, content: bytes, source: str = "weights") -> None: ...
+    # x' of a batch and the mask (None: all ones), as arrays in the engine's layout.
     def perturb(
         self, model: Any, x: Any, y: Any, config: SPATConfig, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """x' of a batch and the mask (None: all ones), as arrays in the engine's layout."""
-
-    def logits(self, model: Any, x: Any, batch_size: int = 256) -> np.ndarray:
-        """Logits (N, K) of arrays in the engine's layout, in inference mode."""
-
-    def vjp(self, model: Any, x: np.ndarray) -> tuple[np.ndarray, Pull]:
-        """The logits at x, and the map from a cotangent (N, K) to the gradient in x, once."""
-
+    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+    # Logits (N, K) of arrays in the engine's layout, in inference mode.
+    def logits(self, model: Any, x: Any, batch_size: int = 256) -> np.ndarray: ...
+    # The logits at x, and the map from a cotangent (N, K) to the gradient in x, once.
+    def vjp(self, model: Any, x: np.ndarray) -> tuple[np.ndarray, Pull]: ...
+    # Of each batch labels (n,), number of classes, and by metric spatlib.core's Verdict.
     def survivors(
         self, model: Any, data: Any, evaluation: Any, batch_size: int, device: str | None
-    ) -> Iterator[tuple[Any, int, dict[str, Any]]]:
-        """Of each batch labels (n,), number of classes, and by metric spatlib.core's Verdict."""
+    ) -> Iterator[tuple[Any, int, dict[str, Any]]]: ...
 
 
 @contextmanager

@@ -57,41 +57,32 @@ def evaluate(
 
     An example counts as robust only if it is classified correctly clean, at the start and at the
     end of every run (of APGD: at every point on its way), so no robust accuracy exceeds the clean
-    one. All named attacks begin at the same random starts: none changes the figures of another.
-    The result is a :class:`Report`.
+    one. Named attacks begin at the same random starts. The result is a :class:`Report`.
 
     Args:
         model: A torch.nn.Module, a keras.Model, or one of a package that registered an engine;
             gives logits (N, K). It is moved to ``device``, otherwise left as it was.
         data, recipe: As for :func:`spatlib.train`; the test part is measured, if there is one.
         threat: eps, norm and bounds (a SPATConfig is one); default: the recipe's.
-        attacks: ``"pgd"``: PGD with cross-entropy (metric ``pgd20``). ``"margin"``: with max over
-            k != y of z_k - z_y (Carlini & Wagner 2017). ``"targeted"``: with z_t - z_y, one run
-            for each t of the min(9, K - 1) other classes with the highest clean logits (after
-            Croce & Hein 2020, arXiv:2003.01690). ``"apgd-ce"``, ``"apgd-t"``: their Auto-PGD
-            (:mod:`spatlib.core.apgd`) with cross-entropy, and with the difference of logits ratio
-            towards each t; ``"apgd"``: both. ``"autoattack"``: ART's, for images, and slow
-            (:mod:`spatlib.autoattack`). In L1 only the first three. Callables, once per batch:
+        attacks: ``"pgd"`` (metric ``pgd20``), ``"margin"`` (Carlini & Wagner 2017), ``"targeted"``
+            (the min(9, K - 1) other classes of the highest clean logits, one by one); not in L1
+            ``"apgd-ce"``, ``"apgd-t"`` (Auto-PGD, Croce & Hein 2020, arXiv:2003.01690), ``"apgd"``
+            (both) and ``"autoattack"`` (ART's, for images, and slow). Callables, once per batch:
             ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,), or
-            ``attack(x, y)`` where they hold a ``model`` (torchattacks); what they change on the
-            values of parameters and buffers is undone; the metric has their ``__name__`` or class
-            name. Default: ``"pgd"`` and ``"margin"``, in L2 ``"apgd"`` too.
+            ``attack(x, y)`` where they hold a ``model`` (torchattacks); the metric has their
+            ``__name__`` or class name. Default: ``"pgd"`` and ``"margin"``, in L2 ``"apgd"`` too.
         steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
         restarts: Random restarts of each named attack.
-        batch_size: Examples per pass (ignored for data in batches). No start depends on it; what
-            the framework rounds may.
-        seed: Fixes the random starts, with the number of the restart and of the example in the
-            data, for both frameworks alike, and AutoAttack's draws, which depend on ``batch_size``
-            too (a callable has to seed itself).
+        batch_size: Examples per pass (ignored for data in batches).
+        seed: Fixes the random starts, whatever the batches and the framework, and AutoAttack's
+            draws, which depend on the batches too (a callable has to seed itself).
         device: Where to evaluate; default: where the model is.
-        eps: Radii in the place of the threat's; the result is a list with a report for each, of a
-            pass through the data of its own: one that shuffles gives their rows other orders.
+        eps: Radii instead of the threat's, for a list of reports, each of its own pass through the
+            data: one that shuffles gives their rows other orders.
         keep: Keep the perturbed inputs of each attack in ``x_adv`` of the report.
         progress: Show a progress bar (in a terminal only).
 
-    Raises:
-        ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
-            DataError too if a callable leaves bounds or ball by more than rounding.
+    Raises ConfigError, BackendError or DataError, this too for a callable that leaves the ball.
     """
     batch_size = checked("batch_size", batch_size, 1)
     chosen, engine = find_recipe(recipe, data), engine_of(model)
@@ -101,7 +92,7 @@ def evaluate(
     threats = [threat] if eps is None else [replace(threat, eps=radius) for radius in eps]
     asked = [Evaluation(each, attacks, steps, restarts, seed) for each in threats]
     data = chosen.data if data is None and chosen else data
-    data = as_dataset(data, channels_first=engine.CHANNELS_FIRST).measured
+    data = as_dataset(data, engine.CHANNELS_FIRST).measured
     how = {"batch_size": batch_size, "device": device, "disable": None if progress else True}
     reports = [measure(engine, model, data, each, keep, **how) for each in asked]
     return reports if several else reports[0]
@@ -121,10 +112,7 @@ def measure(
 def attacked_examples(
     engine: Engine, model: Any, data: Any, config: SPATConfig, count: int = 8, seed: int = 0
 ) -> dict[str, Any]:
-    """The first examples under the training attack: ``x``, ``x_adv`` and ``mask``, channels last.
-
-    And (N,) the labels ``y`` and those predicted for x and x', ``clean`` and ``adversarial``.
-    """
+    """The first examples under the training attack, channels last, and the labels read in them."""
     x, y = (part[:count] for part in (data if is_pair(data) else next(iter(data))))
     x_adv, mask = engine.perturb(model, x, y, config, seed)
     x, y = as_array(x), as_array(y).reshape(len(x), -1)
@@ -150,10 +138,7 @@ def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) 
 
 
 class Evaluation:
-    """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric.
-
-    ``restarts`` are of the named, ``keys`` all metrics but the worst in order.
-    """
+    """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric."""
 
     def __init__(
         self, threat: Threat, attacks: Any = None, steps: int = 20, runs: int = 1, seed: int = 0
@@ -181,10 +166,7 @@ class Evaluation:
         self.seed, self.restarts = seed, runs if self.named else 0
 
     def starts(self, first: int, shape: Sequence[int], axis: int) -> Iterator[np.ndarray]:
-        """One per restart, raw, in float64, for the batch that begins with example ``first``.
-
-        Neither batch size nor engine changes one: each example has its generator, channels last.
-        """
+        """One per restart, raw, in float64, for a batch from ``first`` on, whatever its size."""
         like = np.moveaxis(np.zeros(shape), axis, -1)
 
         def start(seed: int) -> np.ndarray:

@@ -124,10 +124,7 @@ def _idx(path: Path, *shape: int) -> np.ndarray:
 
 
 def _cifar(name: str, folder: Path) -> list[Pair]:
-    """CIFAR (A. Krizhevsky, 2009) in its binary version, from its folder or else its archive.
-
-    A record is the label (of CIFAR-100 the coarse one, then the fine one) and the colours' planes.
-    """
+    """CIFAR (A. Krizhevsky, 2009) in its binary version, from its folder or else its archive."""
     classes, counts = CIFAR[name]
     record = np.dtype([("coarse", "u1", (classes // 100,)), ("y", "u1"), ("x", "u1", (3, 32, 32))])
     sizes = {file: count * record.itemsize for file, count in counts.items()}

@@ -57,8 +57,7 @@ def preact_resnet(widths: Any = (64, 128, 256, 512), blocks: Any = 2, stem: Any 
     """Pre-activation residual network for small images (He et al. 2016, arXiv:1603.05027).
 
     It has ``blocks`` blocks per entry of ``widths``, with stride 2 at the start of all but the
-    first; ConfigError unless all are positive integers. The default is PreActResNet-18: 11,172,170
-    parameters for 3 channels and 10 classes (1,024 fewer in code without the last BatchNorm).
+    first. The default is PreActResNet-18: 11,172,170 parameters for 3 channels and 10 classes.
     """
     valid = isinstance(widths, tuple | list) and len(widths) > 0
     require(valid, "widths", "be the channels of each stage, as in (64, 128, 256, 512)", widths)

@@ -14,29 +14,20 @@ Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Accuracies of one model.
+    """Accuracies of one model, in [0, 1]: ``clean``, ``pgd20``, ... and ``worst``.
 
-    Attributes:
-        metrics: Accuracies in [0, 1] (:func:`spatlib.evaluate`): ``clean``, ``pgd20``, ... and
-            ``worst``, the share that is correct under all attacks.
-        count: Number of examples.
-        threat: eps, norm and bounds of the attacks.
-        restarts: Random restarts of each named attack.
-        per_class: The metrics on the examples of each class, NaN where there are none.
-        attacks: What the named attacks are called in print; others go by their key.
-        broken: Share of examples with logits (they count as wrong) or gradients not finite.
-        outcomes: Booleans (N,) by metric, True where an example is correct; not in JSON.
-        x_adv: Arrays (N, ...) by attack, if asked for: of each example the first x' that is not
-            correct (the input, where that is not), else the last one tried; not in JSON.
+    ``worst`` is the share that is correct under all attacks; :func:`spatlib.evaluate` says more.
     """
 
     metrics: dict[str, float]
-    count: int
-    threat: Threat
-    restarts: int = 1
-    per_class: dict[str, list[float]] = field(default_factory=dict)
-    attacks: dict[str, str] = field(default_factory=dict)
-    broken: float = 0.0
+    count: int  # all examples
+    threat: Threat  # eps, norm and bounds of the attacks
+    restarts: int = 1  # of each named attack, from random starts
+    per_class: dict[str, list[float]] = field(default_factory=dict)  # NaN where there is no example
+    attacks: dict[str, str] = field(default_factory=dict)  # the named in print; others as their key
+    broken: float = 0.0  # share with logits (they count as wrong) or gradients not finite
+    # Not in JSON: by metric booleans (N,), True where an example is correct; by attack, if kept,
+    # (N, ...) the first x' that is not (the input, where that is not), else the last one tried.
     outcomes: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     x_adv: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -63,10 +54,7 @@ class Report:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of hits / n (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
-
-    All p in [0, 1] with |hits / n - p| <= z sqrt(p (1 - p) / n), z = 1.96 the normal quantile.
-    """
+    """All p with |hits / n - p| <= Z sqrt(p (1 - p) / n) (Wilson 1927, J. Am. Stat. Assoc. 22)."""
     ends, z2 = (hits, n - hits), Z * Z
     low, high = ((k + z2 / 2 - Z * math.sqrt(k * (n - k) / n + z2 / 4)) / (n + z2) for k in ends)
     return low, 1 - high  # exactly 0 and 1 at the ends

@@ -24,16 +24,13 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetens
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
-OTHERS = (KEPT, "audit.json", "audit.png", "curves.png", "sheet.png")
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, *OTHERS, *READ)
+FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
-FACTS = ("data", "fingerprint", "architecture", "optimizer", "global_batch")
-SETTINGS = ("backend", "config", "training", *FACTS)
 # Settings that may differ when a run goes on; data are known by their fingerprint.
 FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
@@ -44,15 +41,10 @@ GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 class Run:
     """The files of one run, which one process writes.
 
-    ``config.json``: settings, versions, git commit, command line; ``metrics.csv`` and (with
-    tensorboardX) ``tensorboard/``: a row per epoch; ``last``, ``best``, ``ema.safetensors``:
-    weights after the last epoch, after that of the best robust validation accuracy, averaged;
-    ``checkpoint.safetensors``: what training goes on from; ``spatlib.json``: the checksums.
-
-    ``settings`` is what config.json is to hold; empty if there is no run. ``resume`` goes on with a
-    run that is there (``resumed``) or begins one; ``overwrite`` deletes its files when training
-    begins. ConfigError if a run is there and neither was asked for, or files of others; DataError
-    if a file is not as the run wrote it, OSError if it cannot be written or read.
+    docs/using.md describes them. ``settings`` is what config.json is to hold, {} without a run.
+    ``resume`` goes on with a run that is there (``resumed``) or begins one; ``overwrite`` deletes
+    its files when training begins. ConfigError if a run is there and neither was asked for, or
+    files of others; DataError if a file is not as the run wrote it.
     """
 
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -71,8 +63,8 @@ class Run:
         self.resumed = bool(self.settings)
         self._old = [] if self.resumed else [self.directory]  # whose files begin() deletes
         if found and overwrite and found["training"]["baseline"]:
-            self._old.insert(0, self.directory / STANDARD)
-            self._stored(STANDARD)  # an error if it is another's
+            baseline = Run(self.directory / STANDARD, overwrite=True)  # an error if another's
+            self._old.insert(0, baseline.directory)
         # The lock of a process that ended is free: those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
 
@@ -81,12 +73,13 @@ class Run:
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
         part.parent, part.silent = self, self.silent
-        part.describe({k: self.settings[k] for k in SETTINGS}, self.settings["versions"]["threads"])
+        part.describe(self._asked, self.settings["versions"]["threads"])
         return part
 
     def describe(self, settings: dict[str, Any], threads: object = 0) -> None:
         """Set what ``config.json`` is to hold; ConfigError if the run that goes on has others."""
-        asked, facts = json.loads(json.dumps(settings, default=os.fspath)), _facts(threads)
+        self._asked = asked = json.loads(json.dumps(settings, default=os.fspath))
+        facts = _facts(threads)
         if not self.resumed:
             self.settings = {MARKER: FORMAT} | asked | facts
         different = [*differences(asked, {k: self.settings[k] for k in asked}, FREE)]
@@ -124,22 +117,21 @@ class Run:
         """Leave the directory to other trainings."""
         (self.parent or self)._lock.release(force=True)
 
-    def _stored(self, part: str = "") -> dict[str, Any]:
+    def _stored(self) -> dict[str, Any]:
         """What ``config.json`` holds, {} if there is no run; ConfigError if it is not a run's."""
-        directory = self.directory / part
-        if not (files := _files(directory)):
+        if not (files := _files(self.directory)):
             return {}
-        content = self.read(CONFIG, part) or b""
+        content = self.read(CONFIG) or b""
         try:
             settings: dict[str, Any] = json.loads(content)
             number = settings.get(MARKER, f"1 or a {CONFIG} of another program")
-            lost = "" if (directory / SUMS).exists() else f" without {SUMS}"
+            lost = "" if (self.directory / SUMS).exists() else f" without {SUMS}"
             if number == FORMAT and not lost:
                 return settings
             got = f"format {number}{lost} (the engine's load_weights can read its weights)"
         except (ValueError, AttributeError) as error:
             got = f"no valid {CONFIG} ({type(error).__name__}: {error})"
-        what = f"{directory}, which has {files[0].name}, must hold a run of format {FORMAT}"
+        what = f"{self.directory}, which has {files[0].name}, must hold a run of format {FORMAT}"
         raise ConfigError(f"{what}, got {got}: put the right files back, or choose another run_dir")
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
@@ -149,9 +141,9 @@ class Run:
         config, training = self.settings["config"], self.settings["training"]
         return SPATConfig.from_dict(config), TrainConfig(**training)
 
-    def read(self, name: str, part: str = "") -> bytes | None:
+    def read(self, name: str) -> bytes | None:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""
-        path, hint = self.directory / part / name, ", or delete it" * (name in SPARE)
+        path, hint = self.directory / name, ", or delete it" * (name in SPARE)
         for _ in range(5):  # a training may replace it between our two looks
             try:
                 content = path.read_bytes() if path.exists() else None
@@ -214,8 +206,8 @@ def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
     """The network of a run that spatlib built by name, on the CPU with its weights; and the run.
 
     ``weights`` are ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
-    ``"last"``, by default the first of these that there are. ConfigError if there is no run, no
-    such weights or a network of your own; DataError if the file is damaged.
+    ``"last"``, by default the first that there are. ConfigError if there is no run, no such
+    weights or a network of your own; DataError if the file is damaged.
     """
     run = Run(run_dir, resume=True)
     run.configs()  # an error unless there is a run

@@ -23,23 +23,17 @@ from .runs import STANDARD, Run
 class Result:
     """A trained model and the record of its training.
 
-    Attributes:
-        model: With its best, averaged or last weights (:func:`spatlib.train`).
-        history: One dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
-            batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
-        config, training: The settings used.
-        measured_on: ``"test"``, or ``"training"`` if there are no other data.
-        report, baseline: The reports on ``model`` and, if asked for, on an ordinarily trained
-            network of the same architecture, schedule and seed.
+    The history has a dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
+    batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
     """
 
-    model: Any
+    model: Any  # with its best, averaged or last weights (see train)
     history: list[dict[str, float]]
     config: SPATConfig
     training: TrainConfig
-    measured_on: str = "test"
-    report: Report | None = None
-    baseline: Report | None = None
+    measured_on: str = "test"  # or "training" if there are no other data
+    report: Report | None = None  # on the model
+    baseline: Report | None = None  # on an ordinary network of its architecture, schedule and seed
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -86,13 +80,11 @@ def train(
         optimizer: A function from parameters to a torch optimizer, such as
             ``lambda p: torch.optim.AdamW(p, lr=1e-3)``; for tf a Keras optimizer or a function
             that makes one. Its rate follows the schedule. Default: SGD as ``training`` has it.
-        run_dir: Directory for settings, metrics, weights and checkpoints, written by one process
-            from the moment training begins (:class:`spatlib.runs.Run`).
-        resume: Go on with the run in ``run_dir``, bit for bit as if it had never stopped (Keras:
-            from its last whole epoch), or begin one. What is left out is as in the run, but a
-            model, data or optimizer of your own has to be passed again. Only ``epochs``,
-            ``device`` (of the same kind), ``progress`` and ``checkpoint_minutes`` may change; with
-            more epochs the schedule goes on where a run of that length would be.
+        run_dir: Directory for settings, metrics, weights, checkpoints (:class:`spatlib.runs.Run`).
+        resume: Go on with the run in ``run_dir``, bit for bit (Keras: from its last whole epoch),
+            or begin one. What is left out is as in the run, but a model, data or optimizer of your
+            own has to be passed again. Only ``epochs``, ``device`` (of the same kind), ``progress``
+            and ``checkpoint_minutes`` may change; the schedule is then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 
@@ -102,8 +94,7 @@ def train(
 
     Raises:
         ConfigError, DataError, BackendError: What was expected, what came, how to fix it.
-        NonFiniteError: The loss or a gradient is not finite; the model, in the error's ``result``
-            too, has the weights of the last whole epoch.
+        NonFiniteError: The loss or a gradient is not finite; ``result`` is of the last whole epoch.
         OSError: A file of the run cannot be written or read; what was there before is whole.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; with ``run_dir``, all is saved.
     """
@@ -115,8 +106,13 @@ def train(
         backend = backend or run.settings["backend"]
         data = load_data(**run.settings["data"]) if data is None else data
         chosen = saved if recipe is None else chosen
-    if chosen is not None and chosen is not saved:
-        _check_whole(chosen, recipe is not None, config=config, training=training)
+    given = {"config": config, "training": training}
+    passed = [name for name, value in given.items() if value is not None]
+    dropped = len(passed) == 1 or (passed and recipe is not None)
+    if chosen is not None and chosen is not saved and dropped:
+        what = f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}"
+        both = "" if recipe is not None else ", or pass both config and training"
+        raise ConfigError(f"{what}: use recipe=RECIPES[...].change(steps=20, epochs=5){both}")
     config, own = threat_of(config, chosen, "config", SPATConfig), training is not None
     if training is None:
         training = chosen.training if chosen else TrainConfig()
@@ -148,20 +144,18 @@ def train(
         if rank:  # the first process speaks
             on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
-        held = {"validation": training.validation, "seed": seed}
-        dataset = as_dataset(data, channels_first=engine.CHANNELS_FIRST, **held)
+        dataset = as_dataset(data, engine.CHANNELS_FIRST, training.validation, seed)
         if isinstance(model, str):
             what = "be a network for data in batches, whose classes are not counted (see MODELS)"
             require(is_pair(dataset.train), "model", what, model)
             built = _architecture(model, dataset, chosen)
         if run is not None:
+            run.silent, whole = rank > 0, size * training.batch_size
             facts: dict[str, Any] = {"config": asdict(config), "training": asdict(training)}
             facts |= {"backend": name, "data": dataset.source, "architecture": built or None}
+            facts |= {"optimizer": optimizer is not None, "global_batch": whole}
             facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
-            facts |= {"optimizer": optimizer is not None}
-            facts["global_batch"] = size * training.batch_size
             run.describe(facts, engine.threads())
-            run.silent = rank > 0
 
         # The baseline comes first, and is gone before the network that is returned is made.
         on = "training" if dataset.test is None else "test"
@@ -215,15 +209,6 @@ def _fit(
         engine.load_weights(model, monitor.best_weights)
     report = look(model, data.measured, Evaluation(config), device=plan.device)
     return replace(result, history=history, report=report)
-
-
-def _check_whole(recipe: Recipe, named: bool, **given: Any) -> None:
-    """ConfigError if what is given would drop other settings of the recipe."""
-    passed = [name for name, value in given.items() if value is not None]
-    what = f"{' and '.join(passed)} would drop settings of the recipe for {recipe.data!r}"
-    if len(passed) == 1 or (passed and named):
-        both = "" if named else ", or pass both config and training"
-        raise ConfigError(f"{what}: use recipe=RECIPES[...].change(steps=20, epochs=5){both}")
 
 
 def _recipe_of(run: Run, **passed: Any) -> Recipe:

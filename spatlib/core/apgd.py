@@ -24,11 +24,9 @@ def checkpoints(steps: int) -> list[int]:
 def auto_ascend(
     ops: Ops, look: Callable[[Array], Point], d: Array, allowed: FeasibleSet, steps: int
 ) -> tuple[Array, Array, Array]:
-    """Maximise a loss f over the feasible set, each example with a step size of its own.
+    """Maximise a loss f over the feasible set, each example with a step size s of its own.
 
-    z = P(d_k + s direction(grad f(d_k))), then d_{k+1} = P(d_k + alpha (z - d_k)
-    + (1 - alpha) (d_k - d_{k-1})) with alpha = 3/4 (1 in the first step), P the projection, and
-    s = 2 eps at first. At a checkpoint s is halved, and the example goes back to the best point
+    s = 2 eps at first. At a checkpoint it is halved, and the example goes back to the best point
     so far, if (1) fewer than 3/4 of the steps since the last checkpoint raised f, or (2) s was
     not halved at the last checkpoint and the best f is still what it was there.
 

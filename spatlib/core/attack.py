@@ -51,8 +51,7 @@ def adversarial(
 ) -> Adversarial:
     """Projected gradient ascent inside B(x, m) from x (N, ...) in bounds; see docs/method.md.
 
-    ``one_hot`` takes logits to the label (N, K). ``start`` is the first perturbation, before it is
-    projected (None: drawn), ``mask`` the budget per pixel (None: that of ``config.mask``).
+    ``one_hot`` takes logits to the label; for None ``start`` is drawn, ``mask`` made.
     """
     start = random_start(ops, ops.widen(x), config, draws) if start is None else start
     clean, lost, passes, trades = None, 0.0, config.steps, config.loss == "trades"
@@ -90,9 +89,8 @@ def survivors(
 ) -> dict[str, Verdict]:
     """The verdicts by metric: after the clean input, the start and the end of all runs.
 
-    ``predict`` takes x to the logits (N, K), ``named`` has the :func:`objective` (or "apgd") by
-    metric, ``batch`` x (N, ...), its logits and one-hot labels (N, K), and ``starts`` the first
-    perturbation (N, ...) of each restart, before it is projected; ``known`` are earlier verdicts.
+    ``predict`` takes x to the logits, ``named`` has the :func:`objective` (or "apgd") by metric,
+    ``batch`` x, its logits and one-hot labels, ``starts`` a raw perturbation for each restart.
     """
     x, clean, label = batch
     allowed = FeasibleSet(ops, x, threat)

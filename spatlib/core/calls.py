@@ -17,7 +17,7 @@ from .ops import Array
 from .target import outer_loss
 
 Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
-GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0)}  # what a user may pass: its range
+GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0), "weights": (0.0, math.inf)}  # ranges
 _locks: Any = WeakKeyDictionary()
 
 
@@ -27,10 +27,7 @@ def alone(model: Any) -> Any:
 
 
 class Calls(NamedTuple):
-    """The public functions of an engine, over what its framework does in its own way.
-
-    With ``validate`` (or ``check``) values are looked at, which reads them on the host.
-    """
+    """The public functions of an engine; ``validate`` (or ``check``) reads values on the host."""
 
     ops: Any  # with functions of batches too, such as prepare
     # Of model, x, config, random source and start: the model set up, the core's vjp and draws.
@@ -39,27 +36,21 @@ class Calls(NamedTuple):
     bare: Callable[[Any], Any] = lambda model: model  # out of its wrappers, as attacks lock it
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
-        """See ``perturb`` of the engine."""
         _, x, _, _ = batch = self._prepared(*batch, validate)
-        own = [self._given(name, t, x, validate) for name, t in (("start", start), ("mask", mask))]
+        own = self._given("start", start, x, validate), self._given("mask", mask, x, validate)
         return self.attacked(*batch, own=own, source=source, check=validate).x
 
     def spat_loss(
         self, batch: Batch, x_adv: Any, weights: Any, reduction: str, source: Any, validate: bool
     ) -> Array:
-        """See ``spat_loss`` of the engine."""
         model, x, y, config = batch = self._prepared(*batch, validate)
         checked("reduction", reduction, ("mean", "none"))
-        if weights is not None:
-            weights = self.ops.as_tensor("weights", weights)
-            check_same_shape("weights", weights, y if len(y.shape) == 1 else y[:, 0])
-            if validate:
-                check_range(self.ops.extremes(weights), (0, math.inf), "weights", "clip them")
+        like = y if len(y.shape) == 1 else y[:, 0]  # (N,)
+        weights = self._given("weights", weights, like, validate)
         if x_adv is None:
             x_adv = self.attacked(*batch, source=source, check=validate).x
         else:
-            x_adv = self.ops.as_tensor("x_adv", x_adv)
-            check_same_shape("x_adv", x_adv, x)
+            x_adv = self._given("x_adv", x_adv, x, validate=False)
             x_adv, _ = self.ops.prepare(x_adv, y, config, validate, "x_adv")
         losses = self.outer(model, x, x_adv, y, config, validate)[0]
         if weights is not None:
@@ -67,7 +58,6 @@ class Calls(NamedTuple):
         return losses if reduction == "none" else self.ops.mean(losses)
 
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
-        """See ``shared_mask`` of the engine."""
         model, x, y, config = self._prepared(*batch, validate)
         ops, mask = self.ops, config.mask or Mask()
         if not config.masked:  # all ones, as where no class takes part
@@ -110,15 +100,15 @@ class Calls(NamedTuple):
             warn_of_holes(float(self.ops.extremes(self.ops.sum(holes, axis=0))[0]) / len(holes))
 
     def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
-        """The user's start or mask, clipped to its range."""
+        """What the user passed, if anything: shaped like x, in its range up to rounding."""
         if value is None:
             return None
-        ops, bounds = self.ops, GIVEN[name]
-        value = ops.cast(ops.as_tensor(name, value), like=ops.widen(x))
+        value = self.ops.as_tensor(name, value)
         check_same_shape(name, value, x)
         if validate:
-            check_range(ops.extremes(value), bounds, name, "look at where it comes from")
-        return ops.clip(value, *bounds)
+            advice = "clip it, or look at where it comes from"
+            check_range(self.ops.extremes(value), GIVEN[name], name, advice)
+        return value
 
     def _label(self, y: Array, config: SPATConfig, check: bool) -> Callable[[Array], Array]:
         """Logits to the labels (N, K), looked at once: they stay the same from step to step."""

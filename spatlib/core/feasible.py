@@ -14,30 +14,27 @@ L1_SHARE = 20  # an L1 step moves every 20th coordinate (Croce & Hein 2021, arXi
 class Draws(Protocol):
     """An engine's random source for one batch; what is drawn for one purpose changes no other."""
 
-    def uniform(self, like: Array, purpose: str) -> Array:
-        """In [0, 1), in the shape and dtype of ``like``; for "start", "radius" or "mask"."""
+    # In [0, 1) or N(0, 1), in the shape and dtype of ``like``; for "start", "radius" or "mask".
+    def uniform(self, like: Array, purpose: str) -> Array: ...
+    def normal(self, like: Array, purpose: str) -> Array: ...
 
-    def normal(self, like: Array, purpose: str) -> Array:
-        """N(0, 1), likewise."""
-
-    def signs(self, label: Array, count: int) -> Array:
-        """(count, N, K) of +1 and -1, for labels (N, K)."""
-
-    def classes(self, label: Array, count: int) -> Array:
-        """(count, N, K) one-hot: classes (y + o) mod K, o = 0 first, others without replacement."""
+    # For labels (N, K), (count, N, K): +1 and -1; or one-hot the classes (y + o) mod K, o = 0
+    # first, others without replacement.
+    def signs(self, label: Array, count: int) -> Array: ...
+    def classes(self, label: Array, count: int) -> Array: ...
 
 
 class FeasibleSet:
     """B(x, m) = {d : ||d||_norm <= eps, |d_i| <= m_i eps, lo <= x + d <= hi}, per example.
 
-    The inputs x (N, ...) are in ``threat.bounds``, the mask in [0, 1] broadcasts to x (None: ones);
-    all is computed in float32 at least, x' is in the dtype of the inputs.
+    The mask in [0, 1] broadcasts to x (None: ones); all is computed in float32 at least.
     """
 
     def __init__(self, ops: Ops, x: Array, threat: Threat, mask: Array | None = None) -> None:
-        self.ops, self.inputs, self.threat, self.mask = ops, x, threat, mask
+        self.ops, self.inputs, self.threat = ops, x, threat
         self.x = x = ops.widen(x)
-        budget = threat.eps if mask is None else threat.eps * ops.minimum(mask, 1.0)
+        self.mask = None if mask is None else ops.clip(ops.cast(mask, like=x), 0.0, 1.0)
+        budget = threat.eps if self.mask is None else threat.eps * self.mask
         self.lower = ops.maximum(threat.bounds[0] - x, -budget)
         self.upper = ops.minimum(threat.bounds[1] - x, budget)
 
@@ -78,8 +75,7 @@ class FeasibleSet:
 def direction(ops: Ops, grad: Array, norm: str) -> Array:
     """The step of unit length towards a larger <grad, d> per example; 0 of a zero gradient.
 
-    Linf: the sign. L2: grad / ||grad||. L1: the sign on the n = max(1, floor(D/20 + 1/2)) largest
-    of D entries and all that tie with the n-th, scaled to unit L1 norm.
+    In L1 on the n = max(1, floor(D/20 + 1/2)) largest of D entries and all that tie with the n-th.
     """
     if norm == "Linf":
         return ops.sign(grad)

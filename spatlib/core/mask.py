@@ -1,9 +1,7 @@
-"""The shared-pixel mask: which pixels matter to all classes alike.
+"""The shared-pixel mask: which pixels matter to all classes alike (docs/method.md, our reading).
 
-Our reading of arXiv:2009.10978, "perturbation on the pixels that are shared among all classes".
-The saliency s_k(u) of pixel u for class k is |d(z_k - mean_j z_j) / dx| summed over the channels
-of u, divided by its sum over pixels. One class (or random probe) after the other is folded into
-a running score, so that memory does not grow with the number of classes.
+One class (or random probe) after the other is folded into a running score, so that memory does not
+grow with the number of classes.
 """
 
 import math
@@ -32,11 +30,7 @@ class Score(NamedTuple):
 def shared_mask(
     ops: Ops, x: Array, vjp: Vjp, one_hot: Callable[[Array], Array], config: Mask, draws: Draws
 ) -> tuple[Array, Array | None, Array]:
-    """The budget of every pixel, (N, ...) of the input's shape with one channel; and the logits.
-
-    Last, (N,) 1 where a gradient was not finite. ``vjp(x, many=True)`` is as for the attack,
-    ``one_hot`` takes logits to the label (N, K); ``random`` needs neither: its logits are None.
-    """
+    """The budget of every pixel (one channel), the logits (``random``: None), the holes (N,)."""
     axis, zeros = channel_axis(ops, x, config), 0 * ops.widen(x)
     state = begin(ops, zeros, config.score, axis)
     if config.score == "random":
@@ -93,8 +87,7 @@ def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Score:
 def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> Score:
     """Fold in one more gradient: of a class's centred logit, or of a probe (``rms``).
 
-    ``min``: min_k s_k; ``mean``: sum_k s_k; ``neutral``: -max_k s_k, over the classes with some
-    saliency; ``rms``: the sum over probes of the squared gradient. (Means and roots rank alike.)
+    For ``mean`` and ``rms`` sums, which rank pixels as their means and roots do.
     """
     s = _pixels(ops, ops.abs(grad), axis)
     reach = ops.maximum(state.reach, s)
@@ -114,10 +107,9 @@ def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> S
 
 
 def finish(ops: Ops, state: Score, keep: float, floor: float) -> Array:
-    """The mask: 1 on the pixels with the highest scores, ``floor`` elsewhere.
+    """The mask: 1 on the share ``keep`` of the pixels with the highest scores, ``floor`` elsewhere.
 
-    n = max(1, floor(keep P + 1/2)) of the P pixels are kept, and every pixel that ties with the
-    n-th; never one that no class depends on, unless there is no other: then all are kept.
+    Never on one that no class depends on, unless there is no other: then all are kept.
     """
     score, scale, reach = state
     used = reach > 0

@@ -1,6 +1,5 @@
-"""What the core needs of an array framework.
+"""What the core needs of an array framework: one plain module each implements :class:`Ops`.
 
-One plain module per framework implements :class:`Ops`; arithmetic and comparisons are operators.
 The first axis is the batch, whose size need not be known. What ``sign``, ``where`` and arithmetic
 return is new memory. Functions never update an argument in place, read a value back to the host or
 branch on one. Gradients and random numbers belong to the engines.
@@ -37,13 +36,10 @@ class Ops(Protocol):
     def argmax_one_hot(self, x: Array) -> Array: ...  # 1 at one largest entry of each row, else 0
     def kth_largest(self, x: Array, k: int) -> Array: ...  # of each example, (N, 1, ..., 1)
     def mantissa_bits(self, x: Array) -> int: ...  # of its dtype: 24 for float32, 53 for float64
-    def repeat(
-        self, body: Callable[..., Any], times: int, state: Any, done: Any = None
-    ) -> tuple[Array, ...]:
-        """``state = body(*state)``, so many times; shapes and dtypes stay the same.
 
-        Or until all of ``done(*state)`` holds, where asking is free; more rounds must do no harm.
-        """
+    # state = body(*state), so many times; shapes and dtypes stay the same. Or until all of
+    # done(*state) holds, where asking is free; more rounds must do no harm.
+    def repeat(self, body: Callable[..., Any], times: int, state: Any, done: Any = ...) -> Any: ...
 
 
 def example_axes(x: Array) -> tuple[int, ...]:

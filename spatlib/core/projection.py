@@ -11,9 +11,8 @@ BISECTION_GUARD_BITS = 8  # rounds beyond the mantissa: the bracket starts at ma
 def project(ops: Ops, d: Array, lower: Array, upper: Array, eps: float, norm: str) -> Array:
     """Euclidean projection: argmin over v of ||v - d||_2, lower <= v <= upper, ||v||_norm <= eps.
 
-    Of each example of d (N, ...) by itself, with lower <= 0 <= upper shaped like d (for Linf inside
-    the ball). The result is inside the box exactly, inside the ball up to a few ulp of eps; where
-    clipping d to the box already lands in the ball, that is the answer, to the bit.
+    Per example, with lower <= 0 <= upper (for Linf inside the ball). The result is in the box
+    exactly, in the ball up to a few ulp; where clipping suffices, that is the answer to the bit.
     """
     if norm == "Linf":
         return ops.clip(d, lower, upper)
@@ -84,10 +83,9 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
 
 
 def _onto_l1_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) -> Array:
-    """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection.
+    """Solve sum(min(max(|d| - t, 0), side)) = eps for t by bisection, ``side`` where d points to.
 
-    Of the box only the side that d points to matters. The infeasible end of the bracket is kept
-    and scaled onto the ball: where t = 0 is feasible it stays at 0, and the scale at 1.
+    The infeasible end of the bracket is scaled onto the ball: where t = 0 is feasible, by 1.
     """
     axes, size, sign = example_axes(d), ops.abs(d), ops.sign(d)
     side = ops.maximum(sign * lower, sign * upper)

@@ -14,15 +14,11 @@ def ascent(
 ) -> Array:
     """The gradient p - q of the training attack's J = -sum_k q_k log p_k, q held constant.
 
-    q = (1 - a) b + a / K with a = ``smoothing``: our reading of arXiv:2009.10978 (only its
-    abstract was at hand), by which every other class is pushed up less. With the guard a is
-    a_n = min(a, max(b_y - p_y, 0) / (2 (b_y - 1/K))) per example, and 0 where b_y <= 1/K: then
-    p_y - q_y <= max(p_y - b_y, 0), so ascent never raises the label of a one-hot b.
-
+    q = (1 - a) b + a / K, a = ``smoothing`` or what the guard leaves of it: docs/method.md, our
+    reading of arXiv:2009.10978. ``base`` is log b (N, K) of the clean input (TRADES), or None for
+    the ``label`` (N, K), whose largest entry is at y; ``log_p`` is finite (N, K), at the iterate.
     Computed in units of exp(m), m the largest logarithm that takes part; p - b sums to zero, and
     its entry at the largest b_k is minus the sum of the others: 1 - p_k would round to 0.
-    ``base`` is log b (N, K) of the clean input (TRADES), or None for the ``label`` (N, K), whose
-    largest entry is at y; ``log_p`` the finite log-probabilities (N, K) at the iterate.
     """
     classes = int(label.shape[1])
     if base is None:
@@ -89,10 +85,7 @@ def objective(
 
 
 def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
-    """The gradient (N, ...), float32 at least, and (N,) 1 where an example had holes, else 0.
-
-    NaN counts as 0. Infinite entries keep their signs and outweigh all finite ones of the example.
-    """
+    """The gradient, NaN as 0, infinite entries above all finite; and (N,) 1 for one with such."""
     grad = ops.widen(grad)
     axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
     endless = ops.cast(ops.abs(known) == math.inf, like=grad)
@@ -112,9 +105,8 @@ def outer_loss(
 ) -> Array:
     """The loss (N,) that weights descend; p = softmax(clean), p' = softmax(adversarial), (N, K).
 
-    With a soft ``label`` -log p_y is the cross-entropy -sum_k label_k log p_k; ``mart`` has none.
-
-    - ``pgd``: -log p'_y (Madry et al., arXiv:1706.06083); ``clean`` is not used.
+    - ``pgd``: -log p'_y, of a soft ``label`` -sum_k label_k log p'_k (Madry et al.,
+      arXiv:1706.06083); ``clean`` is not used.
     - ``trades``: -log p_y + beta KL(p || p') (Zhang et al., arXiv:1901.08573).
     - ``mart``: -log p'_y - log(1 - max over k != y of p'_k) + beta KL(p || p') (1 - p_y)
       (Wang et al., ICLR 2020).
