@@ -70,7 +70,7 @@ def ours(setting: Setting, mask: str) -> Arm:
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
     if setting.compiled:
         vars(model)["forward"] = torch.compile(model.forward)
-    return lambda: loop.train_on(x, y)
+    return lambda: loop.train_on(x, y, (0, len(x)))
 
 
 def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm]:

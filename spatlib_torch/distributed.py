@@ -8,12 +8,14 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parameter import is_lazy
 
-from spatlib.errors import BackendError, cause
+from spatlib.errors import BackendError, cause, require
 
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
@@ -42,9 +44,13 @@ def together() -> Iterator[tuple[int, int]]:
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and distributed.is_available() and not distributed.is_initialized():
+        try:
+            found, rank, size = next(rendezvous("env://"))
+        except ValueError as error:
+            what = f"WORLD_SIZE is set, but not how the processes meet ({cause(error)})"
+            raise BackendError(f"{what}: begin them by torchrun, or unset it for one") from error
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
-        found, rank, size = next(rendezvous("env://"))
         # A process that torchrun began anew would else find the addresses of those that ended.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = distributed.PrefixStore(attempt, found)  # type: ignore[attr-defined]
@@ -58,6 +64,14 @@ def together() -> Iterator[tuple[int, int]]:
         yield team()
     finally:
         _team[:] = 0, 1
+
+
+def check_alike(name: str, facts: object, device: torch.device) -> None:
+    """ConfigError unless all processes have the same facts, by their texts."""
+    number = int.from_bytes(sha256(repr(facts).encode()).digest()[:7])
+    numbers = torch.stack(collected(torch.tensor(number, device=device)))
+    what = "be the same in every process, as each takes its rows of a batch"
+    require(team()[1] == 1 or bool((numbers == number).all()), name, what, facts)
 
 
 def share(count: int) -> slice:
@@ -90,7 +104,10 @@ def collected(tensor: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def begin_alike(model: nn.Module) -> None:
     """Give each process the weights and buffers of process 0."""
-    tensors = [t.data for t in (*model.parameters(), *model.buffers())]
+    for buffer in model.buffers() if team()[1] > 1 else ():
+        if not is_lazy(buffer) and 0 in buffer.stride():  # nothing can be written to it
+            buffer.data = buffer.data.clone(memory_format=torch.contiguous_format)
+    tensors = [t.data for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
     for tensor in tensors if team()[0] else ():
         tensor.zero_()
     _add_up(tensors)
@@ -102,14 +119,22 @@ def step_alike(model: nn.Module) -> None:
     rank, size = team()
     if size == 1:
         return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    unused = [i for i, p in enumerate(trained) if p.grad is None]
+    users = torch.ones(len(trained), device=trained[0].device)  # processes that used each
+    for i in unused:
+        users[i] = 0
     buffers = {name: b.data for name, b in model.named_buffers() if b.is_floating_point()}
     for name, buffer in buffers.items():
         if name.endswith(RUNNING):
             buffer /= size
         elif rank:
             buffer.zero_()
-    _add_up([*gradients, *buffers.values()])
+    _add_up([*gradients, *buffers.values(), users])
+    if unused:  # here, but perhaps not in all processes, as with layers that are left out at random
+        for i, number in enumerate(users.tolist()):
+            trained[i].grad = gradients[i] if number else None
 
 
 @_talking()

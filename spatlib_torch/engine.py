@@ -4,25 +4,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import get_num_threads as threads  # noqa: F401  # an engine has it
+from torch.nn.parameter import is_lazy
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import attack as core
 from spatlib.core import labels
 from spatlib.core.calls import alone
-from spatlib.data import is_pair
+from spatlib.data import fingerprint, is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .distributed import begin_alike, gathered, share, team, together  # noqa: F401
+from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
 from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
@@ -50,7 +51,6 @@ def fit(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # as gradients are added up here
     device = placed(model, training.device)
-    begin_alike(bare(model))
     batches = Batches(data, training.batch_size, model, device, config.bounds)
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
@@ -60,6 +60,12 @@ def fit(
             check(model, batches.data, config, training)
             if training.augment != "none":
                 check_images(data[0].shape)
+        plan, writes = replace(training, device=None, progress=False), monitor.run is not None
+        named = chain(bare(model).named_parameters(), bare(model).named_buffers())
+        shapes = [(name, t.shape, t.dtype, t.requires_grad) for name, t in named if not is_lazy(t)]
+        settings = plan, config, writes, monitor.validate is not None
+        _check_alike(data, device, settings=settings, model=shapes)
+        begin_alike(bare(model))
         inner = bare(model, compiled=True)
         if training.compile and "forward" not in vars(inner):  # else its owner compiled it
             vars(inner)["forward"] = torch.compile(inner.forward)
@@ -78,10 +84,17 @@ def fit(
         return loop.run()
 
 
+def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
+    """ConfigError unless all processes have the same data and facts, by their texts."""
+    if team()[1] > 1:
+        for name, value in {"data": fingerprint(data), **facts}.items():
+            check_alike(name, value, device)
+
+
 def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
     """The one that was asked for, else SGD, of the parameters that are to be trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    known = bool(parameters) and not any(map(nn.parameter.is_lazy, parameters))
+    known = bool(parameters) and not any(map(is_lazy, parameters))
     what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
     require(known, "model", what, parameters)
     settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
@@ -133,6 +146,7 @@ def survivors(
 
 def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:
     """See :class:`spatlib.engines.Engine`."""
+    _check_alike(data, placed(model, training.device))
     parts = _looked_through(model, data, threat, training.device, training.batch_size)
     for _ in islice(parts, None if is_pair(data) else 1):
         pass

@@ -145,16 +145,18 @@ class Loop:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
         seen = collected(torch.stack([row for *_, row in self.seen])) if self.seen else []
         self.seconds = time.perf_counter() - self.began
-        for rows in (each.tolist() for each in seen):  # of each process
-            for (number, limits, _), (*row, count) in zip(self.seen, rows, strict=True):
-                try:
+        each = (rows.tolist() for rows in seen)  # of each process
+        for (number, limits, _), *rows in zip(self.seen, *each, strict=True):
+            try:
+                for row in rows:
                     check_range(row[4:6], self.config.bounds)
-                    labels.check(row[6:], limits)
-                except DataError as error:
-                    where = f"epoch {len(self.history) + 1}, batch {number}"
-                    raise DataError(f"{where}: {error}") from None
-                if not math.isfinite(row[0]):
-                    raise NonFiniteError(self.step - self.done + number, self.history)
+                    labels.check(row[6:8], limits)
+            except DataError as error:
+                where = f"epoch {len(self.history) + 1}, batch {number}"
+                raise DataError(f"{where}: {error}") from None
+            if not all(math.isfinite(row[0]) for row in rows):
+                raise NonFiniteError(self.step - self.done + number, self.history)
+            for *row, count in rows:
                 self.sums = [s + count * new for s, new in zip(self.sums, row, strict=False)]
         # In the largest parameter a gradient shows that was not finite, though the loss was.
         if not nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import spatlib
-from spatlib import ConfigError, Mask, SPATConfig, TrainConfig
+from spatlib import ConfigError, Mask, SPATConfig, SpatlibError, TrainConfig
 from spatlib.runs import Run
 
 WORLD, RANK = (
@@ -76,7 +76,7 @@ def trained_together(folder: Path) -> dict[str, Any]:
     config, found = SPATConfig(eps=0.1, steps=1), resumed(folder / "run", dies=False)
     x, y = map(torch.as_tensor, arrays(np.float32))
     data = TensorDataset(x, y)
-    with_loader = {}
+    with_loader: dict[str, Any] = {}
     if WORLD > 1:
         for name, sampler in (("shared", DistributedSampler(data)), ("whole", None)):
             loader = DataLoader(data, batch_size=8, sampler=sampler)
@@ -125,8 +125,61 @@ def resumed(folder: Path, dies: bool = True) -> dict[str, Any]:
     }
 
 
+class Sometimes(nn.Module):
+    """With a layer that only process 1 uses, and one that none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.at_one, self.never = (nn.Linear(32, 5) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        z: torch.Tensor = self.always(x)
+        return z + self.at_one(x) if RANK == 1 else z
+
+
+def troubled(_: Path) -> dict[str, Any]:
+    """What goes wrong in one process alone, and networks that need care."""
+    x, y = map(torch.as_tensor, arrays(np.float32))
+    wrong = [(a, 99 if i == 20 else int(b)) for i, (a, b) in enumerate(zip(x, y, strict=True))]
+
+    class Wrong(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(wrong)
+
+        def __getitem__(self, i: int) -> Any:
+            return wrong[i]
+
+    def error(model: nn.Module, data: Any, **more: Any) -> str:
+        settings = {"epochs": 1, "ema": 0.0} | more.pop("settings", {})
+        try:
+            config = SPATConfig(eps=0.1, steps=1)
+            spatlib.train(model, data, config=config, training=plan(**settings), **more)
+        except SpatlibError as error:
+            return f"{type(error).__name__}: {error}"
+        return "none"
+
+    found: dict[str, Any] = {
+        "label": error(network(), Wrong()),
+        "rows": error(network(), (x[RANK::2], y[RANK::2])),
+        "epochs": error(network(), (x, y), settings={"epochs": 1 + RANK}),
+        "network": error(network(*(nn.Identity(),) * RANK), (x, y)),
+    }
+    lazy, expanded = nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), network()
+    expanded.register_buffer("one", torch.ones(1).expand(3))
+    torch.manual_seed(RANK)
+    models: dict[str, Any] = {"sometimes": Sometimes(), "lazy": lazy, "expanded": expanded}
+    for name, model in models.items():
+        never = [v.clone() for v in model.never.parameters()] if name == "sometimes" else []
+        found[f"{name} error"] = error(model, (x, y))
+        found[name] = [v.tolist() for v in model.state_dict().values()]
+        if never and RANK == 0:
+            found["kept"] = all(map(torch.equal, never, model.never.parameters()))
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, place = sys.argv[1], Path(sys.argv[2])
-    kinds = {each.__name__: each for each in (trained_alike, trained_together, resumed)}
+    kinds = {each.__name__: each for each in (trained_alike, trained_together, resumed, troubled)}
     Path(place, f"{what}-{RANK}.json").write_text(json.dumps(kinds[what](place)), encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import spatlib
-from spatlib import ConfigError
+from spatlib import BackendError, ConfigError
 from spatlib_torch import engine
 
 from . import processes
@@ -79,3 +79,27 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     assert result.metrics == whole[0]["metrics"]
     for place in (tmp_path, tmp_path / "run"):
         assert len((place / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_trouble_in_one_process_ends_all_with_a_sentence(tmp_path: Path) -> None:
+    first, second = launched("troubled", tmp_path)
+    assert first.pop("kept"), "a layer that no process uses"
+    words = {
+        "label": "batch 3: y must hold labels from 0 to 4",
+        "rows": "data must be the same in every process",
+        "epochs": "settings must be the same in every process",
+        "network": "model must be the same in every process",
+    }
+    for name, word in words.items():
+        assert word in first.pop(name), name
+        assert word in second.pop(name), name
+    assert first == second
+    assert {first[f"{name} error"] for name in ("sometimes", "lazy", "expanded")} == {"none"}
+
+
+def test_a_world_without_a_meeting_point_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BackendError, match=r"WORLD_SIZE is set, but .* by torchrun, or unset it"):
+        spatlib.train(processes.network(), processes.arrays(), config=spatlib.SPATConfig(eps=0.1))
