@@ -52,7 +52,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
     limit = None if limit is None else checked("limit", limit, 1)
     require(isinstance(dir, str | os.PathLike | None), "dir", "be a path or None", dir)
     known = isinstance(name, str | os.PathLike) and (name in NAMES or os.path.exists(name))
-    expect(known, f"data must be one of {NAMES} or the path of a .npz file, got {name!r:.400}")
+    expect(known, f"data must be one of {NAMES} or the path of a .npz file, got {name!r:.200}")
     name = str(name) if name in NAMES else os.path.abspath(name)
     folder = None if dir is None else os.path.abspath(dir)
     if name == "digits":

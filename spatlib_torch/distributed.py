@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import is_lazy
 
-from spatlib.errors import BackendError, cause, require
+from spatlib.errors import BackendError, DataError, cause, require
 
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
@@ -72,6 +72,18 @@ def check_alike(name: str, facts: object, device: torch.device) -> None:
     numbers = torch.stack(collected(torch.tensor(number, device=device)))
     what = "be the same in every process, as each takes its rows of a batch"
     require(team()[1] == 1 or bool((numbers == number).all()), name, what, facts)
+
+
+@contextmanager
+def agreeing(device: torch.device) -> Iterator[None]:
+    """Around a look at the data of each process: a DataError in one is one in all."""
+    error = None
+    try:
+        yield
+    except DataError as raised:
+        error = raised
+    if any(map(bool, collected(torch.tensor(int(error is not None), device=device)))):
+        raise error or DataError("data of another process are refused: see what it printed")
 
 
 def share(count: int) -> slice:

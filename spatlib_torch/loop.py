@@ -24,7 +24,7 @@ from spatlib.runs import CHECKPOINT
 
 from . import attack, ops
 from .attack import Draws
-from .distributed import collected, step_alike
+from .distributed import agreeing, collected, step_alike
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
@@ -74,7 +74,8 @@ class Loop:
         self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
         for x, y, rows in self.batches.epoch(self.training.seed, epoch, self.done):
             if self.step == 0 and not is_pair(self.batches.data):
-                looked_at(self.model, x, y, self.config)
+                with agreeing(x.device):
+                    looked_at(self.model, x, y, self.config)
             with alone(bare(self.model)):
                 self.train_on(x, y, rows)
             alone_due = self.batches.size == 1 and self.monitor.due()
