@@ -169,13 +169,15 @@ class Evaluate(Trained):
     batch_size: int = 256  # Examples per pass.
     device: str | None = None  # Default: the CPU.
     limit: int | None = None  # Measure the first so many; default: as many as after the training.
+    worst_only: bool = False  # Attack with each what all before it left: the worst figure, sooner.
     keep: bool = False  # Write who is right and the perturbed inputs to evaluation.npz.
 
     def __call__(self) -> None:
         model, run, threat, data = self.open()
         part, count = "training" if data.test is None else "test", self.limit
         x, y = (v[: None if count is None else checked("limit", count, 1)] for v in data.measured)
-        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device", "keep")
+        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
+        how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, (x, y), threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
         _say(facts, f"{report}\n{part} data")

@@ -16,7 +16,7 @@ from . import autoattack
 from .config import SPATConfig, Threat, fold, plain_pgd
 from .core import numpy_ops as ops
 from .core.feasible import random_start
-from .core.target import TARGETS
+from .core.target import TARGETED, TARGETS
 from .data import as_array, as_dataset, is_pair
 from .engines import Engine, engine_of
 from .errors import checked, expect, require, require_type, warn_of_holes
@@ -31,6 +31,7 @@ TITLES = {
     "apgd-t": "targeted APGD-DLR-{steps} ({targets})",
     "apgd": "APGD-{steps} (CE and targeted DLR)",
 }
+PARTS = {"apgd": ("apgd-ce", "apgd-t")}  # attacks that one name stands for
 ATTACKS = ("pgd", "margin")
 BESIDE = {"L2": ("apgd",)}  # PGD alone finds too little there: docs/method.md
 WORST = "worst"  # correct under all attacks
@@ -51,6 +52,7 @@ def evaluate(
     device: str | None = None,
     eps: Sequence[float] | None = None,
     keep: bool = False,
+    worst_only: bool = False,
     progress: bool = True,
 ) -> Any:
     """Accuracy, clean and under each attack: full eps, hard labels, no mask, smoothing or guard.
@@ -79,6 +81,8 @@ def evaluate(
         device: Where to evaluate; default: where the model is.
         eps: Radii instead of the threat's, for a list of reports, each of its own pass through the
             data: one that shuffles gives their rows other orders.
+        worst_only: Attack with each only what all before it left correct, the quickest named first:
+            the metrics are ``clean`` and ``worst``, at a fraction of the passes.
         keep: Keep the perturbed inputs of each attack in ``x_adv`` of the report.
         progress: Show a progress bar (in a terminal only).
 
@@ -90,7 +94,7 @@ def evaluate(
     several = isinstance(eps, list | tuple | np.ndarray) and len(eps) > 0
     require(several or eps is None, "eps", "be a list of radii (one alone is the threat's)", eps)
     threats = [threat] if eps is None else [replace(threat, eps=radius) for radius in eps]
-    asked = [Evaluation(each, attacks, steps, restarts, seed) for each in threats]
+    asked = [Evaluation(each, attacks, steps, restarts, seed, worst_only) for each in threats]
     data = chosen.data if data is None and chosen else data
     data = as_dataset(data, engine.CHANNELS_FIRST).measured
     how = {"batch_size": batch_size, "device": device, "disable": None if progress else True}
@@ -141,12 +145,23 @@ class Evaluation:
     """What an engine runs for :func:`evaluate`: ``named`` attacks and ``callables`` by metric."""
 
     def __init__(
-        self, threat: Threat, attacks: Any = None, steps: int = 20, runs: int = 1, seed: int = 0
+        self,
+        threat: Threat,
+        attacks: Any = None,
+        steps: int = 20,
+        runs: int = 1,
+        seed: int = 0,
+        joint: bool = False,
     ) -> None:
         seed, runs = checked("seed", seed, 0), checked("restarts", runs, 1)
+        self.joint = checked("worst_only", joint, bool)
         attacks = ATTACKS + BESIDE.get(threat.norm, ()) if attacks is None else attacks
         self.threat, self.keys = plain_pgd(threat, steps), ["clean"]
-        self.named, self.callables = dict[str, Any](), dict[str, Any]()
+        self.named, self.callables, self.titles = (
+            dict[str, Any](),
+            dict[str, Any](),
+            dict[str, str](),
+        )
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")
         what = f"be {', '.join(map(repr, known))} in {threat.norm} or callables attack(model, x, y)"
         what += ", attack(x, y) if they hold a model, no name (__name__) twice"
@@ -159,11 +174,16 @@ class Evaluation:
             require(fits and key not in (*self.keys, WORST), "attacks", what, item)
             self.keys.append(key)
             if key != name:
-                self.named[key] = item
+                self.named[key], self.titles[key] = PARTS.get(item, (item,)), TITLES[item]
             else:
                 own = partial(autoattack.attack, self.threat, seed) if by_name else item
                 self.callables[key] = (lambda _, *xy, own=own: own(*xy)) if alone else own
         self.seed, self.restarts = seed, runs if self.named else 0
+        if self.joint:
+            parts = dict.fromkeys(part for parts in self.named.values() for part in parts)
+            self.named = {WORST: sorted(parts, key=TARGETED.__contains__)} if parts else {}
+            titles = [self.titles.get(key, key) for key in self.keys[1:]]
+            self.keys, self.titles = ["clean", WORST], {WORST: ", then ".join(titles)}
 
     def starts(self, first: int, shape: Sequence[int], axis: int) -> Iterator[np.ndarray]:
         """One per restart, raw, in float64, for a batch from ``first`` on, whatever its size."""
@@ -197,16 +217,16 @@ class Evaluation:
             per_class[key] = [float(right[m].mean()) if m.any() else math.nan for m in members]
         count, its = min(TARGETS, classes - 1), self.threat
         facts = {"steps": its.steps, "targets": f"{count} target{'s' * (count > 1)}"}
-        shown: dict[str, Any] = {key: TITLES[n].format(**facts) for key, n in self.named.items()}
+        shown: dict[str, Any] = {key: of.format(**facts) for key, of in self.titles.items()}
         shown = {"attacks": shown, "metrics": metrics, "per_class": per_class, "broken": broken}
         kept = {key: rows[key][2] for key in self.keys[1:] if keep}
         shown |= {"outcomes": outcomes, "x_adv": kept}
         plain = Threat(eps=its.eps, norm=its.norm, bounds=its.bounds)
         return Report(count=len(y), threat=plain, restarts=self.restarts, **shown)
 
-    def check_inside(self, key: str, x: np.ndarray, x_adv: np.ndarray, bits: int) -> None:
-        """DataError if x_adv (float64) leaves bounds or ball by more than rounding to ``bits``."""
-        name = f"x_adv of {key}"
+    def check_inside(self, key: str, x: Any, x_adv: Any, bits: int) -> None:
+        """DataError if x_adv leaves bounds or ball by more than rounding to ``bits``."""
+        x, x_adv, name = as_array(x).astype(float), as_array(x_adv).astype(float), f"x_adv of {key}"
         expect(x_adv.shape == x.shape, f"{name} must have the shape {x.shape}, got {x_adv.shape}")
         (low, high), eps, norm = self.threat.bounds, self.threat.eps, self.threat.norm
         d, order = (x_adv - x).reshape(len(x), -1), {"Linf": math.inf, "L2": 2, "L1": 1}[norm]

@@ -25,7 +25,7 @@ class Report:
     restarts: int = 1  # of each named attack, from random starts
     per_class: dict[str, list[float]] = field(default_factory=dict)  # NaN where there is no example
     attacks: dict[str, str] = field(default_factory=dict)  # the named in print; others as their key
-    broken: float = 0.0  # share with logits (they count as wrong) or gradients not finite
+    broken: float = 0.0  # share with logits (they count as wrong) or gradients seen not finite
     # Not in JSON: by metric booleans (N,), True where an example is correct; by attack, if kept,
     # (N, ...) the first x' that is not (the input, where that is not), else the last one tried.
     outcomes: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)

@@ -10,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig
-from spatlib.core.attack import Verdict, survivors
 from spatlib.core.calls import Calls, alone
 from spatlib.errors import expect, require
 
@@ -183,14 +182,3 @@ def shared_mask(
     Its arguments are those of :func:`perturb`, all else is as in :func:`spatlib_torch.shared_mask`.
     """
     return _calls.shared_mask((model, x, y, config), generator, validate and tf.executing_eagerly())
-
-
-def survivors_of(
-    model: keras.Model, threat: SPATConfig, named: dict[str, str], x: Tensor, y: Tensor, *rest: Any
-) -> dict[str, Verdict]:
-    """See :func:`spatlib.core.attack.survivors`; the ``rest`` are starts and known verdicts."""
-    with unmoved(model):
-        clean = ops.logits_of(model, x)
-        own = partial(vjp, model, False), partial(ops.logits_of, model)
-        batch = x, clean, ops.one_hot(y, clean)
-        return survivors(ops, *own, named, threat, batch, *rest)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import labels
-from spatlib.core.attack import Verdict, judge
+from spatlib.core import survivors as core
 from spatlib.data import is_pair
 from spatlib.engines import by_itself as together  # noqa: F401
 from spatlib.errors import checked, require
@@ -28,7 +28,7 @@ CHANNELS_FIRST = False
 threads = tf.config.threading.get_intra_op_parallelism_threads
 # For each model in training, the graphs of its validation, which is the same in every epoch. Other
 # evaluations trace anew: before them a model may have changed in ways that a graph does not see.
-_graphs: dict[keras.Model, Callable[..., Any]] = {}
+_graphs: dict[keras.Model, dict[Any, Callable[..., Any]]] = {}
 
 
 def build_model(name: str, seed: int, **network: Any) -> keras.Model:
@@ -52,7 +52,7 @@ def fit(
     # "auto": Keras compiles where there is a GPU.
     trainer.compile(_optimizer(optimizer, training), jit_compile=training.compile or "auto")
     dataset = as_dataset(data, training)
-    _graphs[model] = cache(partial(_graph, model))
+    _graphs[model] = {}
     try:
         with tf.device(training.device):
             return Loop(trainer, dataset, monitor).run()
@@ -87,39 +87,44 @@ def _optimizer(given: Any, training: TrainConfig) -> keras.optimizers.Optimizer:
 
 def survivors(
     model: keras.Model, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
-) -> Iterator[tuple[Any, int, dict[str, Verdict]]]:
+) -> Iterator[tuple[Any, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
     ops.check_device(device)
-    graph = _graphs.get(model) or cache(partial(_graph, model))
-    threat, named = evaluation.threat, tuple(evaluation.named.items())
-    classes, count = 0, 0
+    threat, classes, count, separable = evaluation.threat, 0, 0, None
+    call, predict = partial(_called, _graphs.get(model, {})), partial(ops.logits_of, model)
+    net = core.Attacked(ops, partial(attack.vjp, model, False), predict, threat)
     with tf.device(device), attack.unmoved(model):
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
-            y = labels.hard(ops, y)
-            starts, found = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS), dict[str, Any]()
-            for start in chain(starts, () if named else [0 * x]):
-                known = [x, y, *found.get("clean", ())]  # of a restart but the first the verdicts
-                specs = (tf.TensorSpec((None, *v.shape[1:]), v.dtype) for v in known)
-                own = (found,) if found else ()
-                found = graph(threat, named, *specs)(x, y, [tf.cast(start, x.dtype)], *own)
+            y, clean = labels.hard(ops, y), call(core.read, net, "", x)
+            if separable is None:
+                separable = core.separable(net, x, clean)
+            starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
+            begins = (tf.cast(start, x.dtype) for start in starts)
             count += len(x)
-            for key, call in evaluation.callables.items():
-                with attack.unmoved(model, foreign=True):
-                    x_adv = tf.cast(ops.as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
-                before, after = (tf.cast(part, tf.float64).numpy() for part in (x, x_adv))
-                evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                z = ops.logits_of(model, x_adv)
-                found[key] = found["clean"].then(ops, x_adv, *judge(ops, z, ops.one_hot(y, z)))
+            batch, how = (x, y, clean, ops.one_hot(y, clean)), (separable, call)
+            found = core.survivors(net, evaluation, batch, begins, *how, partial(_foreign, model))
             yield y, classes, found
 
 
-def _graph(model: keras.Model, threat: Any, named: Any, x: Any, y: Any, *verdict: Any) -> Any:
-    """The named attacks as a graph (x, y, [start], known) -> verdicts (N,), for any N."""
-    known = [dict.fromkeys(("clean", *dict(named)), Verdict(*verdict))] if verdict else []
-    judge = partial(attack.survivors_of, model, threat, dict(named))
-    # Without autograph, which would hide our errors behind its own.
-    return tf.function(judge, input_signature=[x, y, [x], *known], autograph=False)
+def _called(
+    graphs: dict[Any, Any], function: Any, net: core.Attacked, name: str, *arguments: Any
+) -> Any:
+    """Call it as a graph for any N, which is traced at the first call."""
+    arguments = tuple(map(tf.convert_to_tensor, arguments))
+    key = function, net.threat, name
+    if key not in graphs:
+        specs = [tf.TensorSpec((None,) * bool(v.ndim) + v.shape[1:], v.dtype) for v in arguments]
+        own = partial(function, net, name)
+        # Without autograph, which would hide our errors behind its own.
+        graphs[key] = tf.function(own, input_signature=specs, autograph=False)
+    return graphs[key](*arguments)
+
+
+def _foreign(model: keras.Model, key: str, call: Any, x: Any, y: Any) -> Any:
+    """x' of a user's attack."""
+    with attack.unmoved(model, foreign=True):
+        return tf.cast(ops.as_tensor(f"x_adv of {key}", call(model, x, y)), x.dtype)
 
 
 def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) -> None:

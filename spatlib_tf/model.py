@@ -1,6 +1,7 @@
 """A Keras model that trains adversarially; Keras owns the loop."""
 
 from dataclasses import asdict
+from functools import partial
 from inspect import signature
 from itertools import chain, islice
 from types import GeneratorType
@@ -11,13 +12,14 @@ import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
 from spatlib.core import labels as core
-from spatlib.core.attack import Adversarial, judge
+from spatlib.core.attack import Adversarial
 from spatlib.core.feasible import random_start
+from spatlib.core.survivors import Attacked, climbed, judge, placed
 from spatlib.errors import checked, only, require, require_type, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
-from .attack import Draws, attacked, next_seed, outer, survivors_of, unmoved
+from .attack import Draws, attacked, next_seed, outer, unmoved, vjp
 from .batches import Seen, check_batch
 from .ops import Tensor
 
@@ -189,11 +191,15 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         threat = plain_pgd(self.config, self.evaluation_steps)
         start = random_start(ops, x, threat, Draws(next_seed(self.evaluation_seeds, x)))
-        verdicts = survivors_of(
-            self.base, threat, {"pgd": "pgd"}, x, core.hard(ops, labels), [start]
-        )
-        self._record(loss, verdicts["pgd"].right, raw, labels, logits.shape[1])
-        self.hole_rate.update_state(tf.cast(~verdicts["pgd"].sound, tf.float32))
+        own = partial(vjp, self.base, False), partial(ops.logits_of, self.base)
+        net, hard = Attacked(ops, *own, threat), ops.one_hot(core.hard(ops, labels), logits)
+        with unmoved(self.base):
+            d, _, *begin = placed(net, "", x, hard, start)
+            _, *end = climbed(net, "pgd", x, hard, hard, d)
+        right, sound = map(tf.stack, zip(judge(ops, logits, hard), begin, end, strict=True))
+        self._record(loss, tf.reduce_all(right, axis=0), raw, labels, logits.shape[1])
+        holes = ~tf.reduce_all(sound, axis=0)
+        self.hole_rate.update_state(tf.cast(holes, tf.float32))
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {k: v for k, v in results.items() if k not in ("stall_rate", "hole_rate")}
 

@@ -20,7 +20,7 @@ CHANNEL_AXIS = -1
 abs, sign, sqrt, exp, log = tf.abs, tf.sign, tf.sqrt, tf.exp, tf.math.log
 minimum, maximum, sum, max = tf.minimum, tf.maximum, tf.reduce_sum, tf.reduce_max
 log_softmax, logsumexp = tf.nn.log_softmax, partial(tf.reduce_logsumexp, axis=-1)
-clip, detach = tf.clip_by_value, tf.stop_gradient
+clip, detach, take = tf.clip_by_value, tf.stop_gradient, tf.gather
 mean, argmax = tf.reduce_mean, partial(tf.argmax, axis=-1)
 
 

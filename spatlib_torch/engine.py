@@ -1,6 +1,7 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -14,8 +15,8 @@ from torch import get_num_threads as threads  # noqa: F401  # an engine has it
 from torch.nn.parameter import is_lazy
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
-from spatlib.core import attack as core
 from spatlib.core import labels
+from spatlib.core import survivors as core
 from spatlib.core.calls import alone
 from spatlib.data import fingerprint, is_pair
 from spatlib.errors import check_images, checked, require
@@ -115,7 +116,7 @@ def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    threat, count, (rank, size) = evaluation.threat, 0, team()
+    threat, count, (rank, size), separable = evaluation.threat, 0, team(), None
     for x, y, classes in _looked_through(model, data, threat, device, batch_size * size):
         y, rows, total = labels.hard(ops, y), share(len(x)), len(x)
         if sampled(data):  # the batch is that of this process, and has one beside it in each other
@@ -128,20 +129,32 @@ def survivors(
         with attack_state(model, fork=x.device) as module:
             predict = torch.no_grad()(partial(logits_of, module))
             clean = predict(x)
-            own, label = (partial(attack.vjp, module), predict), one_hot(y, clean)
-            found = core.survivors(ops, *own, evaluation.named, threat, (x, clean, label), begins)
-            for key, call in evaluation.callables.items():
-                with attack_state(module, fork=x.device, foreign=True):
-                    x_adv = call(module, x.clone(), y.clone())
-                x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
-                x_adv = as_tensor(f"x_adv of {key}", x_adv).to(x)
-                before, after = (part.cpu().double().numpy() for part in (x, x_adv))
-                evaluation.check_inside(key, before, after, ops.mantissa_bits(x))
-                seen = core.judge(ops, predict(x_adv), label)
-                found[key] = found["clean"].then(ops, x_adv, *seen)
-        for key, (right, sound, x_adv) in found.items():  # x_adv stays that of this process
+            net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
+            label, foreign = one_hot(y, clean), partial(_foreign, module)
+            if separable is None:
+                with torch.compiler.set_stance("force_eager"):
+                    separable = core.separable(net, x, clean)
+            batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
+            found = core.survivors(net, evaluation, batch, begins, *how)
+        for key, verdict in found.items() if size > 1 else ():  # x_adv stays that of this process
+            right, sound, x_adv = (torch.as_tensor(part, device=x.device) for part in verdict)
             found[key] = core.Verdict(gathered(right, total), gathered(sound, total), x_adv)
         yield gathered(y, total), classes, found
+
+
+def _called(whole: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it, with a compiled network as it is written where some examples are left out."""
+    part = any(len(v) < whole for v in arguments if isinstance(v, Tensor))
+    with torch.compiler.set_stance("force_eager") if part else nullcontext():
+        return function(*arguments)
+
+
+def _foreign(module: nn.Module, key: str, call: Any, x: Tensor, y: Tensor) -> Tensor:
+    """x' of a user's attack."""
+    with attack_state(module, fork=x.device, foreign=True):
+        x_adv = call(module, x.clone(), y.clone())
+    x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
+    return as_tensor(f"x_adv of {key}", x_adv).to(x)
 
 
 def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:

@@ -22,6 +22,10 @@ detach, mean, argmax = torch.Tensor.detach, torch.mean, partial(torch.argmax, di
 log_softmax, logsumexp = partial(torch.log_softmax, dim=-1), partial(torch.logsumexp, dim=-1)
 
 
+def take(x: Tensor, rows: Any) -> Tensor:
+    return x[torch.as_tensor(rows, device=x.device)]
+
+
 def cast(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 

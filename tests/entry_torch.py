@@ -126,7 +126,7 @@ class TorchEngine(Entry):
         seen: list[np.ndarray] | None = None,
     ) -> dict[str, float]:
         def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
-            if seen is not None and len(inputs[0]) == len(x):
+            if seen is not None:
                 seen.append(inputs[0].detach().numpy().copy())
 
         with self.model.register_forward_pre_hook(look):

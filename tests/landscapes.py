@@ -10,6 +10,8 @@ import numpy as np
 
 import spatlib
 from spatlib import Report, Threat
+from spatlib.core import apgd
+from spatlib.core.feasible import FeasibleSet
 from spatlib.core.ops import Array, Ops
 
 from .backends import BACKENDS
@@ -17,6 +19,16 @@ from .engines import ENGINES
 
 EPS = 0.1
 Landscape = Callable[[Ops, Array, Callable[[Any], Array]], Array]  # ops, x, array -> logits
+
+
+def auto_ascend(
+    ops: Ops, look: apgd.Look, d: Array, allowed: FeasibleSet, steps: int
+) -> tuple[Array, Array, Array]:
+    """All steps of Auto-PGD: the d found, whether the label stood, whether all was finite."""
+    state = apgd.begin(ops, look, d, allowed.threat.eps)
+    for count in apgd.stretches(steps):
+        state = apgd.rise(ops, look, state, allowed, count)
+    return apgd.found(ops, state), state.stands, state.sound
 
 
 def model(name: str, logits: Landscape) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spatlib import Threat, engines
-from spatlib.core.attack import Verdict
+from spatlib.core.survivors import Verdict
 from spatlib.data import Dataset
 from spatlib.evaluate import Evaluation
 

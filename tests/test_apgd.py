@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import reference
 from spatlib import ConfigError, Threat
-from spatlib.core.apgd import auto_ascend, checkpoints
+from spatlib.core.apgd import stretches
 from spatlib.core.feasible import FeasibleSet
 from spatlib.core.ops import Array, Ops
 from spatlib.core.target import objective
@@ -19,7 +19,7 @@ from spatlib.evaluate import Evaluation
 
 from .backends import Backend
 from .entry import CHANNELS, CLASSES, HEIGHT, WIDTH, initial_weights
-from .landscapes import ENGINES, measure, points, rugged
+from .landscapes import ENGINES, auto_ascend, measure, points, rugged
 from .record import agree, at_most
 from .strategies import examples, in_box
 
@@ -30,8 +30,9 @@ ORDERS = {"Linf": np.inf, "L2": 2}
 @pytest.mark.verifies
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 20, 50, 99, 100, 1000])
 def test_checkpoints_are_the_papers(steps: int) -> None:
-    assert checkpoints(steps) == [0, *reference.checkpoints(steps)]
-    assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+    ends = np.cumsum(stretches(steps)).tolist()
+    assert ends == sorted({*reference.checkpoints(steps), steps} - {0})
+    assert stretches(100) == [22, 19, 16, 13, 10, 7, 6, 6, 1]
 
 
 def hills(a: Array, b: Array, d: Array, folds: int) -> tuple[Array, Array]:
@@ -187,22 +188,22 @@ def test_targeted_ratio_and_its_gradient_equal_the_oracle(
 def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -> None:
     steps, model, seen = 12, reference.TanhMLP(*initial_weights()), []
     rng = np.random.default_rng(7)
-    x, eps = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), 0.2
+    x, eps = rng.uniform(size=(5, CHANNELS, HEIGHT, WIDTH)), {"Linf": 0.2, "L2": 0.8}[norm]
     y = np.array([np.argmax(model.logits(image.ravel())) for image in x])  # some stay undecided
     config = Threat(eps=eps, norm=norm)
     metrics = engine(initial_weights()).evaluate(
         x, y, config, attacks=(attack,), steps=steps, seen=seen
     )
+    # A look at the outputs, the clean logits, a smaller batch, the start, and the way.
+    looked, clean, half, start, *way = seen
+    for shown, expected in ((looked, x), (clean, x), (half, x[:3])):
+        np.testing.assert_array_equal(shown, expected)
     runs = 1 if attack == "apgd-ce" else CLASSES - 1
-    *clean, start = seen[: -runs * (steps + 1)]
-    rest = seen[-runs * (steps + 1) :]
-    np.testing.assert_array_equal(clean, [x, x])  # a look at the outputs, and the clean logits
-    robust, halvings = 0, 0
-    for n in range(len(x)):
-        flat, label = x[n].ravel(), int(y[n])
-        ranked = [int(k) for k in np.argsort(-model.logits(flat)) if k != label]
-        everywhere = [flat]
-        for run in range(runs):
+    everywhere = [[image.ravel(), first.ravel()] for image, first in zip(x, start, strict=True)]
+    paths, halvings, ends = [], 0, {0, *reference.checkpoints(steps), steps}
+    for run in range(runs):
+        for n, (flat, label) in enumerate(zip(x.reshape(len(x), -1), y.tolist(), strict=True)):
+            ranked = [int(k) for k in np.argsort(-model.logits(flat)) if k != label]
             exact = reference.auto_attack(
                 model,
                 flat,
@@ -212,17 +213,34 @@ def test_engines_go_where_the_oracle_goes(engine: Any, norm: str, attack: str) -
                 steps=steps,
                 norm=norm,
                 bounds=(0, 1),
-                start=(start[n] - x[n]).ravel(),
+                start=start[n].ravel() - flat,
             )
             assert exact.clear == steps + 1  # nothing here is decided by rounding
-            path = np.array([d[n].ravel() for d in rest[run * (steps + 1) :][: steps + 1]])
-            agree(path, np.clip(flat + np.array(exact.points), 0, 1), atol=1e-10)
-            everywhere += list(path)
+            paths.append(np.clip(flat + np.array(exact.points), 0, 1))
             halvings += len(exact.halvings)
-            assert np.linalg.norm(path - flat, ORDERS[norm], axis=1).max() <= eps * (1 + 1e-14)
-        robust += reference.robust(model, flat, label, everywhere)
-    assert halvings > 0
-    assert metrics[f"{attack}{steps}"] == robust / len(x)
+    robust = [reference.robust(model, x[n].ravel(), y[n], everywhere[n]) for n in range(len(x))]
+    dropped = 0
+    for run in range(runs):
+        rows = np.flatnonzero(robust)
+        for step in range((steps + 1) if len(rows) else 0):
+            expected = np.array([paths[run * len(x) + n][step] for n in rows])
+            shown = way.pop(0).reshape(len(rows), -1)
+            agree(shown, expected, atol=1e-10)
+            away = shown - x[rows].reshape(len(rows), -1)
+            at_most(np.linalg.norm(away, ORDERS[norm], axis=1), eps, 1e-14)
+            for n, point in zip(rows, expected, strict=True):
+                robust[n] &= reference.robust(model, x[n].ravel(), y[n], [point])
+            if step > 0 and step in ends:
+                rows, before = np.array([n for n in rows if robust[n]]), rows
+                dropped += len(before) - len(rows)
+                if not len(rows):
+                    break
+    assert not way
+    assert min(halvings, dropped) > 0
+    for n in range(len(x)):
+        each = [point for run in range(runs) for point in paths[run * len(x) + n]]
+        assert robust[n] == reference.robust(model, x[n].ravel(), y[n], everywhere[n] + each)
+    assert metrics[f"{attack}{steps}"] == np.mean(robust)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -81,14 +82,17 @@ def test_the_threat_model_matters(settings: dict[str, Any]) -> None:
 
 
 def test_attacks_take_twenty_steps_of_the_full_budget() -> None:
-    restarts, x, eps = 2, tensors()[0], 0.01  # which some examples survive
+    restarts, x, eps = 2, tensors()[0], 0.001  # which all examples survive
     seen = shown(restarts=restarts, threat=Threat(eps=eps))
-    # A look, clean, then for each restart the start, and for each attack iterates and end.
-    assert len(seen) == 2 + restarts * (1 + 2 * (STEPS + 1))
-    assert all(torch.equal(z, x) for z in seen[:2])
-    distances = torch.stack([(z - x).abs().flatten(1).max(dim=1).values for z in seen])
-    assert distances.max() <= eps + 1e-6
-    assert distances[-1].min() > eps - 1e-6  # every example moved to its limit
+    # A look, clean, half of it, then for each restart the start, and for each attack iterates and
+    # end, of those that are right.
+    assert len(seen) == 3 + restarts * (1 + 2 * (STEPS + 1))
+    assert all(torch.equal(z, x[: len(z)]) for z in seen[:3])
+    assert len(seen.pop(2)) == (len(x) + 1) // 2
+    for z in seen:
+        distances = torch.cdist(z.flatten(1), x.flatten(1), p=math.inf).amin(dim=1)
+        assert distances.max() <= eps + 1e-6
+    assert distances.min() > eps - 1e-6  # every example moved to its limit
 
 
 def test_nothing_more_is_tried_on_a_cpu_where_all_examples_are_decided() -> None:

@@ -15,14 +15,16 @@ import spatlib_tf.ops
 import spatlib_torch.ops
 from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import plain_pgd
-from spatlib.core import apgd, mask, target
-from spatlib.core.attack import adversarial, survivors
+from spatlib.core import mask, target
+from spatlib.core.attack import adversarial
 from spatlib.core.feasible import FeasibleSet, random_start, uniform_in_ball
 from spatlib.core.ops import rivals
+from spatlib.core.survivors import Attacked, begun, climbed, placed, risen
 from spatlib_torch import perturb
 from spatlib_torch.attack import Draws, vjp
 from spatlib_torch.ops import one_hot
 
+from .landscapes import auto_ascend
 from .record import agree, saw_dtypes
 
 SCORES = ("min", "mean", "rms", "neutral")
@@ -79,7 +81,7 @@ def an_ascent(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
         value = ops.sum(grad * d - 10 * d * d, axis=AXES)
         return value, grad - 20 * d, value < 1, value < 2
 
-    return apgd.auto_ascend(ops, look, 0 * x, allowed, 5)[0]
+    return auto_ascend(ops, look, 0 * x, allowed, 5)[0]
 
 
 def by_hand(ops: Any, grad: Any, logits: Any) -> Callable[..., Any]:
@@ -134,12 +136,16 @@ def an_attack(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
 
 def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
-    names = {name: name for name in ("pgd", "targeted")}
-    threat, batch = plain_pgd(Threat(eps=0.1), 2), (x, own(x)[0], label)
-    start = random_start(ops, x, threat, Given(ops))
-    found = survivors(ops, own, lambda z: own(z)[0], names, threat, batch, [start])
+    threat, goal = plain_pgd(Threat(eps=0.1), 2), ops.argmax_one_hot(-logits)
+    net = Attacked(ops, own, lambda z: own(z)[0], threat)
+    d, *seen = placed(net, "", x, label, random_start(ops, x, threat, Given(ops)))
+    found = [seen, climbed(net, "targeted", x, label, goal, d)]
+    state = begun(net, "apgd-ce", x, label, goal, d)
+    for _ in range(2):
+        x_adv, state = risen(net, "apgd-ce", x, label, goal, 1, *state)
+        found.append((x_adv, state.stands, state.sound))
     total = 0 * x
-    for k, (right, sound, x_adv) in enumerate(found.values()):
+    for k, (x_adv, right, sound) in enumerate(found):
         known = 2.0**k * ops.cast(right & sound, like=x)
         total = total + x_adv + known[:, None, None, None]
     return total

@@ -170,9 +170,9 @@ def test_gradients_that_are_not_finite_are_warned_of(name: str, attack: str) -> 
         return ridges(ops, ops.where(x < 2, x, ops.exp(999 * (x + 1))), array)
 
     x, y = points("torch")
-    with pytest.warns(RuntimeWarning, match="gradients are not finite at 100.00%"):
+    with pytest.warns(RuntimeWarning, match="gradients are not finite at 77.78%"):
         found = measure(name, model(name, trapped), x[:9], y[:9], attack, steps=2)
-    assert found.broken == 1
+    assert found.broken == pytest.approx(7 / 9)  # all but one wrong clean, one wrong at the start
 
 
 def weights(network: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatlib import ConfigError, DataError, Mask, Report, SPATConfig, Threat
-from spatlib.core.attack import Verdict
+from spatlib.core.survivors import Verdict
 from spatlib.evaluate import Evaluation
 from spatlib.report import wilson
 

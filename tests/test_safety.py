@@ -11,8 +11,8 @@ import tensorflow as tf
 import torch
 
 import spatlib
-import spatlib_tf.engine
 from spatlib import RECIPES, ConfigError, DataError, Mask, SPATConfig, TrainConfig, load_data
+from spatlib.core import survivors
 from spatlib.engines import load_engine
 from spatlib.runs import EMA, LAST, Run
 
@@ -187,13 +187,13 @@ def test_ordinary_training_keeps_the_bounds() -> None:
 
 
 def test_keras_traces_the_validation_of_a_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced, original = [0], spatlib_tf.attack.survivors_of
+    traced, original = [0], survivors.climbed
 
     def counted(*arguments: Any) -> Any:
         traced[0] += not tf.executing_eagerly()
         return original(*arguments)
 
-    monkeypatch.setattr(spatlib_tf.attack, "survivors_of", counted)
+    monkeypatch.setattr(survivors, "climbed", counted)
     counts = []
     for epochs in (1, 3):
         traced[0] = 0

@@ -14,9 +14,10 @@ import tensorflow as tf
 import spatlib
 import spatlib_tf
 from spatlib import Mask, SPATConfig, Threat
-from spatlib.config import SCORES, plain_pgd
-from spatlib.core.attack import survivors
+from spatlib.config import SCORES
 from spatlib.core.feasible import random_start
+from spatlib.core.survivors import Attacked, eagerly, survivors
+from spatlib.evaluate import Evaluation
 from spatlib_tf import ops
 from spatlib_tf.attack import Draws, next_seed, vjp
 from spatlib_tf.ops import logits_of, one_hot
@@ -131,33 +132,46 @@ def test_attacks_in_train_mode_leave_no_trace() -> None:
         assert 0.05 < np.abs(found - x).max() < 0.1 + 1e-6
 
 
+def in_graphs(made: dict[Any, Any], way: dict[str, Any]) -> Callable[..., Any]:
+    """A way to call the functions of an evaluation: each as one graph of any batch size."""
+
+    def call(function: Any, net: Attacked, name: str, *arguments: Any) -> Any:
+        given = tuple(map(tf.convert_to_tensor, arguments))
+        specs = [tf.TensorSpec([None, *v.shape[1:]] if v.ndim else [], v.dtype) for v in given]
+        graph = partial(tf.function, input_signature=specs, autograph=False, **way)
+        key = function, name
+        made[key] = made.get(key) or graph(partial(function, net, name))
+        return made[key](*given)
+
+    return call
+
+
 def evaluated(
     norm: str, names: Sequence[str], steps: int, xla: bool = False
 ) -> dict[str, list[bool]]:
     """Who survives each attack, alike in every way."""
-    model, named = twins()[1], {f"{name}{steps}": name for name in names}
-    threat = plain_pgd(THREATS[norm], steps)
-
-    def make() -> Callable[..., Any]:
-        source = keras.random.SeedGenerator(7)
-
-        def judge(x: Any, y: Any) -> Any:
-            clean = logits_of(model, x)
-            start = random_start(ops, x, threat, Draws(next_seed(source)))
-            batch = x, clean, one_hot(y, clean)
-            own = partial(vjp, model, False), partial(logits_of, model)
-            found = survivors(ops, *own, named, threat, batch, [start])
-            return {key: verdict.right for key, verdict in found.items()}
-
-        return judge
-
-    eager, *others = in_every_way(make, xla)
+    model, evaluation = twins()[1], Evaluation(THREATS[norm], names, steps)
+    threat, (x, y), found = evaluation.threat, labelled(), list[Any]()
+    own = partial(vjp, model, False), partial(logits_of, model)
+    for way in (None, {}, {"jit_compile": True})[: 3 if xla else 2]:
+        source, graphs, results = keras.random.SeedGenerator(7), dict[Any, Any](), []
+        call = eagerly if way is None else in_graphs(graphs, way)
+        for size in SIZES[:1] if way else SIZES:
+            z, some = tf.constant(x[:size]), tf.constant(y[:size])
+            clean = logits_of(model, z)
+            start = random_start(ops, z, threat, Draws(next_seed(source)))
+            batch, net = (z, some, clean, one_hot(some, clean)), Attacked(ops, *own, threat)
+            results.append(survivors(net, evaluation, batch, [start], call=call))
+        assert all(graph.experimental_get_tracing_count() == 1 for graph in graphs.values())
+        assert bool(graphs) == (way is not None)
+        found.append(results)
+    eager, *others = found
     for results in others:
         for ours, expected in zip(results, eager, strict=False):
-            assert list(ours) == ["clean", *named]
-            for key, value in expected.items():
-                np.testing.assert_array_equal(ours[key], value)
-    return {key: value.numpy().tolist() for key, value in eager[0].items()}
+            assert list(ours) == ["clean", *(f"{name}{steps}" for name in names)]
+            for key, verdict in expected.items():
+                np.testing.assert_array_equal(ours[key].right, verdict.right)
+    return {key: verdict.right.tolist() for key, verdict in eager[0].items()}
 
 
 @pytest.mark.parametrize("norm", NAMED)

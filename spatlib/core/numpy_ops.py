@@ -15,6 +15,10 @@ sum: Any = np.sum
 max: Any = np.max
 
 
+def take(x: Array, rows: Any) -> Array:
+    return x[rows]
+
+
 def cast(x: Array, like: Array) -> Array:
     return np.asarray(x).astype(like.dtype)
 

@@ -6,7 +6,8 @@ from .ops import Array, Ops, divisor, example_axes, rivals
 
 GUARD = 0.5  # the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
 LARGEST_EXPONENT = 60.0  # of a factor that float32 still holds, with room for K and 1 / excess
-TARGETS = 9  # of a targeted attack of an evaluation: as many as AutoAttack has
+TARGETED = ("targeted", "apgd-t")  # attacks of an evaluation that try one class after the other
+TARGETS = 9  # of them at most, as AutoAttack has
 
 
 def ascent(

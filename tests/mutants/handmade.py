@@ -28,23 +28,14 @@ CORE: dict[str, Faults] = {
     "apgd": {
         "period longer than the paper's": ("(0, 22, 41, 57, 70,", "(0, 22, 42, 57, 70,"),
         "moved point not projected": (
-            "project(at + alpha * (z - at) + (1 - alpha) * (at - before))",
-            "(at + alpha * (z - at) + (1 - alpha) * (at - before))",
+            "allowed.project(s.d + share * (z - s.d) + (1 - share) * (s.d - s.before))",
+            "s.d + share * (z - s.d) + (1 - share) * (s.d - s.before)",
         ),
-        "condition 2 never": ("(rises < RISING * period) | stuck", "rises < RISING * period"),
-        "no return to the best": ("(pick(halve, best, now), best)", "(now, best)"),
-        "points on the way not looked at": ("stands & right, sound & fine", "right, sound & fine"),
+        "condition 2 never": ("(rises < 0) | stuck", "rises < 0"),
+        "no return to the best": ("((s.best, s.d),", "((s.d, s.d),"),
+        "points on the way not looked at": ("s.stands & right, s.sound", "right, s.sound"),
     },
     "attack": {
-        "start not looked at": (
-            "verdicts[key].then(ops, allowed.at(d), *begin)",
-            "verdicts[key]",
-        ),
-        "wrong clean examples count": (
-            "return Verdict(self.right & right,",
-            "return Verdict(right,",
-        ),
-        "one target for all": ("return rivals(ops, rest, goal), *", "return rest, *"),
         "one step less": ("repeat(ascend, config.steps,", "repeat(ascend, config.steps - 1,"),
         "mask forgotten in the set": (
             "FeasibleSet(ops, x, config, mask)",
@@ -57,6 +48,23 @@ CORE: dict[str, Faults] = {
         "gradient at the input": ("logits, pull = vjp(allowed.at(d))", "logits, pull = vjp(x)"),
         "start ignored": ("draws) if start is None else start", "draws)"),
         "result not clipped": ("Adversarial(allowed.at(d),", "Adversarial(x + d,"),
+    },
+    "survivors": {
+        "start not looked at": ("verdicts[key].see(every, *seen)", "pass"),
+        "wrong clean examples count": ("self.right[rows] &= right", "self.right[rows] = right"),
+        "one target for all": ("        rest = rivals(ops, rest, goal)", "        pass"),
+        "what is decided is attacked on": (
+            "np.flatnonzero(verdict.right) if separable else every",
+            "every",
+        ),
+        "batches that are one whole are taken apart": (
+            "if separable and len(left)",
+            "if len(left)",
+        ),
+        "another's state goes on": (
+            "Ascent(*(ops.take(v, left) for v in state))",
+            "Ascent(*(v[: len(left)] for v in state))",
+        ),
     },
     "feasible": {
         "bounds forgotten": (
@@ -169,8 +177,8 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_tf/engine.py", TF_VERDICTS): {
         "only the first start": (
-            "for start in chain(starts, () if named",
-            "for start in chain(islice(starts, 1), () if named",
+            "tf.cast(start, x.dtype) for start in starts)",
+            "tf.cast(start, x.dtype) for start in islice(starts, 1))",
         ),
     },
 }

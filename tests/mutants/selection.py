@@ -13,6 +13,7 @@ ALL_ONES = "tests/test_shared_mask.py::test_masks_that_keep_all_pixels_ask_no_ne
 CORE = {
     "apgd": ("apgd",),
     "attack": (),
+    "survivors": ("passes",),
     "feasible": ("start", "step"),
     "mask": ("cotangents", "mask", "shared_mask"),
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
@@ -26,13 +27,17 @@ ALSO = {
         "tests/test_stall.py",
         "tests/test_attack.py",
         "tests/test_bounds.py",
+        "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
+        "-k",
+        "torch or stall",
+    ),
+    "survivors": (
         "tests/test_evaluation.py",
         "tests/test_verdicts.py",
         "tests/test_points.py",
         "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
-        "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
         "-k",
-        "torch or evaluation or verdicts or points or stall",
+        "torch or evaluation or verdicts or points",
     ),
     "target": (
         f"{NINE}[torch-9-0]",

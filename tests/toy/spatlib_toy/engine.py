@@ -14,8 +14,9 @@ from safetensors.numpy import load, save
 
 from spatlib import DataError, SPATConfig, Threat
 from spatlib.core import target as losses
-from spatlib.core.attack import Verdict, adversarial
-from spatlib.core.attack import survivors as core
+from spatlib.core.attack import adversarial
+from spatlib.core.survivors import Attacked, Verdict
+from spatlib.core.survivors import survivors as core
 from spatlib.engines import by_itself as together  # noqa: F401
 from spatlib.errors import require
 from spatlib.evaluate import Evaluation
@@ -145,5 +146,5 @@ def survivors(
     require(known, "attacks", "be names of gradient attacks", list(evaluation.callables))
     x, y, threat = data[0].astype(np.float64), data[1], evaluation.threat
     starts = evaluation.starts(0, x.shape, ops.CHANNEL_AXIS)
-    own, batch = (partial(vjp, model), model), (x, model(x), xp.eye(10)[y])
-    yield y, 10, core(ops, *own, evaluation.named, threat, batch, starts)
+    net, batch = Attacked(ops, partial(vjp, model), model, threat), (x, y, model(x), xp.eye(10)[y])
+    yield y, 10, core(net, evaluation, batch, starts)

@@ -23,6 +23,10 @@ def max(x: Array, axis: Axes, keepdims: bool = False) -> Array:
     return xp.max(x, axis=axis, keepdims=keepdims)
 
 
+def take(x: Array, rows: Array) -> Array:
+    return xp.take(x, rows, axis=0)
+
+
 def cast(x: Array, like: Array) -> Array:
     return xp.astype(x, like.dtype)
 
