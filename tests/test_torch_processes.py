@@ -22,7 +22,7 @@ from . import processes
 
 
 def launched(what: str, place: Path, *options: str) -> list[dict[str, Any]]:
-    """What both processes found."""
+    """What both processes found, by what they did; several at one launch."""
     launcher = [
         sys.executable,
         "-m",
