@@ -33,7 +33,6 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),
     **_common,
 )
-ABOUT_GRAPHS = ("test_graphs", "test_tf_graph", "test_tf_ways", "test_trajectories", "test_readme")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
@@ -80,15 +79,6 @@ def seeded() -> None:
     import keras
 
     keras.utils.set_random_seed(0)  # of PyTorch too
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optimised(request: pytest.FixtureRequest) -> None:
-    """TensorFlow optimises graphs where they are the subject: elsewhere it takes a fifth longer."""
-    import tensorflow as tf
-
-    off = request.module.__name__.rpartition(".")[2] not in ABOUT_GRAPHS
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": off})
 
 
 @pytest.fixture
@@ -142,7 +132,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported by now stays: no collection need go through it again
-    gc.set_threshold(20_000)  # tracing a graph makes a hundred thousand objects
 
 
 @pytest.hookimpl(wrapper=True)
