@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -32,6 +34,22 @@ class TFNetwork(keras.Model):
     def call(self, x: Any) -> Any:
         self.calls += 1
         return self.function(x)
+
+
+@contextmanager
+def eagerly(on: bool = True) -> Iterator[None]:
+    """No graphs, where they are not the subject: tracing one takes a second."""
+    tf.config.run_functions_eagerly(on)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@cache
+def first_seed(seed: int) -> Any:
+    """What a new generator of this seed gives a call."""
+    return tf_attack.next_seed(keras.random.SeedGenerator(seed))
 
 
 class TFEngine(Entry):
@@ -136,12 +154,8 @@ class TFEngine(Entry):
 
         data = to_last(x), y
         settings = {"attacks": attacks, "steps": steps, "restarts": restarts}
-        tf.config.run_functions_eagerly(True)  # tracing each small network takes a second
-        try:
-            with patch("spatlib_tf.ops.logits_of", look):
-                return spatlib.evaluate(self.model, data, config, **settings).metrics
-        finally:
-            tf.config.run_functions_eagerly(False)
+        with eagerly(), patch("spatlib_tf.ops.logits_of", look):
+            return spatlib.evaluate(self.model, data, config, **settings).metrics
 
     @staticmethod
     def gradients(
@@ -156,8 +170,7 @@ class TFEngine(Entry):
 
     @staticmethod
     def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
-        source = tf_attack.next_seed(keras.random.SeedGenerator(seed))
-        draws = tf_attack.Draws(source)
+        draws = tf_attack.Draws(first_seed(seed))
         label = tf.one_hot([0] * count, CLASSES, dtype=tf.float64)
         pixels = tf.zeros((count, HEIGHT, WIDTH, 1), tf.float64)
         return mask_draws(draws, config.mask, label, pixels)

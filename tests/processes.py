@@ -180,6 +180,8 @@ def troubled(_: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, place = sys.argv[1], Path(sys.argv[2])
+    place = Path(sys.argv[2])
     kinds = {each.__name__: each for each in (trained_alike, trained_together, resumed, troubled)}
-    Path(place, f"{what}-{RANK}.json").write_text(json.dumps(kinds[what](place)), encoding="utf-8")
+    for what in sys.argv[1].split(","):
+        found = json.dumps(kinds[what](place))
+        Path(place, f"{what}-{RANK}.json").write_text(found, encoding="utf-8")

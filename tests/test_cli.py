@@ -122,10 +122,8 @@ def test_a_killed_run_is_resumed_by_its_directory_alone(
     error = capsys.readouterr().err
     assert "config.steps = 2 instead of 1, training.lr = 1.0 instead of 0.05" in error
     assert "leave them out" in error
-    process = start(*resume, "--device", "cpu", "--no-progress")
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    assert lines(out)[-1] == lines(expected)[-1]
+    assert main((*resume, "--device", "cpu", "--no-progress")) == 0, capsys.readouterr().err
+    assert lines(capsys.readouterr().out)[-1] == lines(expected)[-1]
     name = "last.safetensors"
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
     assert len(Run(killed, resume=True).history()) == 4

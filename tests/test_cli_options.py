@@ -52,13 +52,15 @@ def test_a_mask_is_on_off_or_changed(arguments: str, mask: Mask | None, asked: A
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_choice_and_the_digits_are_the_default(name: str, asked: Any) -> None:
+def test_a_recipe_is_a_choice_and_a_value_is_none(name: str, asked: Any) -> None:
     quiet = {each: recipe.change(progress=False) for each, recipe in RECIPES.items()}
     assert asked(name) == (None, None, quiet[name])
-    assert asked() == asked("digits")
-    # A value is no recipe, and None is a value where a setting may be None.
     same = asked("--model", name, "--run-dir", "cifar100")
     assert same == (name, None, quiet["digits"])
+
+
+def test_the_digits_are_the_default_and_none_is_a_value(asked: Any) -> None:
+    assert asked() == asked("digits")
     assert asked("mnist", "--step-size", "None")[2].config.step_size is None
 
 

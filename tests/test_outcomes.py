@@ -39,7 +39,7 @@ def report(name: str, norm: str = "Linf", **settings: Any) -> Any:
 def test_no_size_of_batches_and_no_engine_changes_an_outcome(norm: str) -> None:
     whole = report("torch", norm, batch_size=1000)
     for each in ENGINES:
-        for size in (7, 64, 1000) if each != "torch" else (1, 7, 64):
+        for size in (7, 1000) if each != "torch" else (1, 64):
             found = report(each, norm, batch_size=size)
             assert list(found.outcomes) == list(whole.outcomes)
             for key, right in whole.outcomes.items():

@@ -158,7 +158,8 @@ def test_a_network_of_ones_own_has_to_be_built_by_its_owner(tmp_path: Path) -> N
 
 
 def test_the_baseline_of_a_run_has_a_run_of_its_own(tmp_path: Path) -> None:
-    recipe, data = RECIPES["digits"].change(epochs=1, progress=False), load_data("digits", limit=99)
+    recipe = RECIPES["digits"].change(epochs=1, steps=1, progress=False)
+    data = load_data("digits", limit=99)
     settings = {"data": data, "recipe": recipe, "run_dir": tmp_path}
     rows: list[dict[str, Any]] = []
     result = spatlib.train(**settings, on_epoch=rows.append)

@@ -17,6 +17,7 @@ from keras import callbacks, layers
 from spatlib import DataError, Mask, SPATConfig
 from spatlib_tf import SPATModel
 
+from .entry_tf import eagerly
 from .test_tf_model import (
     CLASSES,
     SHAPE,
@@ -96,6 +97,7 @@ def test_early_stopping_follows_the_adversarial_accuracy() -> None:
         lambda path: callbacks.ReduceLROnPlateau("val_adv_accuracy"),
     ],
 )
+@eagerly()
 def test_more_adversarial_accuracy_is_better(make: Any, tmp_path: Path) -> None:
     callback = make(tmp_path / "best.keras")
     train(callback)
@@ -188,6 +190,7 @@ OTHER = SPATConfig(norm="L2", loss="trades", eps=1, steps=3, mask=Mask(keep=0.3,
 
 
 @pytest.mark.parametrize("base", BASES)
+@eagerly()
 def test_a_saved_model_comes_back_and_trains_on(base: str, tmp_path: Path) -> None:
     x, y = arrays()
     model = spat(BASES[base](), CONFIG, optimizer=momentum(), metrics=["accuracy"])
@@ -208,6 +211,7 @@ def test_a_saved_model_comes_back_and_trains_on(base: str, tmp_path: Path) -> No
     assert same(loaded, model)
 
 
+@eagerly()
 def test_weights_alone_come_back_with_the_state_of_the_generator(tmp_path: Path) -> None:
     (x, y), path = arrays(), tmp_path / "model.weights.h5"
     model, other = spat(config=CONFIG), spat(config=CONFIG, seed=5)

@@ -17,6 +17,7 @@ import spatlib_tf
 from spatlib import ConfigError, Mask, SPATConfig
 from spatlib_tf import SPATModel
 
+from .entry_tf import eagerly
 from .test_tf_model import (
     CLASSES,
     COUNT,
@@ -70,7 +71,8 @@ def test_statistics_move_as_in_the_outer_passes_alone(loss: str, passes: int, mo
     assert np.abs(x_adv - x).max() > 0.05
     for inputs in (x_adv,) if passes == 1 else (x, x_adv):  # clean first
         expected(inputs, training=True)
-    model.train_on_batch(x, y)
+    with eagerly(loss != "mart"):
+        model.train_on_batch(x, y)
     ours, theirs = ([v.numpy() for v in m.non_trainable_variables] for m in (model.base, expected))
     assert equal(ours, theirs, 1e-5)
     assert not equal(ours[:2], [v.numpy() for v in normed().non_trainable_variables[:2]], 1e-3)
@@ -93,7 +95,8 @@ ATTACKS: dict[str, Callable[..., Any]] = {
 def test_attacks_leave_every_variable_as_it_was(attack: str, loss: str, mode: str) -> None:
     model, config = normed(), SPATConfig(loss=loss, eps=0.1, steps=2, attack_mode=mode, mask=Mask())
     before = state(model)
-    ATTACKS[attack](model, *arrays(), config)
+    with eagerly(loss != "pgd"):
+        ATTACKS[attack](model, *arrays(), config)
     assert equal(state(model), before)
 
 
@@ -190,7 +193,8 @@ def test_the_seed_decides_the_run_bit_for_bit(mask: Mask) -> None:
         steps = (model.train_on_batch, model.train_on_batch, model.test_on_batch)
         return model, [step(*arrays()) for step in steps]
 
-    (first, logs), (again, repeated), (other, _) = run(0), run(0), run(1)
+    with eagerly(mask.score != "rms"):
+        (first, logs), (again, repeated), (other, _) = run(0), run(0), run(1)
     assert same(first, again)
     assert logs == repeated
     assert not same(first, other)

@@ -15,6 +15,7 @@ from spatlib import ConfigError, DataError
 from spatlib.config import lr_factor
 from spatlib.runs import EMA, LAST
 
+from .entry_tf import eagerly
 from .test_tf_loop import COUNT, FORMS, STEPS, fit, network, same
 
 # Each is called for what is passed as ``optimizer``.
@@ -79,7 +80,8 @@ def test_the_average_of_weights_that_adam_trains_is_returned(scaled: bool) -> No
     def trained(epochs: int, ema: float = 0.0) -> list[np.ndarray]:
         model, optimizer = network(), optimizers.Adam(0.01)
         optimizer = optimizers.LossScaleOptimizer(optimizer, 2.0) if scaled else optimizer
-        fit(model, optimizer=optimizer, epochs=epochs, ema=ema, batch_size=COUNT)
+        with eagerly(scaled):
+            fit(model, optimizer=optimizer, epochs=epochs, ema=ema, batch_size=COUNT)
         return [variable.numpy() for variable in model.trainable_variables]
 
     for first, second, mean in zip(trained(1), trained(2), trained(2, 0.75), strict=True):

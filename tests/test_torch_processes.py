@@ -21,8 +21,8 @@ from spatlib_torch import engine
 from . import processes
 
 
-def launched(what: str, place: Path, *options: str) -> list[dict[str, Any]]:
-    """What both processes found."""
+def launched(what: str, place: Path, *options: str) -> None:
+    """Two processes that write down what they find; each launch takes ten seconds."""
     launcher = [
         sys.executable,
         "-m",
@@ -36,11 +36,23 @@ def launched(what: str, place: Path, *options: str) -> list[dict[str, Any]]:
     own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=own, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def both(what: str, place: Path) -> list[dict[str, Any]]:
+    """What each process found."""
     return [json.loads(Path(place, f"{what}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    found = launched("trained_alike", tmp_path)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both processes left what they found."""
+    folder = tmp_path_factory.mktemp("processes")
+    launched("trained_alike,trained_together,troubled", folder)
+    return folder
+
+
+def test_two_processes_compute_what_one_does(place: Path) -> None:
+    found = both("trained_alike", place)
     assert found[0] == found[1]
     alone = processes.trained_alike()
     assert list(alone) == [f"{loss} {mask}" for loss, mask in processes.CASES] == list(found[0])
@@ -52,9 +64,11 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
             assert row == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: Path) -> None:
-    whole = launched("trained_together", tmp_path)
-    broken = launched("resumed", tmp_path, "--max-restarts", "1")
+def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(
+    place: Path, tmp_path: Path
+) -> None:
+    launched("resumed", tmp_path, "--max-restarts", "1")
+    whole, broken = both("trained_together", place), both("resumed", tmp_path)
     for found in whole:
         assert "hold an example for each of 2 processes" in found.pop("few")
         assert "be shared out: pass the data set, or a loader with sampler=Dis" in found[
@@ -68,7 +82,7 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     assert not any(found.pop("was_there") for found in whole)
     assert all(found.pop("was_there") for found in broken)
     assert whole[0] == whole[1] == broken[0] == broken[1]
-    rest: dict[str, Any] = {"run_dir": tmp_path / "run", "resume": True}
+    rest: dict[str, Any] = {"run_dir": place / "run", "resume": True}
     again = processes.network(*processes.inner()), processes.arrays(np.float32)
     word = "number of processes must divide the run's batch of 16"
     three = patch.object(engine, "together", lambda: nullcontext((0, 3)))
@@ -77,12 +91,12 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(tmp_path: 
     result = spatlib.train(*again, **rest)  # which one process may go on with
     assert result.training.batch_size == 16
     assert result.metrics == whole[0]["metrics"]
-    for place in (tmp_path, tmp_path / "run"):
-        assert len((place / "metrics.csv").read_text().splitlines()) == 4
+    for run in (tmp_path, place / "run"):
+        assert len((run / "metrics.csv").read_text().splitlines()) == 4
 
 
-def test_trouble_in_one_process_ends_all_with_a_sentence(tmp_path: Path) -> None:
-    first, second = launched("troubled", tmp_path)
+def test_trouble_in_one_process_ends_all_with_a_sentence(place: Path) -> None:
+    first, second = both("troubled", place)
     assert first.pop("kept"), "a layer that no process uses"
     words = {
         "rows": "data must be the same in every process",

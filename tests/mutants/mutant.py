@@ -20,7 +20,7 @@ VERDICTS = {0: "survived", 1: "killed", None: "timeout"}  # any other exit statu
 # A fork per mutant of a server that has imported the frameworks, but not run them: a hundred
 # milliseconds instead of ten seconds, and no thread that could be lost. torch comes first.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "keras", "pytest", "hypothesis.extra.numpy"])
+PRELOADED = ["torch", "keras", "pytest", "hypothesis.extra.numpy"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from .mutant import Mutant, copy_of_repository, judge, run
+from .mutant import PRELOADED, SERVER, Mutant, copy_of_repository, judge, run
 
 WORKERS = int(os.environ.get("MUTANTS_WORKERS", "2"))
 PATIENCE = 5.0  # a mutant may take so many times as long as the tests without it, and a minute
@@ -34,6 +34,7 @@ def main(words: list[str]) -> int:
         if not words or any(word in mutant.label for word in words)
     ]
     began = time.perf_counter()
+    SERVER.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as scratch:
         folders: SimpleQueue[Path] = SimpleQueue()
         for number in range(WORKERS):
