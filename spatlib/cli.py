@@ -100,7 +100,7 @@ class Train:
     data_dir: Path | None = None  # Where the files of named data are, or are downloaded to.
     limit: int | None = None  # Take the first so many examples, for training and for testing.
     backend: str | None = None  # torch (the default), tf, or one that a package registered.
-    run_dir: Path | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
+    run_dir: str | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
     resume: bool = False  # Go on with the run in run_dir (needs no other option), or begin one.
     overwrite: bool = False  # Delete the run in run_dir first.
 

@@ -246,7 +246,8 @@ def _naming(path: Path) -> Iterator[Path]:
 def _sums(path: Path) -> dict[str, list[str]] | None:
     """By name the SHA-256 of each file that is read again; None where none are known."""
     with reading(path, PUT_BACK):
-        return dict(json.loads(path.read_bytes())) if path.exists() else None
+        stored = json.loads(path.read_bytes()) if path.exists() else None
+        return stored and {name: [*map(str, sums)] for name, sums in stored.items()}
 
 
 def _files(directory: Path) -> list[Path]:

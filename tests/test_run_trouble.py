@@ -16,6 +16,7 @@ import pytest
 
 import spatlib
 from spatlib import ConfigError
+from spatlib import __main__ as entry
 from spatlib.cli import main
 from spatlib.runs import BEST, LAST, Run
 
@@ -193,6 +194,12 @@ def test_an_output_that_fails_ends_the_command_without_a_trace(full: bool) -> No
     said = "spatlib: the output cannot be read or written (No space left on device)"
     assert done.stderr.startswith(said) if full else done.stderr == ""
     assert done.stderr.count("\n") == full
+
+
+def test_without_an_output_the_command_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["spatlib", "recipes"])
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
+    assert entry.main() == 0
 
 
 def test_a_training_whose_output_nobody_reads_can_go_on(tmp_path: Path) -> None:
