@@ -165,6 +165,7 @@ class Run:
         if self.silent:
             return
         if name in READ:  # first the checksums of both, and of each other file one
+            (self.directory / SUMS).stat()  # an error if another directory has come in its place
             known = _sums(self.directory / SUMS) or {}
             sums = {other: known.get(other, [NONE])[-1:] for other in READ}
             sums[name].append(sha256(content).hexdigest())

@@ -145,6 +145,20 @@ def test_a_directory_that_is_deleted_is_not_made_anew(tmp_path: Path) -> None:
     assert content(tmp_path) == {}
 
 
+def test_a_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+
+    def replaced(row: dict[str, Any]) -> None:
+        directory.rename(tmp_path / "moved")
+        directory.mkdir()
+        (directory / LAST).write_bytes(b"of another")
+
+    with pytest.raises(FileNotFoundError) as failure:
+        train(directory, on_epoch=replaced)
+    assert failure.value.filename == str(directory / "spatlib.json")
+    assert content(directory) == {LAST: b"of another"}
+
+
 def test_where_no_directory_can_be_made_no_step_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     told: list[Any] = []
