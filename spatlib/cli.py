@@ -18,7 +18,7 @@ from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
 from .data import Dataset, as_dataset, load_data
 from .engines import engine_of
-from .errors import ConfigError, NonFiniteError, SpatlibError, checked, require
+from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
 from .runs import EVALUATION, KEPT, Run, load_model
 
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SpatlibError as error:
         text = re.sub("(resume|overwrite)=True", r"--\1", str(error))
-        print(f"spatlib: {text}", file=sys.stderr)
+        if not isinstance(error, PeerError):
+            print(f"spatlib: {text}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
     except OSError as error:
         if error.filename is None:  # that of the output, whose rest is dropped
@@ -99,7 +100,7 @@ class Train:
     data_dir: Path | None = None  # Where the files of named data are, or are downloaded to.
     limit: int | None = None  # Take the first so many examples, for training and for testing.
     backend: str | None = None  # torch (the default), tf, or one that a package registered.
-    run_dir: Path | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
+    run_dir: str | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
     resume: bool = False  # Go on with the run in run_dir (needs no other option), or begin one.
     overwrite: bool = False  # Delete the run in run_dir first.
 

@@ -32,6 +32,10 @@ class BackendError(SpatlibError, ImportError):
     """A backend that is unknown, not installed, or set up for something else."""
 
 
+class PeerError(BackendError):
+    """Another process of the training has raised an error, and says why."""
+
+
 class NonFiniteError(DataError):
     """The training loss or a gradient stopped being finite."""
 

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from time import time
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -67,6 +69,7 @@ class Run:
             self._old.insert(0, baseline.directory)
         # The lock of a process that ended is free: those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
+        self._events: Any = None  # what this process has begun to write for TensorBoard
 
     def part(self, name: str) -> "Run":
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
@@ -115,6 +118,9 @@ class Run:
 
     def close(self) -> None:
         """Leave the directory to other trainings."""
+        with suppress(OSError):  # all that could be written is
+            if self._events is not None:
+                self._events.close()
         (self.parent or self)._lock.release(force=True)
 
     def _stored(self) -> dict[str, Any]:
@@ -145,10 +151,8 @@ class Run:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""
         path, hint = self.directory / name, ", or delete it" * (name in SPARE)
         for _ in range(5):  # a training may replace it between our two looks
-            try:
+            with _naming(path):
                 content = path.read_bytes() if path.exists() else None
-            except OSError as error:  # that of a bad disk has no name
-                raise OSError(error.errno, error.strerror, str(path)) from error
             known, spared = _sums(path.with_name(SUMS)), content is None and name in SPARE
             found = sha256(content or b"").hexdigest()
             if known is None or spared or found in known.get(name, [NONE]):
@@ -161,6 +165,7 @@ class Run:
         if self.silent:
             return
         if name in READ:  # first the checksums of both, and of each other file one
+            (self.directory / SUMS).stat()  # an error if another directory has come in its place
             known = _sums(self.directory / SUMS) or {}
             sums = {other: known.get(other, [NONE])[-1:] for other in READ}
             sums[name].append(sha256(content).hexdigest())
@@ -169,16 +174,15 @@ class Run:
 
     def _replace(self, name: str, content: bytes) -> None:
         path, temporary = self.directory / name, self.directory / f".{name}.part"
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:  # that of a full disk has no name
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:  # one that a killed writer left is written over
-            temporary.unlink(missing_ok=True)
+        with _naming(path):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:  # one that a killed writer left is written over
+                temporary.unlink(missing_ok=True)
 
     def history(self) -> Rows:
         """The rows of ``metrics.csv``; DataError if it is damaged."""
@@ -186,20 +190,29 @@ class Run:
         return [{name: float(v or "nan") for name, v in row.items()} for row in rows]
 
     def write_history(self, history: Rows) -> None:
-        """Write ``metrics.csv`` if it has other rows, and then the last of them for TensorBoard."""
-        last, lines = history[-1], (history[-1], *(row.values() for row in history))
+        """Write the last row for TensorBoard, and ``metrics.csv``, if that has other rows."""
+        lines = history[-1], *(row.values() for row in history)
         content = "".join(",".join(map(str, line)) + "\r\n" for line in lines).encode()
-        if self.silent or content == self.read(METRICS):
-            return
-        self.write(METRICS, content)
-        with suppress(ImportError):
-            board, epoch = import_module("tensorboardX"), int(last["epoch"])
-            # A file per row, as only closing one guarantees the write; purge_step hides what an
-            # interrupted run wrote of this epoch and later ones.
-            own = {"purge_step": epoch, "filename_suffix": f".{OURS}.{epoch}"}
-            with board.SummaryWriter(str(self.directory / "tensorboard"), **own) as events:
-                for name, value in last.items():
-                    events.add_scalar(name, value, epoch)
+        if not self.silent and content != self.read(METRICS):
+            self._tell(history[-1])  # first: a process that is killed in between leaves no gap
+            self.write(METRICS, content)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        """Add a row to the events of this process, if tensorboardX is there to write them."""
+        with suppress(ImportError), _naming(self.directory / "tensorboard") as place:
+            # SummaryWriter would write in a thread, and hang on a full disk.
+            board, epoch = import_module("tensorboardX.event_file_writer"), int(row["epoch"])
+            values = [{"tag": name, "simple_value": value} for name, value in row.items()]
+            facts: list[dict[str, Any]] = [{"summary": {"value": values}}]
+            if self._events is None:
+                place.mkdir(exist_ok=True)
+                self._events = board.EventsWriter(str(place / "events"), f".{OURS}.{epoch}")
+                # START hides what a process that was killed wrote of this epoch and later ones.
+                facts.insert(0, {"session_log": {"status": 1}})
+            for fact in facts:
+                event = board.event_pb2.Event(wall_time=time(), step=epoch, **fact)
+                self._events.write_event(event)
+            self._events.flush()
 
 
 def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
@@ -222,10 +235,20 @@ def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
     return model, run
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[Path]:
+    """An error of the disk inside, which may have no name, has that of the file."""
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _sums(path: Path) -> dict[str, list[str]] | None:
     """By name the SHA-256 of each file that is read again; None where none are known."""
     with reading(path, PUT_BACK):
-        return dict(json.loads(path.read_bytes())) if path.exists() else None
+        stored = json.loads(path.read_bytes()) if path.exists() else None
+        return stored and {name: [*map(str, sums)] for name, sums in stored.items()}
 
 
 def _files(directory: Path) -> list[Path]:

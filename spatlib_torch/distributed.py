@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import is_lazy
 
-from spatlib.errors import BackendError, DataError, cause, require
+from spatlib.errors import BackendError, PeerError, SpatlibError, cause, require
 
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
@@ -76,14 +76,14 @@ def check_alike(name: str, facts: object, device: torch.device) -> None:
 
 @contextmanager
 def agreeing(device: torch.device) -> Iterator[None]:
-    """Around a look at the data of each process: a DataError in one is one in all."""
+    """Around what may fail in one process alone: all others then end with a PeerError."""
     error = None
     try:
         yield
-    except DataError as raised:
+    except (SpatlibError, OSError) as raised:
         error = raised
     if any(map(bool, collected(torch.tensor(int(error is not None), device=device)))):
-        raise error or DataError("data of another process are refused: see what it printed")
+        raise error or PeerError("another process cannot train: see what it printed")
 
 
 def share(count: int) -> slice:

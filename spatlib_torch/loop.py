@@ -182,7 +182,8 @@ class Loop:
 
     def _restored(self) -> dict[str, Tensor]:
         """Go on from the checkpoint, if there is one; what an epoch that was interrupted kept."""
-        content = self.monitor.checkpoint()
+        with agreeing(self.batches.device):
+            content = self.monitor.checkpoint()
         if content is None:
             return {}
         named, meta = unpack(safetensors.torch.load, content, CHECKPOINT)

@@ -138,7 +138,7 @@ class Sometimes(nn.Module):
         return z + self.at_one(x) if RANK == 1 else z
 
 
-def troubled(_: Path) -> dict[str, Any]:
+def troubled(folder: Path) -> dict[str, Any]:
     """What goes wrong in one process alone, and networks that need care."""
     x, y = map(torch.as_tensor, arrays(np.float32))
     wrong = [(a, 99 if i == 20 else int(b)) for i, (a, b) in enumerate(zip(x, y, strict=True))]
@@ -155,12 +155,15 @@ def troubled(_: Path) -> dict[str, Any]:
         try:
             config = SPATConfig(eps=0.1, steps=1)
             spatlib.train(model, data, config=config, training=plan(**settings), **more)
-        except SpatlibError as error:
+        except (SpatlibError, OSError) as error:
             return f"{type(error).__name__}: {error}"
         return "none"
 
+    (folder / "file").touch()
+
     found: dict[str, Any] = {
         "label": error(network(), Wrong()),
+        "run": error(network(), (x, y), run_dir=folder / "file" / "run"),
         "rows": error(network(), (x[RANK::2], y[RANK::2])),
         "epochs": error(network(), (x, y), settings={"epochs": 1 + RANK}),
         "network": error(network(*(nn.Identity(),) * RANK), (x, y)),

@@ -87,6 +87,8 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("show nowhere", ("run_dir must hold a run", "nowhere without config.json")),
         ("train --backend jax", ("backend", "'torch'")),
         ("train --resume", ("run_dir",)),
+        ("train --run-dir=", ("run_dir must name a directory, got ''",)),
+        ("train --run-dir= --resume", ("run_dir must name a directory, got ''",)),
         ("train --data nothing.npz --eps 0.1", ("'nothing.npz'",)),
         ("train --data nothing.npz", ("data must be digits, which", "pass --eps", "'nothing.npz'")),
         ("train mnist --data cifar10", ("data must be mnist, which", "pass --eps", "'cifar10'")),

@@ -16,6 +16,7 @@ import pytest
 
 import spatlib
 from spatlib import ConfigError
+from spatlib import __main__ as entry
 from spatlib.cli import main
 from spatlib.runs import BEST, LAST, Run
 
@@ -144,6 +145,20 @@ def test_a_directory_that_is_deleted_is_not_made_anew(tmp_path: Path) -> None:
     assert content(tmp_path) == {}
 
 
+def test_a_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+
+    def replaced(row: dict[str, Any]) -> None:
+        directory.rename(tmp_path / "moved")
+        directory.mkdir()
+        (directory / LAST).write_bytes(b"of another")
+
+    with pytest.raises(FileNotFoundError) as failure:
+        train(directory, on_epoch=replaced)
+    assert failure.value.filename == str(directory / "spatlib.json")
+    assert content(directory) == {LAST: b"of another"}
+
+
 def test_where_no_directory_can_be_made_no_step_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     told: list[Any] = []
@@ -193,6 +208,12 @@ def test_an_output_that_fails_ends_the_command_without_a_trace(full: bool) -> No
     said = "spatlib: the output cannot be read or written (No space left on device)"
     assert done.stderr.startswith(said) if full else done.stderr == ""
     assert done.stderr.count("\n") == full
+
+
+def test_without_an_output_the_command_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["spatlib", "recipes"])
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
+    assert entry.main() == 0
 
 
 def test_a_training_whose_output_nobody_reads_can_go_on(tmp_path: Path) -> None:

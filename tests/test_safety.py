@@ -128,14 +128,6 @@ def test_a_quick_look_takes_the_first_examples(framework: str, tmp_path: Path) -
     assert whole.count == 50
 
 
-def test_events_for_tensorboard_hold_every_measure(tmp_path: Path) -> None:
-    train("torch", tmp_path, epochs=2, validation=20)
-    files = sorted((tmp_path / "tensorboard").iterdir())
-    content = b"".join(file.read_bytes() for file in files)
-    for name in ("loss", "adv_accuracy", "val_clean", "val_pgd10"):
-        assert content.count(name.encode()) == 2
-
-
 def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
     recipe = RECIPES["digits"].change(epochs=1, baseline=False, progress=False)
     data = load_data("digits", limit=99)
