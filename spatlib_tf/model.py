@@ -50,7 +50,10 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         **kwargs: Any,
     ) -> None:
         ops.check_model(base)
-        with base.distribute_strategy.scope():  # in which it trains, wherever it is wrapped
+        strategy = base.distribute_strategy
+        inside = all(strategy.extended.variable_created_in_scope(v.value) for v in base.variables)
+        require(inside, "model", "be made inside the scope of the strategy to train in", base.name)
+        with strategy.scope():  # wherever it is wrapped
             super().__init__(**kwargs)
             self.base, self.config = base, config
             self.seed = None if seed is None else checked("seed", seed, 0)
