@@ -146,7 +146,6 @@ def compared(directory: Path) -> dict[str, Any]:
         results[name] = own
     results["two"]["wrapped outside"] = fitted(made)
     results["two"]["made outside"] = outside(strategy)
-    keras.backend.set_floatx("float32")  # which Fails needs
     with strategy.scope():
         results["two"]["stopped"] = stopped()
     return results
