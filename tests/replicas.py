@@ -76,7 +76,7 @@ def fitted(model: keras.Model | None = None) -> dict[str, Any]:
         rate = keras.optimizers.schedules.CosineDecay(0.25, 9)
         model.compile(keras.optimizers.SGD(rate), metrics=["accuracy"])
     settings = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
-    own = {"sample_weight": np.linspace(0, 1, COUNT), "validation_data": (x, y)}
+    own = {"sample_weight": np.linspace(0, 1, COUNT), "validation_data": (x, soft)}
     found = model.fit(x, soft, **settings, **own).history
     rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
     return facts(base, rows)
