@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib import resources
 from operator import length_hint
@@ -104,9 +105,26 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
         x, y = parts["train"]
         held = np.zeros(count, dtype=bool)  # a mask: arrays of every framework can be indexed by it
         held[np.random.default_rng(seed).permutation(count)[:validation]] = True
-        parts |= {"train": (x[~held], y[~held]), "validation": (x[held], y[held])}
+        stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
+        take = partial(Rows, x) if stored else x.__getitem__
+        some = {"train": ~held, "validation": held}
+        parts |= {name: (take(rows), y[rows]) for name, rows in some.items()}
     last: bool = data.channels_last and not channels_first
     return Dataset(**parts, source=data.source, channels_last=last)
+
+
+class Rows:
+    """Some rows of an array, copied when they are read."""
+
+    def __init__(self, array: Any, chosen: np.ndarray) -> None:
+        self.array, self.rows = array, np.flatnonzero(chosen)
+        self.shape, self.dtype = (len(self.rows), *array.shape[1:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[self.rows[index]]
 
 
 def _check(where: str, part: Any) -> None:

@@ -16,7 +16,7 @@ from spatlib.errors import expect, require
 from . import ops
 from .ops import Tensor
 
-PURPOSES = ("start", "radius", "mask")  # of a draw: each has a seed of its own
+PURPOSES = ("start", "radius", "mask", "augment")  # of a draw: each has a seed of its own
 
 
 def vjp(
@@ -37,15 +37,12 @@ def vjp(
 
 
 def next_seed(generator: keras.random.SeedGenerator | None, x: Tensor | None = None) -> Tensor:
-    """A seed (2,) for the batch x; each replica of a distributed batch gets its own."""
+    """A seed (2,) for the batch x, of all replicas if it is distributed."""
     if generator is None:
-        seed = tf.random.uniform((2,), maxval=tf.int32.max, dtype=tf.int32)
-    else:
-        # Wait for x: where a graph finds no more data, the generator must not move on.
-        with tf.control_dependencies([] if x is None else [x]):
-            seed = tf.cast(generator.next(), tf.int32)
-    context = tf.distribute.get_replica_context()
-    return _split(seed, 0 if context is None else context.replica_id_in_sync_group)
+        return tf.random.uniform((2,), maxval=tf.int32.max, dtype=tf.int32)
+    # Wait for x: where a graph finds no more data, the generator must not move on.
+    with tf.control_dependencies([] if x is None else [x]):
+        return tf.cast(generator.next(), tf.int32)
 
 
 class Draws(NamedTuple):
@@ -57,29 +54,42 @@ class Draws(NamedTuple):
         # Of integers, as TensorFlow's own floats differ under XLA (tensorflow/tensorflow#117644).
         digits = ops.mantissa_bits(like)
         whole = tf.uint64 if like.dtype == tf.float64 else tf.uint32
-        seed = _split(self.seed, PURPOSES.index(purpose))
-        bits = tf.random.stateless_uniform(tf.shape(like), seed, None, None, whole, alg="philox")
+        bits = self._rows(tf.shape(like), purpose, None, None, whole)
         kept = tf.bitwise.right_shift(bits, tf.cast(8 * whole.size - digits, whole))
         return tf.ensure_shape(tf.cast(kept, like.dtype) * 2.0**-digits, like.shape)
 
     def normal(self, like: Tensor, purpose: str) -> Tensor:
         # Box and Muller (1958): stateless_normal differs under XLA as well.
-        u, v = tf.unstack(self.uniform(tf.stack([like, like]), purpose))
+        u, v = tf.unstack(self.uniform(tf.stack([like, like], 1), purpose), axis=1)
         return tf.sqrt(-2 * tf.math.log1p(-u)) * tf.cos(math.tau * v)
 
     def signs(self, label: Tensor, count: int) -> Tensor:
-        return 1 - 2 * tf.floor(2 * self.uniform(tf.stack([label] * count), "mask"))
+        signs = 1 - 2 * tf.floor(2 * self.uniform(tf.stack([label] * count, 1), "mask"))
+        return tf.transpose(signs, (1, 0, 2))
 
     def classes(self, label: Tensor, count: int) -> Tensor:
         classes = int(label.shape[1])
-        order = self.uniform(tf.zeros(classes - 1), "mask")
+        order = self._integers([classes - 1], "mask", 0, tf.int32.max, tf.int32)
         offsets = tf.pad(1 + tf.math.top_k(order, count - 1).indices, [[1, 0]])
         columns = (tf.range(classes) - offsets[:, None]) % classes
         return tf.transpose(tf.gather(label, columns, axis=1), (1, 0, 2))
 
+    def versions(self, x: Tensor, count: int) -> Tensor:
+        """One of 0 to count - 1 for each example, (N, 1)."""
+        return self._rows([tf.shape(x)[0], 1], "augment", 0, count, tf.int32)
 
-def _split(seed: Tensor, number: int | Tensor) -> Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+    def _rows(self, shape: Any, *how: Any) -> Tensor:
+        """Drawn for replicas with as many rows each, of which this one takes its own."""
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return self._integers(shape, *how)
+        drawn = self._integers(tf.concat([[context.num_replicas_in_sync], shape], 0), *how)
+        return drawn[context.replica_id_in_sync_group]
+
+    def _integers(self, shape: Any, purpose: str, low: Any, high: Any, dtype: Any) -> Tensor:
+        number, fold = PURPOSES.index(purpose), tf.random.experimental.stateless_fold_in
+        seed = fold(self.seed, number, alg="philox")
+        return tf.random.stateless_uniform(shape, seed, low, high, dtype, alg="philox")
 
 
 @contextmanager

@@ -121,14 +121,14 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
         return {} if logs is None else logs
 
 
-def augment(x: Any, kind: str, lower: float, seed: Any) -> Any:
+def augment(x: Any, kind: str, lower: float, draws: Any) -> Any:
     """Images (N, H, W, C) moved as ``TrainConfig.augment`` says; around them is ``lower``."""
     if kind == "none":
         return x
     side = 2 * PADDING + 1
-    n, height, width = tf.unstack(tf.shape(x)[:3])
+    height, width = tf.unstack(tf.shape(x)[1:3])
     versions = side**2 * (2 if kind == "crop-flip" else 1)
-    version = tf.random.stateless_uniform([n, 1], seed, 0, versions, tf.int32, alg="philox")
+    version = draws.versions(x, versions)
     across, down = version % side, version // side % side
     columns = across + tf.where(version < side**2, tf.range(width), tf.range(width)[::-1])
     padded = tf.pad(x, [[0, 0], [PADDING] * 2, [PADDING] * 2, [0, 0]], constant_values=lower)

@@ -49,12 +49,18 @@ def fit(
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
     trainer = Trainer(monitor, model, config)
-    # "auto": Keras compiles where there is a GPU.
-    trainer.compile(_optimizer(optimizer, training), jit_compile=training.compile or "auto")
+    strategy = trainer.distribute_strategy
+    replicas, clip = strategy.num_replicas_in_sync, training.clip_grad_norm
+    what = f"be a multiple of the {replicas} replicas, which share a batch"
+    require(training.batch_size % replicas == 0, "batch_size", what, training.batch_size)
+    what = "be left out under tf.distribute, where Keras clips before it adds up replicas"
+    require(replicas == 1 or clip is None, "clip_grad_norm", what, clip)
     dataset = as_dataset(data, training)
     _graphs[model] = {}
     try:
-        with tf.device(training.device):
+        with strategy.scope(), tf.device(training.device):
+            # "auto": Keras compiles where there is a GPU.
+            trainer.compile(_optimizer(optimizer, training), jit_compile=training.compile or "auto")
             return Loop(trainer, dataset, monitor).run()
     finally:
         del _graphs[model]

@@ -19,7 +19,7 @@ from spatlib.errors import DataError, NonFiniteError, check_images, expect, requ
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT
 
-from .attack import next_seed
+from .attack import Draws, next_seed
 from .batches import Shuffled, augment, scaled
 from .model import SPATModel
 
@@ -39,7 +39,7 @@ class Trainer(SPATModel):
         x = tf.cast(scaled(x, bounds, dtype), dtype)
         if self.kind != "none":
             check_images(x.shape)
-            x = augment(x, self.kind, bounds[0], next_seed(self.seed_generator, x))
+            x = augment(x, self.kind, bounds[0], Draws(next_seed(self.seed_generator, x)))
         return super().train_step((x, y))
 
     def _attack(self, x: Any, labels: Any) -> Adversarial:

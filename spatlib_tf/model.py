@@ -51,17 +51,21 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         evaluation_steps: int = 20,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         ops.check_model(base)
-        self.base, self.config = base, config
-        self.seed = None if seed is None else checked("seed", seed, 0)
-        self.evaluation_steps = evaluation_steps
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
-        # Separate from seed_generator, so that validation does not change the training.
-        self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
-        rates = map(keras.metrics.Mean, ("adv_accuracy", "stall_rate", "hole_rate"))
-        self.adv_accuracy, self.stall_rate, self.hole_rate = rates
-        self.seen, self.built = Seen(config), base.built
+        strategy = base.distribute_strategy
+        inside = all(strategy.extended.variable_created_in_scope(v.value) for v in base.variables)
+        require(inside, "model", "be made inside the scope of the strategy to train in", base.name)
+        with strategy.scope():  # wherever it is wrapped
+            super().__init__(**kwargs)
+            self.base, self.config = base, config
+            self.seed = None if seed is None else checked("seed", seed, 0)
+            self.evaluation_steps = evaluation_steps
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
+            # Separate from seed_generator, so that validation does not change the training.
+            self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
+            rates = map(keras.metrics.Mean, ("adv_accuracy", "stall_rate", "hole_rate"))
+            self.adv_accuracy, self.stall_rate, self.hole_rate = rates
+            self.seen, self.built = Seen(config), base.built
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import torch
 
+import spatlib_tf.attack
 import spatlib_tf.batches
 import spatlib_torch.loaders
 from spatlib.config import AUGMENTS
@@ -30,7 +31,7 @@ def torch_augmented(x: np.ndarray, kind: str, seed: int) -> np.ndarray:
 
 
 def tf_augmented(x: np.ndarray, kind: str, seed: int) -> np.ndarray:
-    return spatlib_tf.batches.augment(tf.constant(x), kind, LOWER, tf.constant([seed, 0])).numpy()
+    return tf_graph(tf.constant(x), kind, seed).numpy()
 
 
 ENGINES: dict[str, Augmented] = {
@@ -41,7 +42,8 @@ ENGINES: dict[str, Augmented] = {
 
 
 def tf_graph(x: Any, kind: str, seed: int) -> Any:
-    return spatlib_tf.batches.augment(x, kind, LOWER, tf.stack([seed, 0]))
+    draws = spatlib_tf.attack.Draws(tf.stack([seed, 0]))
+    return spatlib_tf.batches.augment(x, kind, LOWER, draws)
 
 
 def moved(image: np.ndarray, down: int, across: int, *, flipped: bool) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,15 @@ def test_examples_are_held_out_by_the_seed(form: str) -> None:
         chosen.append(set(y_held.tolist()))
     assert chosen[0] == chosen[1] != chosen[2]
     assert chosen[0] not in (set(range(15)), set(range(25, 40))), "from everywhere"
+
+
+def test_rows_are_held_out_of_an_array_without_a_copy_of_it() -> None:
+    x, y = np.zeros((2**8, 2**14), np.float32), np.arange(2**8)  # 16 MiB
+    tracemalloc.start()
+    data = made_last((x, y), validation=20)
+    assert data.train[0][:3].shape == (3, 2**14)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_named_data_can_be_held_out_and_are_not_without_being_asked() -> None:

@@ -1,13 +1,9 @@
-"""Graphs: how often they are traced, how large they are, and that XLA and replicas agree."""
+"""Graphs: how often they are traced, how large they are, and that XLA agrees."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,9 +19,8 @@ from spatlib_tf import attack as tf_attack
 
 from .entry import initial_weights, to_last
 from .entry_tf import TFEngine
-from .test_tf_model import BATCH, Subclassed, arrays, fit, network, spat
+from .test_tf_model import Subclassed, arrays, fit, spat
 
-ROOT = Path(__file__).parent.parent
 EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}
 
 
@@ -175,90 +170,3 @@ def losses(**way: bool) -> list[float]:
 @pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
 def test_fit_gives_the_same_losses_in_a_graph_eagerly_and_under_xla(way: str) -> None:
     assert losses(**{way: True}) == pytest.approx(losses(), rel=1e-4)
-
-
-REPLICAS = f"""
-import json, sys
-import keras, numpy as np, tensorflow as tf
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-import spatlib, spatlib_tf
-from spatlib import Mask, SPATConfig
-from tests.test_tf_loop import Fails
-from tests.test_tf_model import arrays, network, spat
-
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-x, y = arrays(count=3 * {BATCH})
-
-def run(loss):
-    model = spat(config=SPATConfig(loss=loss, eps=0.1, steps=2, guard=False, smoothing=0.2,
-                                   random_start="none", mask=Mask()),
-                 optimizer=keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
-    losses = []
-    model.fit(x, y, batch_size={BATCH}, epochs=2, shuffle=False, verbose=0,
-              callbacks=[keras.callbacks.LambdaCallback(
-                  on_train_batch_end=lambda _, logs: losses.append(logs["loss"]))])
-    return losses, [w.tolist() for w in model.base.get_weights()]
-
-def draws():
-    generator = keras.random.SeedGenerator(0)
-    model, config = network(), SPATConfig(eps=0.1, steps=1, step_size=1e-12)
-    @tf.function
-    def both():
-        return strategy.run(lambda: spatlib_tf.perturb(
-            model, tf.constant(x[:4]), tf.constant(y[:4]), config, generator=generator))
-    return [[value.numpy().tolist() for value in both().values] for _ in range(2)]
-
-def stopped():
-    model = network(Fails(2, "loss"))
-    before = model.get_weights()
-    try:
-        spatlib.train(model, (x, y), backend="tf", config=SPATConfig(eps=0.1, steps=1),
-                      training=spatlib.TrainConfig(epochs=1, batch_size={BATCH}, progress=False))
-    except spatlib.NonFiniteError:
-        return all(map(np.array_equal, before, model.get_weights()))
-
-results = {{loss: [run(loss)] for loss in ("pgd", "mart")}}
-with strategy.scope():
-    for loss, runs in results.items():
-        runs.append(run(loss))
-    results["draws"], results["stopped"] = draws(), stopped()
-print(json.dumps(results))
-"""
-
-
-@pytest.fixture(scope="module")
-def replicas() -> dict[str, Any]:
-    """Results with one device and with two, which must be set up before TensorFlow starts."""
-    done = subprocess.run(
-        [sys.executable, "-c", REPLICAS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("loss", ["pgd", "mart"])
-def test_two_replicas_train_as_one_device(replicas: dict[str, Any], loss: str) -> None:
-    (one, weights), (two, distributed) = replicas[loss]
-    assert len(one) == 6
-    assert two == pytest.approx(one, rel=1e-5)
-    for ours, expected, before in zip(distributed, weights, network().get_weights(), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
-        assert np.abs(expected - before).max() > 1e-3
-
-
-def test_a_loss_that_is_not_finite_stops_replicas_too(replicas: dict[str, Any]) -> None:
-    assert replicas["stopped"] is True
-
-
-def test_replicas_draw_different_starts(replicas: dict[str, Any]) -> None:
-    draws = np.array([value for pair in replicas["draws"] for value in pair])
-    assert draws.shape == (4, 4, 4, 4, 1)
-    for i in range(4):
-        for j in range(i):
-            assert np.abs(draws[i] - draws[j]).max() > 0.01

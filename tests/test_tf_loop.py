@@ -118,8 +118,9 @@ class Fails(layers.Layer):
         @tf.custom_gradient
         def fail(z: Any) -> Any:
             bad = tf.convert_to_tensor(number) >= self.at
-            value = tf.where(bad, math.nan, z) if self.how == "loss" else tf.identity(z)
-            return value, lambda grad: tf.where(bad, math.inf, grad)
+            nan, inf = (tf.cast(value, z.dtype) for value in (math.nan, math.inf))
+            value = tf.where(bad, nan, z) if self.how == "loss" else tf.identity(z)
+            return value, lambda grad: tf.where(bad, inf, grad)
 
         return fail(inputs)
 

@@ -26,7 +26,8 @@ def mass(ops: Ops, y: Array, loss: str) -> Array:
     """
     if len(y.shape) == 1:
         return y
-    lowest, total = -ops.max(-y, axis=1), ops.sum(y, axis=1)
+    # Not -max(-y): of y in float64, as Keras feeds it, TensorFlow's optimizer makes that of x.
+    lowest, total = -ops.max(ops.abs(y) - y, axis=1) / 2, ops.sum(y, axis=1)
     if loss == "mart":
         total = total / divisor(ops, ops.sum(ops.cast(y > 0, like=y), axis=1))
     return ops.where(lowest < 0, lowest, total)

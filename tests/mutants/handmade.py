@@ -168,8 +168,8 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_tf/attack.py", TF_DRAWS): {
         "same offsets from every seed": (
-            "self.uniform(tf.zeros(classes - 1),",
-            "self._replace(seed=0 * self.seed).uniform(tf.zeros(classes - 1),",
+            "self._integers([classes - 1],",
+            "self._replace(seed=0 * self.seed)._integers([classes - 1],",
         ),
     },
     ("spatlib_tf/attack.py", TF_STATE): {
