@@ -98,7 +98,7 @@ def one_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     original = module.measure
 
     def measure(engine: Any, model: Any, data: Any, evaluation: Any, **settings: Any) -> Any:
-        if engine is keras_engine and "margin" in evaluation.named.values():  # not validation
+        if engine is keras_engine and ("margin",) in evaluation.named.values():  # not validation
             evaluation = Evaluation(evaluation.threat, ("pgd",))
         return original(engine, model, data, evaluation, **settings)
 
