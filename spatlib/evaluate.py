@@ -157,11 +157,8 @@ class Evaluation:
         self.joint = checked("worst_only", joint, bool)
         attacks = ATTACKS + BESIDE.get(threat.norm, ()) if attacks is None else attacks
         self.threat, self.keys = plain_pgd(threat, steps), ["clean"]
-        self.named, self.callables, self.titles = (
-            dict[str, Any](),
-            dict[str, Any](),
-            dict[str, str](),
-        )
+        self.named, self.callables = dict[str, Any](), dict[str, Any]()
+        self.titles = dict[str, str]()
         known = (*TITLES, "autoattack") if threat.norm != "L1" else ("pgd", "margin", "targeted")
         what = f"be {', '.join(map(repr, known))} in {threat.norm} or callables attack(model, x, y)"
         what += ", attack(x, y) if they hold a model, no name (__name__) twice"
@@ -181,9 +178,10 @@ class Evaluation:
         self.seed, self.restarts = seed, runs if self.named else 0
         if self.joint:
             parts = dict.fromkeys(part for parts in self.named.values() for part in parts)
-            self.named = {WORST: sorted(parts, key=TARGETED.__contains__)} if parts else {}
-            titles = [self.titles.get(key, key) for key in self.keys[1:]]
-            self.keys, self.titles = ["clean", WORST], {WORST: ", then ".join(titles)}
+            quickest = sorted(parts, key=TARGETED.__contains__)
+            titles = [*map(TITLES.__getitem__, quickest), *self.callables]
+            self.named, self.titles = {WORST: quickest}, {WORST: ", then ".join(titles)}
+            self.keys = ["clean", WORST]
 
     def starts(self, first: int, shape: Sequence[int], axis: int) -> Iterator[np.ndarray]:
         """One per restart, raw, in float64, for a batch from ``first`` on, whatever its size."""

@@ -166,9 +166,7 @@ class Run:
             return
         if name in READ:  # first the checksums of both, and of each other file one
             if (self.parent or self)._lock.is_locked:  # else no training has begun
-                (
-                    self.directory / SUMS
-                ).stat()  # fails where another directory has come in its place
+                (self.directory / SUMS).stat()  # an error if another directory is in its place
             known = _sums(self.directory / SUMS) or {}
             sums = {other: known.get(other, [NONE])[-1:] for other in READ}
             sums[name].append(sha256(content).hexdigest())

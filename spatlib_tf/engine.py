@@ -103,7 +103,7 @@ def survivors(
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
             y, clean = labels.hard(ops, y), call(core.read, net, "", x)
-            if separable is None:
+            if separable is None and len(x) > 1:
                 separable = core.separable(net, x, clean)
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
             begins = (tf.cast(start, x.dtype) for start in starts)

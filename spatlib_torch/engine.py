@@ -131,7 +131,7 @@ def survivors(
             clean = predict(x)
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
             label, foreign = one_hot(y, clean), partial(_foreign, module)
-            if separable is None:
+            if separable is None and len(x) > 1:
                 with torch.compiler.set_stance("force_eager"):
                     separable = core.separable(net, x, clean)
             batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)

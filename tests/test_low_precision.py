@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import spatlib
 import spatlib_tf
 import spatlib_torch
 from spatlib import Mask, SPATConfig, Threat
@@ -120,6 +122,16 @@ def test_half_inputs_stay_in_the_set_and_in_their_dtype(
     np.testing.assert_array_equal(far[budget == 0], 0)
     loss = call.spat_loss(model, x, y, config, x_adv=x_adv)
     assert np.isfinite(float(loss))
+
+
+def test_what_half_inputs_became_is_kept_in_float32(engine: Any) -> None:
+    name = next(n for n, e in ENGINES.items() if e is engine)
+    x = np.random.default_rng(0).uniform(size=(9, 5))
+    half = torch.as_tensor(x).bfloat16() if name == "torch" else tf.cast(x, tf.bfloat16)
+    data, model = (half, BACKENDS[name]().array(np.arange(9) % 5)), engine.network(lambda z: 4 * z)
+    report = spatlib.evaluate(model, data, Threat(eps=0.1), attacks="pgd", steps=1, keep=True)
+    with np.load(BytesIO(report.as_npz())) as file:
+        assert file["x_adv_pgd1"].dtype == np.float32
 
 
 def test_xla_rounds_as_eager_code_does() -> None:

@@ -28,6 +28,12 @@ def mixed(ops: Ops, x: Array, array: Any) -> Array:
     return ridges(ops, x, array) + 0.2 * ops.sum(x, axis=0)[:4]
 
 
+def numbered(ops: Ops, x: Array, array: Any) -> Array:
+    """Logits that depend on an example's place in the batch."""
+    places = np.random.default_rng(0).normal(size=(200, 4))
+    return ridges(ops, x, array) + array(places)[: len(x)]
+
+
 def steep(ops: Ops, x: Array, array: Any) -> Array:
     """Class 0 up to 0.5, else class 1; no gradient says so."""
     return ops.sign(x - 0.5) * array([[-2.0, 2.0]])
@@ -78,8 +84,8 @@ def test_only_what_is_undecided_is_shown_again(name: str) -> None:
     network, (x, y) = model(name, ridges), points("torch")
     with Shown(network) as sizes:
         report = measure(name, network, x, y, ALL, steps=20, batch_size=len(x))
-    n, (looked, clean, half, start, *ways) = len(x), sizes
-    assert [looked, clean, half, start] == [n, n, (n + 1) // 2, n]
+    n, (looked, clean, some, start, *ways) = len(x), sizes
+    assert [looked, clean, some, start] == [n, n, len(range(1, n, 3)), n]
     assert ways[:21] == [ways[0]] * 21  # all of PGD: what is right clean and at the start
     assert ways[0] <= report.metrics["clean"] * n < n
     # Nine ways with three targets each, if all examples went them to the end.
@@ -87,13 +93,15 @@ def test_only_what_is_undecided_is_shown_again(name: str) -> None:
     assert ways[-1] == round(report.metrics["apgd20"] * n)
 
 
-def test_where_a_batch_is_a_whole_it_stays_one(name: str) -> None:
-    network, (x, y) = model(name, mixed), points("torch")
+@pytest.mark.parametrize("logits", [mixed, numbered])
+def test_where_a_batch_is_a_whole_it_stays_one(name: str, logits: Any) -> None:
+    network, (x, y), array = model(name, logits), points("torch"), BACKENDS[name]().array
+    data = [(array(x[k]), array(y[k])) for k in (slice(1), slice(1, None))]  # one says nothing
     with Shown(network) as sizes:
-        measure(name, network, x, y, ("pgd", "apgd-ce"), steps=12, batch_size=len(x))
-    smaller = [size for size in sizes if size < len(x)]
-    assert smaller == [(len(x) + 1) // 2]  # only to find out
-    assert len(sizes) > 24
+        spatlib.evaluate(network, data, Threat(eps=EPS), attacks=("pgd", "apgd-ce"), steps=12)
+    smaller = [size for size in sizes if 1 < size < len(x) - 1]
+    assert smaller == [len(range(1, len(x) - 1, 3))]  # only to find out
+    assert sizes.count(len(x) - 1) > 24
 
 
 @pytest.mark.parametrize("size", [1000, 7])
@@ -109,7 +117,9 @@ def test_the_worst_alone_is_the_worst_of_all_in_fewer_passes(name: str, size: in
     np.testing.assert_array_equal(worst.outcomes["worst"], every.outcomes["worst"])
     assert 0 < worst.metrics["worst"] < worst.metrics["clean"]
     assert shown[1] < 0.7 * shown[0]
-    assert worst.attacks["worst"].startswith("PGD-5, then margin PGD-5 (CW), then targeted")
+    quick, slow = "PGD-5, then margin PGD-5 (CW), then APGD-CE-5", "targeted APGD-DLR-5 (3 targets)"
+    titles = f"{quick}, then targeted margin PGD-5 (3 targets), then {slow}"
+    assert worst.attacks == {"worst": titles}
     wrong = ~worst.outcomes["worst"] & worst.outcomes["clean"]
     read = ENGINES[name].module.logits(network, worst.x_adv["worst"]).argmax(axis=1)
     assert (read != y)[wrong].all()
@@ -130,6 +140,7 @@ def test_callables_get_what_the_named_attacks_left(name: str) -> None:
     every = measure(name, network, x, y, ("pgd", shift), **settings)
     worst = measure(name, network, x, y, (shift, "pgd"), worst_only=True, **settings)
     assert seen == [len(x), round(every.metrics["pgd3"] * len(x))]
+    assert worst.attacks == {"worst": "PGD-3, then shift"}
     assert worst.metrics == {key: every.metrics[key] for key in ("clean", "worst")}
     assert every.metrics["worst"] < every.metrics["pgd3"]
     alone = measure(name, network, x, y, shift, worst_only=True, batch_size=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -16,7 +17,7 @@ import spatlib_tf
 from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import SCORES
 from spatlib.core.feasible import random_start
-from spatlib.core.survivors import Attacked, eagerly, survivors
+from spatlib.core.survivors import Attacked, survivors
 from spatlib.evaluate import Evaluation
 from spatlib_tf import ops
 from spatlib_tf.attack import Draws, next_seed, vjp
@@ -155,13 +156,13 @@ def evaluated(
     own = partial(vjp, model, False), partial(logits_of, model)
     for way in (None, {}, {"jit_compile": True})[: 3 if xla else 2]:
         source, graphs, results = keras.random.SeedGenerator(7), dict[Any, Any](), []
-        call = eagerly if way is None else in_graphs(graphs, way)
+        how: Any = operator.call if way is None else in_graphs(graphs, way)
         for size in SIZES[:1] if way else SIZES:
             z, some = tf.constant(x[:size]), tf.constant(y[:size])
             clean = logits_of(model, z)
             start = random_start(ops, z, threat, Draws(next_seed(source)))
             batch, net = (z, some, clean, one_hot(some, clean)), Attacked(ops, *own, threat)
-            results.append(survivors(net, evaluation, batch, [start], call=call))
+            results.append(survivors(net, evaluation, batch, [start], True, how, None))
         assert all(graph.experimental_get_tracing_count() == 1 for graph in graphs.values())
         assert bool(graphs) == (way is not None)
         found.append(results)

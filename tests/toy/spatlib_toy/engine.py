@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import call
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -148,4 +149,4 @@ def survivors(
     x, y, threat = data[0][:].astype(np.float64), data[1], evaluation.threat
     starts = evaluation.starts(0, x.shape, ops.CHANNEL_AXIS)
     net, batch = Attacked(ops, partial(vjp, model), model, threat), (x, y, model(x), xp.eye(10)[y])
-    yield y, 10, core(net, evaluation, batch, starts)
+    yield y, 10, core(net, evaluation, batch, starts, True, call, None)
