@@ -248,8 +248,10 @@ def _naming(path: Path) -> Iterator[Path]:
 def _sums(path: Path) -> dict[str, list[str]] | None:
     """By name the SHA-256 of each file that is read again; None where none are known."""
     with reading(path, PUT_BACK):
-        stored = json.loads(path.read_bytes()) if path.exists() else None
-        return stored and {name: [*map(str, sums)] for name, sums in stored.items()}
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_bytes()).items()
+        return {name: [*map(str, sums)] for name, sums in stored}
 
 
 def _files(directory: Path) -> list[Path]:
