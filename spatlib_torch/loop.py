@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
@@ -42,6 +43,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     monitor: Monitor
     bar: Any
+    own: LRScheduler | None = None  # the scheduler of the user's optimizer
 
     def __post_init__(self) -> None:
         self.training = training = self.monitor.training
@@ -52,11 +54,10 @@ class Loop:
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
         # Numbers in the epoch, limits of labels; on the device MEANS, extremes, examples.
         self.seen: list[tuple[int, Any, Tensor]] = []
+        steps = training.epochs * len(self.batches)
+        factor = partial(lr_factor, training.schedule, steps=steps)
+        self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
-        self.factor = partial(
-            lr_factor, training.schedule, steps=training.epochs * len(self.batches)
-        )
-        self.scheduler = LambdaLR(self.optimizer, self.factor, last_epoch=self.step - 1)
 
     def run(self) -> list[dict[str, float]]:
         """All epochs that are left; after a DataError the model is as after the last whole one."""
@@ -83,7 +84,7 @@ class Loop:
                 self._look()
                 if self._due():
                     self.monitor.save(self._checkpoint())
-        rate = float(self.scheduler.base_lrs[0]) * self.factor(self.step - 1)
+        rate = float(self.rates[0])
         row = {"epoch": epoch + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
@@ -131,7 +132,7 @@ class Loop:
         if training.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), training.clip_grad_norm)
         self.optimizer.step()
-        self.scheduler.step()
+        self._schedule()
         if self.average:  # from the weights after the first update on
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
@@ -141,6 +142,10 @@ class Loop:
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         values = losses.detach().mean(), accuracy, *rates, *ends, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+
+    def _schedule(self) -> None:
+        self.rates = self.scheduler.get_last_lr()  # of the step that is done
+        self.scheduler.step()
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
@@ -195,9 +200,12 @@ class Loop:
         began, device = meta["device"], self.batches.device.type
         what = f"be {began!r}, where the run began: other kinds of device draw other numbers"
         require(began == device, "device", what, device)
-        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         for name in PROGRESS:
             setattr(self, name, meta[name])
+        with warnings.catch_warnings(action="ignore"):  # of steps of no optimizer before them
+            for _ in range(self.step):
+                self._schedule()
+        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
         again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
