@@ -155,7 +155,8 @@ class TrainConfig:
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
         validation: Training examples held out (of arrays), measured attacked after each epoch.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
+        precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
+            or ``"float16"``, with a loss that is scaled: a step whose gradient overflows is left out.
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
@@ -190,7 +191,7 @@ class TrainConfig:
         settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
         settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
-        settle(self, precision=("float32", "bfloat16"), checkpoint_minutes="[0, inf)")
+        settle(self, precision=("float32", "bfloat16", "float16"), checkpoint_minutes="[0, inf)")
         settle(self, clip_grad_norm="(0, inf)", patience=1)
         settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"

@@ -102,7 +102,9 @@ def _optimizer(
     what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
     require(known, "model", what, parameters)
     groups: Any = parameters
-    if make is None:
+    half, what = training.precision == "float16", "have weights of float32 for precision 'float16'"
+    require(not half or all(p.dtype != torch.float16 for p in parameters), "model", what, "float16")
+    if ours := make is None:
         settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
         make = partial(torch.optim.SGD, fused=True, **settings)
         if not training.bias_decay:
@@ -125,6 +127,9 @@ def _optimizer(
     closure = signature(made.step).parameters.get("closure")
     what = "step without a closure, which would have to attack and descend several times a step"
     require(closure is None or closure.default is None, "optimizer", what, type(made).__name__)
+    for p in parameters if ours and half else ():
+        # Fused SGD would take unset memory for it after a first step that is left out.
+        made.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return made, scheduler
 
 

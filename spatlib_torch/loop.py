@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -31,6 +32,7 @@ from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
+LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
 
 
 @dataclass(eq=False)
@@ -57,6 +59,7 @@ class Loop:
         steps = training.epochs * len(self.batches)
         factor = partial(lr_factor, training.schedule, steps=steps)
         self.scheduler = self.own or LambdaLR(self.optimizer, factor)
+        self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
 
     def run(self) -> list[dict[str, float]]:
@@ -112,12 +115,12 @@ class Loop:
     def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
-        new, low = torch.Generator(device).manual_seed, training.precision == "bfloat16"
+        new, kind = torch.Generator(device).manual_seed, getattr(torch, training.precision)
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
         moved = augment(x, training.augment, config.bounds[0], Draws(new(seed(AUGMENT)), *rows))
-        with torch.autocast(device.type, torch.bfloat16, low):
+        with torch.autocast(device.type, kind, kind != torch.float32):
             moved, y = prepare(moved, y, config, validate=False)
             x_adv, rates = moved, [moved.new_zeros(())] * 2
             if not self.monitor.ordinary:
@@ -127,11 +130,13 @@ class Loop:
             losses, logits = attack.outer(model, moved, x_adv, y, config)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         step_alike(bare(model))
+        self.scaler.unscale_(self.optimizer)
         if training.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), training.clip_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._schedule()
         if self.average:  # from the weights after the first update on
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
@@ -165,7 +170,8 @@ class Loop:
             for *row, count in rows:
                 self.sums = [s + count * new for s, new in zip(self.sums, row, strict=False)]
         # In the largest parameter a gradient shows that was not finite, though the loss was.
-        if not nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite():
+        finite = nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite()
+        if not finite or self.scaler.get_scale() < LEAST:
             raise NonFiniteError(self.step, self.history)
         self.seen = []
         means = {name: n / self.count for name, n in zip(MEANS, self.sums, strict=True)}
@@ -183,7 +189,8 @@ class Loop:
         parts |= {"buffers": dict(module.named_buffers()), "optimizer": state}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
-        return packed(named, meta | {"device": self.batches.device.type, "optimizer": optimizer})
+        meta |= {"device": self.batches.device.type, "scaler": self.scaler.state_dict()}
+        return packed(named, meta | {"optimizer": optimizer})
 
     def _restored(self) -> dict[str, Tensor]:
         """Go on from the checkpoint, if there is one; what an epoch that was interrupted kept."""
@@ -206,6 +213,7 @@ class Loop:
             for _ in range(self.step):
                 self._schedule()
         load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
+        self.scaler.load_state_dict(meta["scaler"])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
         again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)

@@ -145,7 +145,7 @@ def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
 
 def test_a_network_of_ones_own_has_to_be_built_by_its_owner(tmp_path: Path) -> None:
     train("torch", tmp_path, epochs=1)
-    with pytest.raises(ConfigError, match="load_weights"):
+    with pytest.raises(ConfigError, match="model must be given for the run in .*, got None"):
         spatlib.load_model(tmp_path)
 
 
