@@ -154,9 +154,10 @@ class TrainConfig:
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
         validation: Training examples held out (of arrays), measured attacked after each epoch.
+        num_workers: Processes that read ahead in map-style training data (torch); 0: only this one.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
-            or ``"float16"``, with a loss that is scaled: a step whose gradient overflows is left out.
+            or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
@@ -177,6 +178,7 @@ class TrainConfig:
     seed: int = 0
     augment: str = "none"
     validation: int = 0
+    num_workers: int = 0
     device: str | None = None
     precision: str = "float32"
     compile: bool = False
@@ -188,7 +190,7 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0)
+        settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0, num_workers=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
         settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
         settle(self, precision=("float32", "bfloat16", "float16"), checkpoint_minutes="[0, inf)")

@@ -34,7 +34,8 @@ STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
 # Settings that may differ when a run goes on; data are known by their fingerprint.
-FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
+CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers")
+FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")

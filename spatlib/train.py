@@ -87,8 +87,9 @@ def train(
         run_dir: Directory for settings, metrics, weights, checkpoints (:class:`spatlib.runs.Run`).
         resume: Go on with the run in ``run_dir``, bit for bit (Keras: from its last whole epoch),
             or begin one. What is left out is as in the run, but a model, data or optimizer of your
-            own has to be passed again. Only ``epochs``, ``device`` (of the same kind), ``progress``
-            and ``checkpoint_minutes`` may change; the schedule is then that of as many epochs.
+            own has to be passed again. Only ``epochs``, ``device`` (of the same kind),
+            ``progress``, ``checkpoint_minutes`` and ``num_workers`` may change; the schedule is
+            then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 

@@ -43,6 +43,8 @@ def fit(
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
+    what = "be 0 for tf (a PyDataset has workers of its own)"
+    require(training.num_workers == 0, "num_workers", what, training.num_workers)
     check(model, data, config, training)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,17 +77,18 @@ class Loop:
     def _epoch(self) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
-        for x, y, rows in self.batches.epoch(self.training.seed, epoch, self.done):
-            if self.step == 0 and not is_pair(self.batches.data):
-                with agreeing(x.device):
-                    looked_at(self.model, x, y, self.config)
-            with alone(bare(self.model)):
-                self.train_on(x, y, rows)
-            alone_due = self.batches.size == 1 and self.monitor.due()
-            if alone_due or self.step % READ_EVERY == 0:
-                self._look()
-                if self._due():
-                    self.monitor.save(self._checkpoint())
+        with closing(self.batches.epoch(self.training.seed, epoch, self.done)) as batches:
+            for x, y, rows in batches:
+                if self.step == 0 and not is_pair(self.batches.data):
+                    with agreeing(x.device):
+                        looked_at(self.model, x, y, self.config)
+                with alone(bare(self.model)):
+                    self.train_on(x, y, rows)
+                alone_due = self.batches.size == 1 and self.monitor.due()
+                if alone_due or self.step % READ_EVERY == 0:
+                    self._look()
+                    if self._due():
+                        self.monitor.save(self._checkpoint())
         rate = float(self.rates[0])
         row = {"epoch": epoch + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
