@@ -11,6 +11,7 @@ import torch
 
 import spatlib
 from spatlib.cli import main
+from spatlib.runs import Run
 
 TORCH = """
 import numpy as np
@@ -34,6 +35,17 @@ class Items(torch.utils.data.Dataset):
         return len(self.x)
     def __getitem__(self, index):
         return torch.as_tensor(self.x[index]), int(self.y[index])
+
+class ImageNet(Items):
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.x = rng.integers(256, size=(20, 3, 224, 224), dtype=np.uint8)
+        self.y = rng.integers(1000, size=20)
+
+def small():
+    convolution = nn.Conv2d(3, 4, 7, stride=16)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000)
+    return nn.Sequential(convolution, nn.ReLU(), *pooled)
 
 number = 3
 nothing = lambda: None
@@ -120,6 +132,19 @@ def test_a_data_set_of_items_is_evaluated_and_not_drawn(
     assert report["count"] == 24
     refused(capsys, f"evaluate a {own} --limit 3", "limit must be left out for data in batches")
     refused(capsys, f"show a {own}", "data must be arrays or batches", "use a DataLoader")
+
+
+def test_the_recipe_of_imagenet_is_rehearsed(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "--model factories:small --data factories:ImageNet"
+    few = "--batch-size 2 --epochs 2 --num-workers 1 --bounds 0 1"
+    rows = called(capsys, f"train imagenet --run-dir a {own} {few}")
+    assert [row["lr"] for row in rows[:2]] == pytest.approx([0.0578, 0.0006], abs=1e-4)
+    assert all(row["loss"] < 20 for row in rows[:2])
+    config, training = Run("a", resume=True).configs()
+    assert config == spatlib.RECIPES["imagenet"].config
+    assert (training.schedule, training.weight_decay) == ("cosine", 1e-4)
+    refused(capsys, "train imagenet", "model must be a network that returns logits")
+    refused(capsys, "train imagenet --model factories:small", "data must be (x, y)", "NoneType")
 
 
 def test_factories_of_keras(capsys: pytest.CaptureFixture[str]) -> None:
