@@ -53,7 +53,8 @@ def fit(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # as gradients are added up here
     device = placed(model, training.device)
-    batches = Batches(data, training.batch_size, model, device, config.bounds, training.num_workers)
+    batches = Batches(data, training.batch_size, model, device, config.bounds)
+    batches.workers = training.num_workers
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")

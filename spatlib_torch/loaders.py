@@ -10,13 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
@@ -33,6 +27,7 @@ CPU = torch.device("cpu")
 BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
+Epoch = Generator[tuple[Tensor, Tensor, Rows], None, None]
 
 
 def seed_globals(seed: int, device: torch.device) -> None:
@@ -74,17 +69,12 @@ class Batches:
     Inputs are floats of the model's dtype, or uint8, where 0..255 become ``bounds``.
     """
 
+    workers = 0  # processes that read ahead in data of map style
+
     def __init__(
-        self,
-        data: Any,
-        batch_size: int,
-        model: nn.Module,
-        device: torch.device,
-        bounds: Bounds,
-        workers: int = 0,
+        self, data: Any, batch_size: int, model: nn.Module, device: torch.device, bounds: Bounds
     ) -> None:
         self.data, self.batch_size, self.device, self.bounds = data, batch_size, device, bounds
-        self.workers = workers
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.count: int | None = None  # of examples, where batches are cut here
         self.size = team()[1]
@@ -114,9 +104,7 @@ class Batches:
         rows = torch.arange(self.count or 0)
         return map(self._moved, self._read(torch.split(rows, self.batch_size)))
 
-    def epoch(
-        self, seed: int, epoch: int, first: int
-    ) -> Generator[tuple[Tensor, Tensor, Rows], None, None]:
+    def epoch(self, seed: int, epoch: int, first: int) -> Epoch:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
@@ -149,13 +137,10 @@ class Batches:
             return pairs(self.data)
         if is_pair(self.data):
             return ([_numbers(_gather, array, part) for array in self.data] for part in parts)
-        return DataLoader(
-            _Seeded(self.data, seed, epoch),
-            batch_sampler=map(Tensor.tolist, parts),
-            num_workers=self.workers,
-            collate_fn=partial(_numbers, default_collate),
-            generator=torch.Generator(),  # else it draws from the global one
-        )
+        how: Any = {"collate_fn": partial(_numbers, default_collate), "num_workers": self.workers}
+        how["generator"] = torch.Generator()  # else it draws from the global one
+        items: Any = _Seeded(self.data, seed, epoch)
+        return DataLoader(items, batch_sampler=map(Tensor.tolist, parts), **how)
 
     def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The batch on the device."""
@@ -172,7 +157,7 @@ class Batches:
         return tensor.to(self.device, non_blocking=True)
 
 
-class _Seeded(Dataset[Any]):
+class _Seeded:
     """Data of map style whose items are drawn alike, whichever process reads them."""
 
     def __init__(self, data: Any, seed: int, epoch: int) -> None:

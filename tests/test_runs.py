@@ -55,7 +55,7 @@ def test_a_run_has_its_mark_and_what_decides_its_result(own: Any, digits: Any) -
 def test_the_weights_of_an_older_run_can_be_loaded(tmp_path: Path, digits: Any) -> None:
     directory = copied(digits[1], tmp_path)
     edit(directory, older)
-    with pytest.raises(ConfigError, match="load_weights"):
+    with pytest.raises(ConfigError, match="model must be given for the run in"):
         load_model(directory)
     engine, built = load_engine("torch"), saved(directory)["architecture"]
     model = engine.build_model(seed=5, **built)
@@ -226,7 +226,7 @@ def test_a_network_of_a_run_comes_back_by_its_name(digits: Any, own: Any) -> Non
     assert run.settings["backend"] == "torch"
     with pytest.raises(ConfigError, match=r"weights must be one of \['last'\].*got 'ema'"):
         load_model(digits[1], "ema")
-    with pytest.raises(ConfigError, match="load_weights"):
+    with pytest.raises(ConfigError, match="model must be given for the run in"):
         load_model(own[1])
 
 
