@@ -1,15 +1,22 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    default_collate,
+)
 
 from spatlib.config import PADDING, fold
 from spatlib.data import is_pair, length, pairs
@@ -68,9 +75,16 @@ class Batches:
     """
 
     def __init__(
-        self, data: Any, batch_size: int, model: nn.Module, device: torch.device, bounds: Bounds
+        self,
+        data: Any,
+        batch_size: int,
+        model: nn.Module,
+        device: torch.device,
+        bounds: Bounds,
+        workers: int = 0,
     ) -> None:
         self.data, self.batch_size, self.device, self.bounds = data, batch_size, device, bounds
+        self.workers = workers
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self.count: int | None = None  # of examples, where batches are cut here
         self.size = team()[1]
@@ -97,9 +111,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""
-        return map(self._moved, self._cut(torch.arange(self.count or 0), self.batch_size))
+        rows = torch.arange(self.count or 0)
+        return map(self._moved, self._read(torch.split(rows, self.batch_size)))
 
-    def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+    def epoch(
+        self, seed: int, epoch: int, first: int
+    ) -> Generator[tuple[Tensor, Tensor, Rows], None, None]:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
@@ -114,32 +131,35 @@ class Batches:
                 part.set_epoch(epoch)
         source = torch.Generator().manual_seed(fold(seed, epoch, 0, ORDER))
         order = torch.randperm(self.count or 0, generator=source)
-        size = self.batch_size * self.size
-        seed_globals(fold(seed, epoch, 0, FETCH), self.device)
-        for step, part in enumerate(self._cut(order[: len(self) * size], size)):
-            if step >= first and self.count is None:  # a loader takes the rows of this process
-                x, y = self._moved(part)
-                yield x, y, (team()[0] * len(x), self.size * len(x))
-            elif step >= first:
-                own = share(len(part))
-                yield *self._moved(part[own], seed, epoch), (own.start, len(part))
+        size, begin = self.batch_size * self.size, 0 if self.count is None else first
+        cut = torch.split(order[: len(self) * size], size)
+        seed_globals(fold(seed, epoch, begin, FETCH), self.device)
+        own = [part[share(len(part))] for part in cut[begin:]]
+        for step, batch in enumerate(self._read(own, seed, epoch), begin):
+            if step >= first:
+                x, y = self._moved(batch)
+                # A loader takes the rows of this process.
+                total = self.size * len(x) if self.count is None else len(cut[step])
+                yield x, y, (share(total).start, total)
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
 
-    def _cut(self, order: Tensor, size: int) -> Iterable[Any]:
-        """The rows of each batch, or all that a loader yields."""
-        return pairs(self.data) if self.count is None else torch.split(order, size)
-
-    def _moved(self, part: Any, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The batch of these rows, or this one of a loader, on the device."""
+    def _read(self, parts: Sequence[Tensor], seed: int = 0, epoch: int = 0) -> Iterable[Any]:
+        """The batches of these rows, or all that a loader yields."""
+        if self.count is None:
+            return pairs(self.data)
         if is_pair(self.data):
-            part = [_numbers(_gather, array, part) for array in self.data]
-        elif self.count is not None:
-            items = []
-            for index in part.tolist():
-                seed_globals(fold(seed, epoch, index, ITEM), CPU)
-                items.append(self.data[index])
-            part = _numbers(default_collate, items)
-        x, y = map(self._to_device, next(pairs([part])))
+            return ([_numbers(_gather, array, part) for array in self.data] for part in parts)
+        return DataLoader(
+            _Seeded(self.data, seed, epoch),
+            batch_sampler=map(Tensor.tolist, parts),
+            num_workers=self.workers,
+            collate_fn=partial(_numbers, default_collate),
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+
+    def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The batch on the device."""
+        x, y = map(self._to_device, next(pairs([batch])))
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
@@ -150,6 +170,17 @@ class Batches:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # the host need not wait for the copy
         return tensor.to(self.device, non_blocking=True)
+
+
+class _Seeded(Dataset[Any]):
+    """Data of map style whose items are drawn alike, whichever process reads them."""
+
+    def __init__(self, data: Any, seed: int, epoch: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        seed_globals(fold(self.seed, self.epoch, index, ITEM), CPU)
+        return self.data[index]
 
 
 def sampled(data: Any) -> bool:

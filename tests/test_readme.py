@@ -110,7 +110,8 @@ def test_table_of_recipes_is_that_of_the_code() -> None:
         if line.startswith("| `")
     ]
     expected = [
-        [name, r.data, r.model, r.config.eps, str(r.config.steps), str(r.training.epochs), r.source]
+        [name, r.data or "your own", r.model or "your own", r.config.eps]
+        + [str(number) for number in (r.config.steps, r.training.epochs, r.source)]
         for name, r in RECIPES.items()
     ]
     assert [[*row[:3], float(Fraction(row[3])), *row[4:]] for row in rows] == expected

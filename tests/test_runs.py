@@ -178,7 +178,7 @@ def test_more_epochs_device_and_progress_are_free(
 ) -> None:
     first = train(tmp_path, training=replace(TRAINING, epochs=1))
     assert len(first.history) == 1
-    others = {"device": "cpu", "progress": True, "checkpoint_minutes": 0.0}
+    others = {"device": "cpu", "progress": True, "checkpoint_minutes": 0.0, "num_workers": 1}
     longer = train(tmp_path, training=replace(TRAINING, **others), resume=True)
     assert rows(longer.history) == rows(own[0].history)
     assert weights(longer.model) == weights(own[0].model)
