@@ -32,7 +32,7 @@ def main(folder: str, epochs: int = 10) -> dict[str, float]:
         (train, test),
         backend="tf",
         config=spatlib.SPATConfig(eps=8, bounds=(0, 255), steps=5),
-        training=spatlib.TrainConfig(epochs=epochs),
+        training=spatlib.TrainConfig(epochs=epochs, lr=0.05),
     )
     return result.metrics
 

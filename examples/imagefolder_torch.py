@@ -36,7 +36,7 @@ def main(folder: str, epochs: int = 10, cache_dir: str | None = None) -> dict[st
         small_cnn((3, *SIZE), len(classes)),
         (train, test),
         config=spatlib.SPATConfig(eps=8 / 255, steps=5),
-        training=spatlib.TrainConfig(epochs=epochs, batch_size=32),
+        training=spatlib.TrainConfig(epochs=epochs, batch_size=32, lr=0.05),
     )
     return result.metrics
 

@@ -19,7 +19,7 @@ LOOPS: list[tuple[str, dict[str, Any]]] = [
     ("fabric_loop", {"epochs": 2, "accelerator": "cpu"}),
     ("fabric_loop", {"epochs": 2, "accelerator": "cpu", "precision": "bf16-mixed"}),
     ("lightning_module", {"epochs": 2, "precision": "bf16-mixed", **QUIET}),
-    ("hf_trainer", {"epochs": 3, "use_cpu": True}),
+    ("hf_trainer", {"epochs": 4, "use_cpu": True}),
 ]
 
 
@@ -61,6 +61,6 @@ def test_a_folder_of_pictures_of_many_sizes_is_learnt(
     example: str, folder: Path, tmp_path: Path
 ) -> None:
     cache = {"cache_dir": str(tmp_path)} if example == "imagefolder_torch" else {}
-    metrics = run(example, str(folder), **cache)
+    metrics = run(example, str(folder), epochs=6, **cache)
     assert metrics["clean"] > 0.9
     assert metrics["pgd20"] > 0.8
