@@ -31,7 +31,8 @@ class Engine(Protocol):
 
     # By name; network: shape of an input, classes, mean and std (per channel or None).
     def build_model(self, name: str, seed: int, **network: Any) -> Any: ...
-    # DataError unless data fit threat and model, called once: arrays whole, else a batch.
+    # DataError unless data fit threat and model, called once: arrays whole, else a batch. Of data
+    # (x, y) x may be a view (spatlib.data.Rows): read it by its rows, x[k:n].
     def check(self, model: Any, data: Any, threat: Threat, training: TrainConfig) -> None: ...
     # Train in place as the spatlib.monitor.Monitor says, return the history.
     def fit(

@@ -166,7 +166,10 @@ class Run:
         if self.silent:
             return
         if name in READ:  # first the checksums of both, and of each other file one
-            (self.directory / SUMS).stat()  # an error if another directory has come in its place
+            if (self.parent or self)._lock.is_locked:  # else no training has begun
+                (
+                    self.directory / SUMS
+                ).stat()  # fails where another directory has come in its place
             known = _sums(self.directory / SUMS) or {}
             sums = {other: known.get(other, [NONE])[-1:] for other in READ}
             sums[name].append(sha256(content).hexdigest())

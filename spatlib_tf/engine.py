@@ -124,9 +124,9 @@ def _called(
 ) -> Any:
     """Call it as a graph for any N, which is traced at the first call."""
     arguments = tuple(map(tf.convert_to_tensor, arguments))
-    key = function, net.threat, name
+    specs = [tf.TensorSpec((None,) * bool(v.ndim) + v.shape[1:], v.dtype) for v in arguments]
+    key = function, net.threat, name, *specs
     if key not in graphs:
-        specs = [tf.TensorSpec((None,) * bool(v.ndim) + v.shape[1:], v.dtype) for v in arguments]
         own = partial(function, net, name)
         # Without autograph, which would hide our errors behind its own.
         graphs[key] = tf.function(own, input_signature=specs, autograph=False)

@@ -136,6 +136,19 @@ def test_callables_get_what_the_named_attacks_left(name: str) -> None:
     assert alone.metrics["worst"] == every.metrics["shift"]
 
 
+def test_batches_may_have_other_lengths_of_inputs(name: str) -> None:
+    def mean(ops: Ops, x: Array, array: Any) -> Array:
+        average = ops.sum(x, axis=1, keepdims=True) / int(x.shape[1])
+        return (average - 0.5) * array([[-1.0, 1.0]])
+
+    array, rng = BACKENDS[name]().array, np.random.default_rng(0)
+    parts = [rng.uniform(0.3, 0.7, (9, length)).astype(np.float32) for length in (3, 5, 3)]
+    data = [(array(x), array((x.mean(axis=1) > 0.5).astype(np.int64))) for x in parts]
+    report = spatlib.evaluate(model(name, mean), data, Threat(eps=0.02), steps=2)
+    distance = np.concatenate([abs(x.mean(axis=1) - 0.5) for x in parts])
+    assert report.outcomes["pgd2"].tolist() == (distance > 0.02).tolist()
+
+
 def test_worst_only_is_true_or_false() -> None:
     with pytest.raises(ConfigError, match="worst_only must be True or False, got 1"):
         spatlib.evaluate(rugged("torch"), points("torch"), Threat(eps=EPS), worst_only=1)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .once import once
 from .replicas import BATCH, network
 
 ROOT = Path(__file__).parent.parent
@@ -22,13 +23,17 @@ RUN = [sys.executable, "-m", "tests.replicas"]
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results with one device and with two, which must be set up before TensorFlow starts."""
-    directory = tmp_path_factory.mktemp("replicas")
-    done = subprocess.run(
-        [*RUN, directory], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found["settings"] = json.loads((directory / "run" / "config.json").read_text("utf-8"))
+
+    def run(folder: Path) -> None:
+        done = subprocess.run(
+            [*RUN, folder], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (folder / "found.json").write_text(done.stdout.splitlines()[-1], "utf-8")
+
+    folder = once(tmp_path_factory, "replicas", run)
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text("utf-8"))
+    found["settings"] = json.loads((folder / "run" / "config.json").read_text("utf-8"))
     return found
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from spatlib import BackendError, ConfigError
 from spatlib_torch import engine
 
 from . import processes
+from .once import once
 
 
 def launched(what: str, place: Path, *options: str) -> None:
@@ -46,9 +48,8 @@ def both(what: str, place: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both processes left what they found."""
-    folder = tmp_path_factory.mktemp("processes")
-    launched("trained_alike,trained_together,troubled", folder)
-    return folder
+    what = "trained_alike,trained_together,troubled"
+    return once(tmp_path_factory, "processes", partial(launched, what))
 
 
 def test_two_processes_compute_what_one_does(place: Path) -> None:

@@ -44,7 +44,8 @@ def build_model(name: str, seed: int, **network: Any) -> Linear:
 
 def check(model: Any, data: Any, threat: Threat, training: Any) -> None:
     """Raise DataError unless the inputs are numbers in the bounds."""
-    if not np.all((data[0] >= threat.bounds[0]) & (data[0] <= threat.bounds[1])):
+    x = data[0][:]  # a view on arrays perhaps, which is read by its rows
+    if not np.all((x >= threat.bounds[0]) & (x <= threat.bounds[1])):
         raise DataError(f"x must be in {threat.bounds}: scale the inputs")
 
 
@@ -144,7 +145,7 @@ def survivors(
     """The labels, and the verdicts under the named attacks, in one batch."""
     known = not evaluation.callables
     require(known, "attacks", "be names of gradient attacks", list(evaluation.callables))
-    x, y, threat = data[0].astype(np.float64), data[1], evaluation.threat
+    x, y, threat = data[0][:].astype(np.float64), data[1], evaluation.threat
     starts = evaluation.starts(0, x.shape, ops.CHANNEL_AXIS)
     net, batch = Attacked(ops, partial(vjp, model), model, threat), (x, y, model(x), xp.eye(10)[y])
     yield y, 10, core(net, evaluation, batch, starts)
