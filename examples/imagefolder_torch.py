@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from PIL import ImageOps
-from torch.utils.data import StackDataset
 
 import spatlib
 from spatlib_torch.models import small_cnn
@@ -26,8 +25,7 @@ def main(folder: str, epochs: int = 10, cache_dir: str | None = None) -> dict[st
     classes = parts["train"].features["label"].names
     parts = parts.map(resized)  # once, into the library's cache
     # Items (image, label) of bytes (3, H, W), each read from the disk when it is asked for.
-    items = parts["train"].with_format("torch")
-    train = StackDataset(items["image"], items["label"])
+    train = parts["train"].with_format("torch")
     # Few pictures may as well be in memory: (N, H, W, 3), as Keras takes them.
     arrays = parts["test"].with_format("numpy")[:]
     test = arrays["image"].transpose(0, 3, 1, 2), arrays["label"]

@@ -81,7 +81,7 @@ class Batches:
         if is_pair(data):
             self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
         elif not isinstance(data, BATCHES) and hasattr(data, "__getitem__"):
-            self.count = None if hasattr(data, "shape") else length(data)
+            self.count = None if hasattr(data, "ndim") else length(data)  # arrays have it
 
     def __len__(self) -> int:
         """Batches of an epoch of training, 0 where the data does not know."""
