@@ -16,13 +16,14 @@ import spatlib
 
 from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
 from .audit import compare_attacks
-from .data import Dataset, as_dataset, load_data
-from .engines import engine_of
+from .data import Dataset, as_dataset, is_pair, load_data
+from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
 from .runs import EVALUATION, KEPT, Run, load_model
 
 DEFAULT = "digits"  # the recipe where none is named
+OWN = ("model", "data")  # which a factory may make
 NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
@@ -95,8 +96,8 @@ class Train:
     """Train a robust classifier: spatlib train [RECIPE] [OPTIONS]. A recipe has its own --help."""
 
     settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_choices)]
-    model: str | None = None  # Name of the network; default: the recipe's.
-    data: str | None = None  # Name of the data or path of a .npz file; default: the recipe's.
+    model: str | None = None  # Name, or factory package.module:name; default: the recipe's.
+    data: str | None = None  # Name, path of a .npz file, or factory; default: the recipe's.
     data_dir: Path | None = None  # Where the files of named data are, or are downloaded to.
     limit: int | None = None  # Take the first so many examples, for training and for testing.
     backend: str | None = None  # torch (the default), tf, or one that a package registered.
@@ -115,7 +116,7 @@ class Train:
                 config, training = run.configs()
                 recipe = replace(recipe, config=config, training=training)
         elif "eps" not in given:
-            for name, its in ({"data": recipe.data} | _of(recipe.config, "norm", "bounds")).items():
+            for name, its in (_of(recipe, "data") | _of(recipe.config, "norm", "bounds")).items():
                 asked = (given | _of(self, "data")).get(name, its)
                 what = f"be {its}, which the recipe's eps is for (pass --eps, or another recipe)"
                 require(asked == its, name, what, asked)
@@ -124,11 +125,12 @@ class Train:
         given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
         given["progress"] = terminal and given.get("progress", recipe.training.progress)
         recipe = recipe.change(**given)
+        model, data = (from_factory(n, getattr(self, n), recipe.training.seed) for n in OWN)
         place = _of(self, name="data", dir="data_dir", limit="limit")
-        data = load_data(**source | place) if place else None
+        data = _loaded(data, source, place) if place else None
         how = _of(recipe, "config", "training") if alone else {"recipe": recipe}
         how |= _of(self, "backend", "run_dir", "resume", "overwrite")
-        result = spatlib.train(self.model, data, **how, on_epoch=None if terminal else _say)
+        result = spatlib.train(model, data, **how, on_epoch=None if terminal else _say)
         if not terminal and os.environ.get("RANK", "0") == "0":
             _say(_of(result, "metrics", "measured_on"))
 
@@ -139,6 +141,8 @@ class Trained:
 
     run: tyro.conf.Positional[Path]  # Directory of the run; the results are written there too.
     weights: Literal["best", "ema", "last"] | None = None  # Default: the first that there are.
+    model: str | None = None  # Factory package.module:name of the network, if that was your own.
+    data: str | None = None  # Name, path or factory; default: as in the training, unless your own.
     data_dir: Path | None = None  # Where the files of the data are; default: as in the training.
     eps: float | None = None  # Radius; default: that of the training.
     steps: int | None = None  # Steps of each attack; default: that of the training.
@@ -148,15 +152,16 @@ class Trained:
         """The network, its run, the attack, and the data."""
         for name, least in {"seed": 0, "count": 1, "examples": 1, "shown": 0}.items():
             checked(name, getattr(self, name, least), least)
-        model, run = load_model(self.run, self.weights)
+        own, data = (from_factory(name, getattr(self, name), self.seed) for name in OWN)
+        model, run = load_model(self.run, self.weights, own)
         source, (config, training) = run.settings["data"], run.configs()
-        if source is None:
-            raise ConfigError(f"run {self.run} is on data of your own: call spatlib.evaluate on it")
+        what = f"be given for the run in {self.run}, whose data were your own"
+        require(data is not None or bool(source), "data", what, data)
         if changed := _of(self, "eps", "steps"):
             config = replace(config, step_size=None, **changed)  # which follows them
-        whole, first = load_data(**source | _of(self, dir="data_dir")), engine_of(model)
-        held = training.validation, training.seed
-        return model, run, config, as_dataset(whole, first.CHANNELS_FIRST, *held)
+        whole = _loaded(data, source or {}, _of(self, name="data", dir="data_dir"))
+        first, held = engine_of(model).CHANNELS_FIRST, (training.validation, training.seed)
+        return model, run, config, as_dataset(whole, first, *held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +180,13 @@ class Evaluate(Trained):
 
     def __call__(self) -> None:
         model, run, threat, data = self.open()
-        part, count = "training" if data.test is None else "test", self.limit
-        x, y = (v[: None if count is None else checked("limit", count, 1)] for v in data.measured)
+        part, measured = "training" if data.test is None else "test", data.measured
+        if self.limit is not None:
+            require(is_pair(measured), "limit", "be left out for data in batches", self.limit)
+            measured = tuple(v[: checked("limit", self.limit, 1)] for v in measured)
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
         how |= {"keep": self.keep, "worst_only": self.worst_only}
-        report = spatlib.evaluate(model, (x, y), threat, **how)
+        report = spatlib.evaluate(model, measured, threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
         _say(facts, f"{report}\n{part} data")
         run.write(EVALUATION, json.dumps(facts, indent=2).encode())
@@ -196,6 +203,7 @@ class Audit(Trained):
     """
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
+    judge_model: str | None = None  # Factory of its network, if that was your own.
     examples: int = 256  # Attack the first so many, of the test data if there are any.
     ssim: bool = False  # Measure the structural similarity too (needs scikit-image).
     shown: int = 6  # Pictures of the examples that drifted most.
@@ -204,7 +212,8 @@ class Audit(Trained):
         if self.run.resolve() == self.judge.resolve():
             raise ConfigError(f"judge is the run itself, {self.run}: train another with --seed")
         model, run, config, data = self.open()
-        judge, other = load_model(self.judge, self.weights)
+        built = from_factory("judge_model", self.judge_model, self.seed)
+        judge, other = load_model(self.judge, self.weights, built)
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         if its != own:
             raise ConfigError(f"judge learnt {its}, the run {own}: train a judge on the same data")
@@ -242,6 +251,15 @@ class Recipes:
 def _say(facts: dict[str, Any], text: str | None = None) -> None:
     """Print the text, if there is one, in a terminal, the facts as JSON elsewhere."""
     print(text if text and sys.stdout.isatty() else json.dumps(facts), flush=True)
+
+
+def _loaded(data: Any, source: dict[str, Any], place: dict[str, Any]) -> Any:
+    """What a factory returned, or data by name, ``source`` but for what ``place`` says."""
+    if data is None or isinstance(data, str):
+        return load_data(**source | place)
+    others = [name for name in place if name != "name"]
+    require(not others, "data", "be a name beside data_dir or limit, not a factory", others)
+    return data
 
 
 def _of(owner: Any, *names: str, **renamed: str) -> dict[str, Any]:

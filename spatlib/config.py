@@ -1,5 +1,6 @@
 """All settings: frozen, checked once (ConfigError), and what follows from them for each step."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from .errors import checked, require, settle
 
 SCORES = ("min", "mean", "rms", "neutral", "random")
 AUGMENTS = ("none", "crop", "crop-flip")
+SCHEDULES = ("constant", "onecycle", "cosine", "piecewise")
 PADDING = 4  # pixels by which "crop" can shift
 
 
@@ -141,16 +143,21 @@ class TrainConfig:
         lr: Learning rate (the peak of ``onecycle``).
         momentum: In [0, 1), not Nesterov's.
         weight_decay: L2 penalty added to the gradient.
-        schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to 0)
-            or ``"piecewise"`` (a tenth after 75 % and again after 90 % of the steps).
+        bias_decay: Decay biases and the weights of normalisations too, all of one axis; False is
+            the "no bias decay" of arXiv:1812.01187.
+        schedule: ``"constant"``, ``"onecycle"`` (linear up over the first 30 %, linear down to 0),
+            ``"cosine"`` (half of one, down to 0) or ``"piecewise"`` (a tenth after 75 % and again
+            after 90 % of the steps).
         eps_warmup: Epochs before the first at full eps, which can hold new weights at a loss of
             log K: the n-th has n / (eps_warmup + 1) of ``eps`` and ``step_size``, validation all.
         seed: Fixes initial weights, order, starts, masks, augmentation and, in torch, dropout.
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
         validation: Training examples held out (of arrays), measured attacked after each epoch.
+        num_workers: Processes that read ahead in map-style training data (torch); 0: only this one.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast in torch; Keras has a global policy).
+        precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
+            or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
@@ -165,11 +172,13 @@ class TrainConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    bias_decay: bool = True
     schedule: str = "onecycle"
     eps_warmup: int = 0
     seed: int = 0
     augment: str = "none"
     validation: int = 0
+    num_workers: int = 0
     device: str | None = None
     precision: str = "float32"
     compile: bool = False
@@ -181,10 +190,10 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0)
+        settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0, num_workers=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
-        settle(self, schedule=("constant", "onecycle", "piecewise"), augment=AUGMENTS)
-        settle(self, precision=("float32", "bfloat16"), checkpoint_minutes="[0, inf)")
+        settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
+        settle(self, precision=("float32", "bfloat16", "float16"), checkpoint_minutes="[0, inf)")
         settle(self, clip_grad_norm="(0, inf)", patience=1)
         settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
@@ -198,6 +207,8 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "onecycle":
         progress = (step + 1) / (steps + 1)
         return min(progress / 0.3, (1 - progress) / 0.7)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
     if schedule == "piecewise":
         return 0.1 ** sum(step >= drop * steps for drop in (0.75, 0.9))
     return 1.0

@@ -1,7 +1,7 @@
 """Data for training: named sets, a .npz file, arrays, or anything that yields batches."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -87,7 +87,7 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
     if isinstance(data, str | os.PathLike):
         data = load_data(data)
     elif not isinstance(data, Dataset):
-        two = is_pair(data) and len(data) == 2 and not any(hasattr(x, "shape") for x in data)
+        two = is_pair(data) and len(data) == 2 and not any(hasattr(x, "ndim") for x in data)
         data = Dataset(train=data[0], test=data[1]) if two else Dataset(train=data)
     parts: dict[str, Any] = {name: getattr(data, name) for name in PARTS}
     for name, part in parts.items():
@@ -165,13 +165,17 @@ def length(batches: Any) -> int | None:
 
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """One pass through batches (x, y); DataError for one that is no pair, or if there are none."""
+    """One pass through batches (x, y); DataError for one that is no pair, or if there are none.
+
+    A dict of two, such as ``{"image": x, "label": y}``, is a pair in this order.
+    """
     batch, none = None, "data must yield at least one batch in every pass, got none: use a loader"
     for batch in batches:
-        parts, kind = isinstance(batch, tuple | list) and len(batch), type(batch).__name__
+        pair = [*batch.values()] if isinstance(batch, Mapping) else batch
+        parts, kind = isinstance(pair, tuple | list) and len(pair), type(batch).__name__
         expect(parts != 3, "data must hold (x, y), got a third part: give weights to spat_loss")
-        expect(parts == 2, f"data must hold tuples (x, y), got {kind}: convert it to one")
-        yield only(batch[0]), batch[1]
+        expect(parts == 2, f"data must hold pairs (x, y), got {kind}: convert it to one")
+        yield only(pair[0]), pair[1]
     expect(batch is not None, none)
 
 

@@ -3,6 +3,9 @@
 import importlib
 import json
 import os
+import pkgutil
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
@@ -11,7 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from .config import SPATConfig, Threat, TrainConfig
-from .errors import BackendError, ConfigError, reading
+from .errors import BackendError, ConfigError, cause, reading, require
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
@@ -85,6 +88,28 @@ def load_extra(module: str, packages: str) -> Any:
     except ImportError as error:
         how = f"run pip install {packages}"
         raise BackendError(f"{module} cannot be imported ({error}): {how}") from error
+
+
+def from_factory(option: str, given: str | None, seed: int) -> Any:
+    """What the factory ``package.module:name`` returns, seeded; other texts as they are.
+
+    For the command line only: what a file names is never imported.
+    """
+    if given is None or os.path.exists(given) or not re.fullmatch(r"[\w.]+:[\w.]+", given):
+        return given
+    sys.path.append(os.getcwd())  # the command spatlib, unlike python -m, does not look there
+    what = "name a factory to import, as package.module:name"
+    try:
+        factory = pkgutil.resolve_name(given)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{option} must {what}, got {given} ({cause(error)})") from error
+    require(callable(factory), option, what, factory)
+    for module, seed_all in (("torch", "manual_seed"), ("keras.utils", "set_random_seed")):
+        if module in sys.modules:
+            getattr(sys.modules[module], seed_all)(seed % 2**32)
+    found = factory()
+    require(found is not None, option, "name a factory that returns it", found)
+    return found
 
 
 def load_engine(name: str) -> Engine:

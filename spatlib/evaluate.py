@@ -117,7 +117,10 @@ def attacked_examples(
     engine: Engine, model: Any, data: Any, config: SPATConfig, count: int = 8, seed: int = 0
 ) -> dict[str, Any]:
     """The first examples under the training attack, channels last, and the labels read in them."""
-    x, y = (part[:count] for part in (data if is_pair(data) else next(iter(data))))
+    batch = data if is_pair(data) else next(iter(data))
+    several = all(getattr(part, "shape", ()) for part in batch)
+    expect(several, "data must be arrays or batches to show its first examples: use a DataLoader")
+    x, y = (part[:count] for part in batch)
     x_adv, mask = engine.perturb(model, x, y, config, seed)
     x, y = as_array(x), as_array(y).reshape(len(x), -1)
     if x.dtype == np.uint8:

@@ -12,8 +12,8 @@ from .errors import ConfigError, checked
 class Recipe:
     """What :func:`spatlib.train` uses for the arguments that are left out."""
 
-    data: str  # name of the data set
-    model: str  # name of the network, in both engines
+    data: str | None  # name of the data set; None: your own
+    model: str | None  # name of the network, in both engines; None: your own
     config: SPATConfig
     training: TrainConfig
     mean: tuple[float, ...] | None = None  # per channel, for the network's first layer
@@ -23,9 +23,9 @@ class Recipe:
     @property
     def summary(self) -> str:
         """In one line."""
-        c, t = self.config, self.training
+        c, t, model = self.config, self.training, self.model or "your own"
         attack = f"{c.norm} eps {c.eps:.4g}, {c.steps} steps"
-        return f"{self.model:16} {attack}; {t.epochs} epochs, {t.schedule}; {self.source}"
+        return f"{model:16} {attack}; {t.epochs} epochs, {t.schedule}; {self.source}"
 
     def change(self, **settings: Any) -> "Recipe":
         """The recipe with other settings: fields of its config, its training, or its own.
@@ -100,4 +100,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     **_cifar("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616)),
     **_cifar("cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    # For a ResNet-50: threat model, attack (step size 2/3 eps) and SGD of arXiv:2007.08489, batches
+    # and decay as in its library, robustness; the cosine, for steps there, of arXiv:1812.01187.
+    "imagenet": Recipe(
+        data=None,
+        model=None,
+        config=SPATConfig(eps=4 / 255, step_size=8 / 3 / 255, steps=3),
+        training=TrainConfig(epochs=90, batch_size=256, weight_decay=1e-4, schedule="cosine"),
+        source="arXiv:2007.08489, 1812.01187",
+    ),
 }

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .config import SPATConfig, TrainConfig
-from .engines import OURS, Rows, load_engine
+from .engines import OURS, Rows, engine_of, load_engine
 from .errors import AnyPath, ConfigError, DataError, differences, reading, require
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
@@ -34,7 +34,8 @@ STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
 # Settings that may differ when a run goes on; data are known by their fingerprint.
-FREE = {f"training.{name}" for name in ("epochs", "device", "progress", "checkpoint_minutes")}
+CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers")
+FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
@@ -216,22 +217,25 @@ class Run:
             self._events.flush()
 
 
-def load_model(run_dir: AnyPath, weights: str | None = None) -> tuple[Any, Run]:
+def load_model(run_dir: AnyPath, weights: str | None = None, model: Any = None) -> tuple[Any, Run]:
     """The network of a run that spatlib built by name, on the CPU with its weights; and the run.
+
+    A network of your own, built as it was for the training, is passed as ``model`` to get them.
 
     ``weights`` are ``"best"`` (of the best robust validation accuracy), ``"ema"`` (averaged) or
     ``"last"``, by default the first that there are. ConfigError if there is no run, no such
-    weights or a network of your own; DataError if the file is damaged.
+    weights or no network; DataError if the file is damaged, or the network another.
     """
     run = Run(run_dir, resume=True)
     run.configs()  # an error unless there is a run
     there = [name for name, file in WEIGHTS.items() if (run.directory / file).exists()]
     name = weights or next(iter(there), "last")
     require(name in there, "weights", f"be one of {there}, those in {run.directory} so far", name)
-    what = "be that of a network by name (build your own, and call the engine's load_weights)"
-    require(run.settings["architecture"] is not None, "run_dir", what, str(run_dir))
-    engine, content = load_engine(run.settings["backend"]), run.read(WEIGHTS[name]) or b""
-    model = engine.build_model(seed=0, **run.settings["architecture"])
+    known, content = run.settings["architecture"], run.read(WEIGHTS[name]) or b""
+    what = f"be given for the run in {run.directory}, whose network was your own"
+    require(known is not None or model is not None, "model", what, model)
+    engine = load_engine(run.settings["backend"]) if model is None else engine_of(model)
+    model = engine.build_model(seed=0, **known) if model is None else model
     engine.load_weights(model, content, str(run.directory / WEIGHTS[name]))
     return model, run
 

@@ -18,6 +18,8 @@ from .recipes import RECIPES, Recipe, find_recipe
 from .report import Report, table
 from .runs import STANDARD, Run
 
+SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -78,13 +80,16 @@ def train(
         config: Threat model and method; default: the recipe's. Data of your own need one.
         training: Schedule; default: the recipe's, else ``TrainConfig()``.
         optimizer: A function from parameters to a torch optimizer, such as
-            ``lambda p: torch.optim.AdamW(p, lr=1e-3)``; for tf a Keras optimizer or a function
-            that makes one. Its rate follows the schedule. Default: SGD as ``training`` has it.
+            ``lambda p: torch.optim.AdamW(p, lr=1e-3)``, or to one and a scheduler of torch, stepped
+            after each batch; for tf a Keras optimizer or a function that makes one. Its rate
+            follows the schedule, or with ``schedule="constant"`` its own. Default: SGD as
+            ``training`` has it.
         run_dir: Directory for settings, metrics, weights, checkpoints (:class:`spatlib.runs.Run`).
         resume: Go on with the run in ``run_dir``, bit for bit (Keras: from its last whole epoch),
             or begin one. What is left out is as in the run, but a model, data or optimizer of your
-            own has to be passed again. Only ``epochs``, ``device`` (of the same kind), ``progress``
-            and ``checkpoint_minutes`` may change; the schedule is then that of as many epochs.
+            own has to be passed again. Only ``epochs``, ``device`` (of the same kind),
+            ``progress``, ``checkpoint_minutes`` and ``num_workers`` may change; the schedule is
+            then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
 
@@ -119,7 +124,7 @@ def train(
     require_type("training", training, TrainConfig)
     # The values of a recipe of ours are for its own optimizer; others are what the user means.
     ours = [r.training for r in RECIPES.values() if not own and chosen and r.data == chosen.data]
-    for name in ("lr", "momentum", "weight_decay") if optimizer is not None and not saved else ():
+    for name in SGD if optimizer is not None and not saved else ():
         value, what = getattr(training, name), "be left out of training beside optimizer"
         known = value in [getattr(plan, name) for plan in (TrainConfig, *ours)]
         require(known, name, f"{what} (set it there)", value)

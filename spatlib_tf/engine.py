@@ -43,6 +43,8 @@ def fit(
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
+    what = "be 0 for tf (a PyDataset has workers of its own)"
+    require(training.num_workers == 0, "num_workers", what, training.num_workers)
     check(model, data, config, training)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
@@ -60,17 +62,21 @@ def fit(
     try:
         with strategy.scope(), tf.device(training.device):
             # "auto": Keras compiles where there is a GPU.
-            trainer.compile(_optimizer(optimizer, training), jit_compile=training.compile or "auto")
+            made = _optimizer(optimizer, training, model)
+            trainer.compile(made, jit_compile=training.compile or "auto")
             return Loop(trainer, dataset, monitor).run()
     finally:
         del _graphs[model]
 
 
-def _optimizer(given: Any, training: TrainConfig) -> keras.optimizers.Optimizer:
+def _optimizer(given: Any, training: TrainConfig, model: keras.Model) -> keras.optimizers.Optimizer:
     """The optimizer asked for, else SGD, with the settings of ``training`` that are not its own."""
     if given is None:
         decay = training.weight_decay or None
         given = keras.optimizers.SGD(training.lr, training.momentum, weight_decay=decay)
+        if not training.bias_decay:
+            flat = [weight for weight in model.trainable_weights if len(weight.shape) < 2]
+            given.exclude_from_weight_decay(var_list=flat)
     found = given() if callable(given) else given
     new = isinstance(found, keras.optimizers.Optimizer) and not found.built
     what = "be a new keras.optimizers.Optimizer, or a function without arguments that returns one"

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from spatlib.config import lr_factor, warmed_up
 from spatlib.core.attack import Adversarial
-from spatlib.data import length
+from spatlib.data import length, pairs
 from spatlib.engines import pack, unpack
 from spatlib.errors import DataError, NonFiniteError, check_images, expect, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
@@ -34,7 +34,7 @@ class Trainer(SPATModel):
         self.kind, self.ordinary = monitor.training.augment, monitor.ordinary
 
     def train_step(self, data: Any) -> Any:
-        x, y = data
+        (x, y), *_ = pairs([data])
         bounds, dtype = self.config.bounds, self.base.variable_dtype
         x = tf.cast(scaled(x, bounds, dtype), dtype)
         if self.kind != "none":
@@ -77,7 +77,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             require(meta["trained"] == self.trained, "model", what, self.trained)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
-            self.monitor.resume(self.history, lambda: self.data)
+            self.monitor.resume(self.history, lambda: pairs(self.data))
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}

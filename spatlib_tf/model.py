@@ -171,9 +171,16 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             losses, logits = outer(self.base, x, attack.x, labels, self.config)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
-            scaled = self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
         weights = self.trainable_weights
-        self.optimizer.apply(tape.gradient(scaled, weights), weights)
+
+        def update(grads: list[Tensor]) -> None:
+            self.optimizer.apply(grads, weights)
+
+        # TensorFlow never lets go of a graph in which an optimizer is applied: so of a small one.
+        alone = replicas == 1 and not tf.executing_eagerly()
+        (tf.function(update, autograph=False) if alone else update)(tape.gradient(scaled, weights))
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
         right, _ = judge(ops, logits, ops.one_hot(core.hard(ops, labels), logits))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch import get_num_threads as threads  # noqa: F401  # an engine has it
 from torch.nn.parameter import is_lazy
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import labels
@@ -53,6 +54,7 @@ def fit(
         model = model.module  # as gradients are added up here
     device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
+    batches.workers = training.num_workers
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
@@ -80,8 +82,8 @@ def fit(
                 own = [p.requires_grad for p in module.parameters()]
                 for part in module.modules() if own and not any(own) else ():
                     part.training &= not [*part.buffers(recurse=False)]
-            made = _optimizer(model, training, optimizer)
-            loop = Loop(model, batches, config, made, monitor, bar)
+            made, scheduler = _optimizer(model, training, optimizer)
+            loop = Loop(model, batches, config, made, monitor, bar, scheduler)
         return loop.run()
 
 
@@ -92,24 +94,44 @@ def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
             check_alike(name, value, device)
 
 
-def _optimizer(model: nn.Module, training: TrainConfig, make: Any) -> torch.optim.Optimizer:
-    """The one that was asked for, else SGD, of the parameters that are to be trained."""
+def _optimizer(
+    model: nn.Module, training: TrainConfig, make: Any
+) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """The one that was asked for, else SGD, of the parameters to train, and its own scheduler."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     known = bool(parameters) and not any(map(is_lazy, parameters))
     what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
     require(known, "model", what, parameters)
-    settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
-    make = partial(torch.optim.SGD, fused=True, **settings) if make is None else make
-    made: torch.optim.Optimizer = make(parameters) if callable(make) else make
+    groups: Any = parameters
+    half, what = training.precision == "float16", "have weights of float32 for precision 'float16'"
+    require(not half or all(p.dtype != torch.float16 for p in parameters), "model", what, "float16")
+    if ours := make is None:
+        settings = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
+        make = partial(torch.optim.SGD, fused=True, **settings)
+        if not training.bias_decay:
+            flat, others = ([p for p in parameters if (p.ndim < 2) is one] for one in (True, False))
+            groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
+    made = make(groups) if callable(make) else make
+    made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
     require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
     require(held <= {*parameters}, "optimizer", what, made)
+    if scheduler is not None:
+        fits = isinstance(scheduler, LRScheduler) and scheduler.optimizer is made
+        fits &= not isinstance(scheduler, ReduceLROnPlateau)  # which needs a measure in its steps
+        what = "return beside it an LRScheduler of it that is stepped after each batch"
+        require(fits, "optimizer", what, scheduler)
+        what = "be 'constant' for an optimizer with a scheduler of its own"
+        require(training.schedule == "constant", "schedule", what, training.schedule)
     closure = signature(made.step).parameters.get("closure")
     what = "step without a closure, which would have to attack and descend several times a step"
     require(closure is None or closure.default is None, "optimizer", what, type(made).__name__)
-    return made
+    for p in parameters if ours and half else ():
+        # Fused SGD would take unset memory for it after a first step that is left out.
+        made.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return made, scheduler
 
 
 def survivors(

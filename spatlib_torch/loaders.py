@@ -1,8 +1,9 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ CPU = torch.device("cpu")
 BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
+Epoch = Generator[tuple[Tensor, Tensor, Rows], None, None]
 
 
 def seed_globals(seed: int, device: torch.device) -> None:
@@ -67,6 +69,8 @@ class Batches:
     Inputs are floats of the model's dtype, or uint8, where 0..255 become ``bounds``.
     """
 
+    workers = 0  # processes that read ahead in data of map style
+
     def __init__(
         self, data: Any, batch_size: int, model: nn.Module, device: torch.device, bounds: Bounds
     ) -> None:
@@ -77,7 +81,7 @@ class Batches:
         if is_pair(data):
             self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
         elif not isinstance(data, BATCHES) and hasattr(data, "__getitem__"):
-            self.count = None if hasattr(data, "shape") else length(data)
+            self.count = None if hasattr(data, "ndim") else length(data)  # arrays have it
 
     def __len__(self) -> int:
         """Batches of an epoch of training, 0 where the data does not know."""
@@ -97,9 +101,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, as for an evaluation."""
-        return map(self._moved, self._cut(torch.arange(self.count or 0), self.batch_size))
+        rows = torch.arange(self.count or 0)
+        return map(self._moved, self._read(torch.split(rows, self.batch_size)))
 
-    def epoch(self, seed: int, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+    def epoch(self, seed: int, epoch: int, first: int) -> Epoch:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
@@ -114,32 +119,32 @@ class Batches:
                 part.set_epoch(epoch)
         source = torch.Generator().manual_seed(fold(seed, epoch, 0, ORDER))
         order = torch.randperm(self.count or 0, generator=source)
-        size = self.batch_size * self.size
-        seed_globals(fold(seed, epoch, 0, FETCH), self.device)
-        for step, part in enumerate(self._cut(order[: len(self) * size], size)):
-            if step >= first and self.count is None:  # a loader takes the rows of this process
-                x, y = self._moved(part)
-                yield x, y, (team()[0] * len(x), self.size * len(x))
-            elif step >= first:
-                own = share(len(part))
-                yield *self._moved(part[own], seed, epoch), (own.start, len(part))
+        size, begin = self.batch_size * self.size, 0 if self.count is None else first
+        cut = torch.split(order[: len(self) * size], size)
+        seed_globals(fold(seed, epoch, begin, FETCH), self.device)
+        own = [part[share(len(part))] for part in cut[begin:]]
+        for step, batch in enumerate(self._read(own, seed, epoch), begin):
+            if step >= first:
+                x, y = self._moved(batch)
+                # A loader takes the rows of this process.
+                total = self.size * len(x) if self.count is None else len(cut[step])
+                yield x, y, (share(total).start, total)
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
 
-    def _cut(self, order: Tensor, size: int) -> Iterable[Any]:
-        """The rows of each batch, or all that a loader yields."""
-        return pairs(self.data) if self.count is None else torch.split(order, size)
-
-    def _moved(self, part: Any, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The batch of these rows, or this one of a loader, on the device."""
+    def _read(self, parts: Sequence[Tensor], seed: int = 0, epoch: int = 0) -> Iterable[Any]:
+        """The batches of these rows, or all that a loader yields."""
+        if self.count is None:
+            return pairs(self.data)
         if is_pair(self.data):
-            part = [_numbers(_gather, array, part) for array in self.data]
-        elif self.count is not None:
-            items = []
-            for index in part.tolist():
-                seed_globals(fold(seed, epoch, index, ITEM), CPU)
-                items.append(self.data[index])
-            part = _numbers(default_collate, items)
-        x, y = map(self._to_device, next(pairs([part])))
+            return ([_numbers(_gather, array, part) for array in self.data] for part in parts)
+        how: Any = {"collate_fn": partial(_numbers, default_collate), "num_workers": self.workers}
+        how["generator"] = torch.Generator()  # else it draws from the global one
+        items: Any = _Seeded(self.data, seed, epoch)
+        return DataLoader(items, batch_sampler=map(Tensor.tolist, parts), **how)
+
+    def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The batch on the device."""
+        x, y = map(self._to_device, next(pairs([batch])))
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
@@ -150,6 +155,17 @@ class Batches:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # the host need not wait for the copy
         return tensor.to(self.device, non_blocking=True)
+
+
+class _Seeded:
+    """Data of map style whose items are drawn alike, whichever process reads them."""
+
+    def __init__(self, data: Any, seed: int, epoch: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        seed_globals(fold(self.seed, self.epoch, index, ITEM), CPU)
+        return self.data[index]
 
 
 def sampled(data: Any) -> bool:

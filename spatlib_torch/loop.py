@@ -2,7 +2,9 @@
 
 import math
 import time
+import warnings
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.amp import GradScaler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
@@ -30,6 +33,7 @@ from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
+LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
 
 
 @dataclass(eq=False)
@@ -42,6 +46,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     monitor: Monitor
     bar: Any
+    own: LRScheduler | None = None  # the scheduler of the user's optimizer
 
     def __post_init__(self) -> None:
         self.training = training = self.monitor.training
@@ -52,11 +57,11 @@ class Loop:
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
         # Numbers in the epoch, limits of labels; on the device MEANS, extremes, examples.
         self.seen: list[tuple[int, Any, Tensor]] = []
+        steps = training.epochs * len(self.batches)
+        factor = partial(lr_factor, training.schedule, steps=steps)
+        self.scheduler = self.own or LambdaLR(self.optimizer, factor)
+        self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
-        self.factor = partial(
-            lr_factor, training.schedule, steps=training.epochs * len(self.batches)
-        )
-        self.scheduler = LambdaLR(self.optimizer, self.factor, last_epoch=self.step - 1)
 
     def run(self) -> list[dict[str, float]]:
         """All epochs that are left; after a DataError the model is as after the last whole one."""
@@ -72,18 +77,19 @@ class Loop:
     def _epoch(self) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
-        for x, y, rows in self.batches.epoch(self.training.seed, epoch, self.done):
-            if self.step == 0 and not is_pair(self.batches.data):
-                with agreeing(x.device):
-                    looked_at(self.model, x, y, self.config)
-            with alone(bare(self.model)):
-                self.train_on(x, y, rows)
-            alone_due = self.batches.size == 1 and self.monitor.due()
-            if alone_due or self.step % READ_EVERY == 0:
-                self._look()
-                if self._due():
-                    self.monitor.save(self._checkpoint())
-        rate = float(self.scheduler.base_lrs[0]) * self.factor(self.step - 1)
+        with closing(self.batches.epoch(self.training.seed, epoch, self.done)) as batches:
+            for x, y, rows in batches:
+                if self.step == 0 and not is_pair(self.batches.data):
+                    with agreeing(x.device):
+                        looked_at(self.model, x, y, self.config)
+                with alone(bare(self.model)):
+                    self.train_on(x, y, rows)
+                alone_due = self.batches.size == 1 and self.monitor.due()
+                if alone_due or self.step % READ_EVERY == 0:
+                    self._look()
+                    if self._due():
+                        self.monitor.save(self._checkpoint())
+        rate = float(self.rates[0])
         row = {"epoch": epoch + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
@@ -111,12 +117,12 @@ class Loop:
     def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
-        new, low = torch.Generator(device).manual_seed, training.precision == "bfloat16"
+        new, kind = torch.Generator(device).manual_seed, getattr(torch, training.precision)
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
         moved = augment(x, training.augment, config.bounds[0], Draws(new(seed(AUGMENT)), *rows))
-        with torch.autocast(device.type, torch.bfloat16, low):
+        with torch.autocast(device.type, kind, kind != torch.float32):
             moved, y = prepare(moved, y, config, validate=False)
             x_adv, rates = moved, [moved.new_zeros(())] * 2
             if not self.monitor.ordinary:
@@ -126,12 +132,14 @@ class Loop:
             losses, logits = attack.outer(model, moved, x_adv, y, config)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         step_alike(bare(model))
+        self.scaler.unscale_(self.optimizer)
         if training.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), training.clip_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._schedule()
         if self.average:  # from the weights after the first update on
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
@@ -141,6 +149,10 @@ class Loop:
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         values = losses.detach().mean(), accuracy, *rates, *ends, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+
+    def _schedule(self) -> None:
+        self.rates = self.scheduler.get_last_lr()  # of the step that is done
+        self.scheduler.step()
 
     def _look(self) -> dict[str, float]:
         """The epoch's means so far; raises for what went wrong. The only wait for the device."""
@@ -160,7 +172,8 @@ class Loop:
             for *row, count in rows:
                 self.sums = [s + count * new for s, new in zip(self.sums, row, strict=False)]
         # In the largest parameter a gradient shows that was not finite, though the loss was.
-        if not nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite():
+        finite = nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite()
+        if not finite or self.scaler.get_scale() < LEAST:
             raise NonFiniteError(self.step, self.history)
         self.seen = []
         means = {name: n / self.count for name, n in zip(MEANS, self.sums, strict=True)}
@@ -178,7 +191,8 @@ class Loop:
         parts |= {"buffers": dict(module.named_buffers()), "optimizer": state}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
-        return packed(named, meta | {"device": self.batches.device.type, "optimizer": optimizer})
+        meta |= {"device": self.batches.device.type, "scaler": self.scaler.state_dict()}
+        return packed(named, meta | {"optimizer": optimizer})
 
     def _restored(self) -> dict[str, Tensor]:
         """Go on from the checkpoint, if there is one; what an epoch that was interrupted kept."""
@@ -195,9 +209,13 @@ class Loop:
         began, device = meta["device"], self.batches.device.type
         what = f"be {began!r}, where the run began: other kinds of device draw other numbers"
         require(began == device, "device", what, device)
-        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         for name in PROGRESS:
             setattr(self, name, meta[name])
+        with warnings.catch_warnings(action="ignore"):  # of steps of no optimizer before them
+            for _ in range(self.step):
+                self._schedule()
+        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
+        self.scaler.load_state_dict(meta["scaler"])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
         again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)

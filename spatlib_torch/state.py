@@ -16,7 +16,7 @@ from spatlib.engines import pack, unpack
 from spatlib.errors import DataError, require
 
 Named = Mapping[str, Tensor]
-PLAIN = (int, float, str, type(None))  # JSON gives them back as they were
+PLAIN = (int, float, str, type(None), tuple)  # JSON gives them back, a tuple as a list
 
 
 def bare(model: nn.Module, *, compiled: bool = False) -> nn.Module:
@@ -114,7 +114,8 @@ def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[s
                 numbers[f"{key}.{name}"] = value
     all_groups = optimizer.param_groups
     kind = [type(optimizer).__name__, *([names.get(p) for p in g["params"]] for g in all_groups)]
-    groups = [{k: v for k, v in g.items() if isinstance(v, (*PLAIN, tuple))} for g in all_groups]
+    # Their rates are those of the scheduler, which goes through its steps again.
+    groups = [{k: g[k] for k in g if k != "lr" and isinstance(g[k], PLAIN)} for g in all_groups]
     return found, {"kind": kind, "groups": groups, "numbers": numbers}
 
 

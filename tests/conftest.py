@@ -9,6 +9,7 @@ import sys
 # One thread per worker: the tensors are small, and threads of two workers would fight for cores.
 for _name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # Hugging Face's libraries look at it when they are imported
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -138,6 +139,21 @@ class Sometimes(nn.Module):
         return z + self.at_one(x) if RANK == 1 else z
 
 
+class Overflows(nn.Module):
+    """In process 1 the first gradient is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.passes = network(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z: torch.Tensor = self.inner(x)
+        self.passes += self.training
+        if self.training and self.passes == RANK:
+            z.register_hook(lambda g: g * math.inf)
+        return z
+
+
 def troubled(folder: Path) -> dict[str, Any]:
     """What goes wrong in one process alone, and networks that need care."""
     x, y = map(torch.as_tensor, arrays(np.float32))
@@ -172,9 +188,11 @@ def troubled(folder: Path) -> dict[str, Any]:
     expanded.register_buffer("one", torch.ones(1).expand(3))
     torch.manual_seed(RANK)
     models: dict[str, Any] = {"sometimes": Sometimes(), "lazy": lazy, "expanded": expanded}
+    models["overflows"] = Overflows()
     for name, model in models.items():
         never = [v.clone() for v in model.never.parameters()] if name == "sometimes" else []
-        found[f"{name} error"] = error(model, (x, y))
+        low = {"precision": "float16"} if name == "overflows" else {}
+        found[f"{name} error"] = error(model, (x, y), settings=low)
         found[name] = [v.tolist() for v in model.state_dict().values()]
         if never and RANK == 0:
             found["kept"] = all(map(torch.equal, never, model.never.parameters()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import Threat, engines
+from spatlib import RECIPES, Threat, engines
 from spatlib.core.survivors import Verdict
 from spatlib.data import Dataset
 from spatlib.evaluate import Evaluation
@@ -20,6 +20,7 @@ DATA = {
     "cifar10": ((3, 32, 32), 10),
     "cifar100": ((3, 32, 32), 100),
 }
+OF_DATA = [name for name, recipe in RECIPES.items() if recipe.data]  # others are for one's own
 COUNT = 1100  # more than any recipe holds out
 
 

@@ -119,7 +119,7 @@ def test_bad_input_is_said_in_a_sentence(
     [
         "train --epsilon 1",
         "train --epochs many",
-        "train imagenet",
+        "train svhn",
         "train --recipe digits",
         "train --eps 1/8 mnist",
         "evaluate",

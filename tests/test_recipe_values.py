@@ -14,10 +14,10 @@ from spatlib import RECIPES, Mask, Recipe, SPATConfig, TrainConfig
 from spatlib_tf import engine as tf_engine
 from spatlib_torch import engine as torch_engine
 
-from .recorder import DATA
+from .recorder import DATA, OF_DATA
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OF_DATA)
 def test_network_of_a_recipe_fits_its_data_in_both_frameworks(name: str) -> None:
     recipe = RECIPES[name]
     shape, classes = DATA[recipe.data]
@@ -49,8 +49,8 @@ def test_recipes_hold_the_published_settings() -> None:
     } == {"mnist": 5}
     for name, recipe in RECIPES.items():
         assert isinstance(recipe, Recipe)
-        assert name.partition("-")[0] == recipe.data
-        if recipe.data.startswith("cifar"):
+        assert name.partition("-")[0] == (recipe.data or "imagenet")
+        if name.startswith("cifar"):
             config, training = recipe.config, recipe.training
             assert (config.eps, config.alpha, config.steps) == (8 / 255, 2 / 255, 10)
             assert (training.batch_size, training.momentum) == (128, 0.9)
@@ -58,6 +58,16 @@ def test_recipes_hold_the_published_settings() -> None:
             assert recipe.model == ("wrn34_10" if "wrn" in name else "preact_resnet18")
             peak = ("onecycle", 0.2) if "onecycle" in name else ("piecewise", 0.1)
             assert (training.schedule, training.lr) == peak
+
+
+def test_the_recipe_of_imagenet_is_for_a_network_and_data_of_ones_own() -> None:
+    recipe = RECIPES["imagenet"]
+    config, training = recipe.config, recipe.training
+    assert (recipe.data, recipe.model) == (None, None)
+    assert (config.eps, config.norm, config.steps) == (4 / 255, "Linf", 3)
+    assert config.alpha == pytest.approx(2 / 3 * config.eps)
+    assert (training.epochs, training.batch_size, training.schedule) == (90, 256, "cosine")
+    assert (training.lr, training.momentum, training.weight_decay) == (0.1, 0.9, 1e-4)
 
 
 def test_plans_of_the_experiments_can_be_carried_out() -> None:

@@ -14,7 +14,7 @@ import torch
 import spatlib
 from spatlib import RECIPES, ConfigError, Mask, NonFiniteError, SPATConfig, Threat, TrainConfig
 
-from .recorder import DATA, Recorder, own, record
+from .recorder import DATA, OF_DATA, Recorder, own, record
 from .test_errors import check
 
 QUICK = TrainConfig(epochs=1, batch_size=8, lr=0.01, schedule="constant", progress=False)
@@ -32,7 +32,7 @@ def threat_of(config: SPATConfig) -> Threat:
 
 
 @pytest.mark.parametrize("as_name", [True, False])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OF_DATA)
 def test_recipe_decides_all_that_is_left_out(name: str, as_name: bool, recorder: Recorder) -> None:
     recipe = RECIPES[name]
     given = name if as_name else recipe

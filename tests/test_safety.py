@@ -93,9 +93,11 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
     assert all(np.isfinite(row["loss"]) for row in result.history)
 
 
-def test_keras_sets_its_precision_itself() -> None:
+def test_keras_sets_its_precision_and_workers_itself() -> None:
     with pytest.raises(ConfigError, match="set_global_policy"):
         train("tf", precision="bfloat16")
+    with pytest.raises(ConfigError, match=r"num_workers must be 0 for tf .*, got 1"):
+        train("tf", num_workers=1)
 
 
 @over_frameworks
@@ -145,7 +147,7 @@ def test_a_network_of_a_run_comes_back(tmp_path: Path) -> None:
 
 def test_a_network_of_ones_own_has_to_be_built_by_its_owner(tmp_path: Path) -> None:
     train("torch", tmp_path, epochs=1)
-    with pytest.raises(ConfigError, match="load_weights"):
+    with pytest.raises(ConfigError, match=r"model must be given for the run in .*, got None"):
         spatlib.load_model(tmp_path)
 
 

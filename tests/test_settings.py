@@ -107,10 +107,10 @@ BAD_SETTINGS: list[tuple[type, dict[str, Any], str]] = [
     ),
     *(
         (TrainConfig, {name: value}, name)
-        for name in ("baseline", "progress")
+        for name in ("baseline", "progress", "bias_decay")
         for value in (1, None, "no")
     ),
-    (TrainConfig, {"schedule": "cosine"}, "'onecycle'"),
+    (TrainConfig, {"schedule": "linear"}, "'cosine'"),
 ]
 
 

@@ -63,6 +63,9 @@ ARRAYS: dict[str, Callable[[], Any]] = {
 }
 BATCHES: dict[str, Callable[[], Any]] = {
     "dataset": lambda: tf.data.Dataset.from_tensor_slices(arrays()).batch(BATCH),
+    "dataset of dicts": lambda: tf.data.Dataset.from_tensor_slices(
+        dict(zip("xy", arrays(), strict=True))
+    ).batch(BATCH),
     "PyDataset": Batches,
     "float64 batches": lambda: [(x.astype(np.float64), y) for x, y in Batches()],
 }

@@ -169,7 +169,7 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
     class Named(Pictures):
         def __getitem__(self, index: int) -> Any:
             x, y = super().__getitem__(index)
-            return {"image": x, "label": y}
+            return {"image": x, "label": y, "name": index}
 
     class Listed(Pictures):
         def __getitem__(self, index: int) -> Any:
@@ -179,12 +179,20 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
         def __getitem__(self, index: int) -> Any:
             return torch.zeros(2, 4, 4 + index), 0
 
-    with pytest.raises(DataError, match=r"data must hold tuples \(x, y\), got dict: convert"):
+    with pytest.raises(DataError, match=r"data must hold \(x, y\), got a third part"):
         fit(Named())
     with pytest.raises(DataError, match=r"data must hold arrays .* got tuple .*str.*: convert"):
         spatlib.evaluate(network(), Listed(), CONFIG)
     with pytest.raises(DataError, match=r"data must hold arrays .* equal size.*: convert"):
         fit(Uneven())
+
+
+def test_items_may_be_dicts_of_two() -> None:
+    class Named(Pictures):
+        def __getitem__(self, index: int) -> Any:
+            return dict(zip(("image", "label"), super().__getitem__(index), strict=True))
+
+    assert fit(Named(moves=False)) == fit(Pictures(moves=False))
 
 
 def test_map_style_data_are_measured_in_their_order() -> None:

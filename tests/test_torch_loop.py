@@ -129,6 +129,7 @@ def test_any_optimizer_is_the_loop_by_hand() -> None:
     config, plan = spatlib.SPATConfig(eps=0.1, steps=2, random_start="none"), training()
     x, y = map(torch.as_tensor, arrays(2 * BATCH))
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    torch.manual_seed(1)  # its first logits are no probabilities, by chance
     model, expected = (nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES)) for _ in range(2))
     expected.load_state_dict(model.state_dict())
     optimizer = in_groups(list(expected.parameters()))
@@ -146,7 +147,12 @@ def test_any_optimizer_is_the_loop_by_hand() -> None:
     assert [row["lr"] for row in rows] == pytest.approx([rates[0] * factor for factor in last])
 
 
-@pytest.mark.parametrize("setting", [{"lr": 0.3}, {"momentum": 0.5}, {"weight_decay": 0.0}])
+IGNORED = pytest.mark.parametrize(
+    "setting", [{"lr": 0.3}, {"momentum": 0.5}, {"weight_decay": 0.0}, {"bias_decay": False}]
+)
+
+
+@IGNORED
 def test_a_setting_that_the_optimizer_would_ignore_is_refused(setting: dict[str, float]) -> None:
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name} must be left out of training beside optimizer"):
@@ -159,7 +165,7 @@ def test_a_setting_that_the_optimizer_would_ignore_is_refused(setting: dict[str,
         )
 
 
-@pytest.mark.parametrize("setting", [{"lr": 0.3}, {"momentum": 0.5}, {"weight_decay": 0.0}])
+@IGNORED
 def test_so_is_one_that_was_changed_in_a_recipe(setting: dict[str, float]) -> None:
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name} must be left out of training beside optimizer"):
