@@ -108,7 +108,7 @@ def survivors(
     with tf.device(device), attack.unmoved(model):
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
-            y, clean = labels.hard(ops, y), call(core.read, net, "", x)
+            y, clean = labels.hard(ops, y), call(core.read, net, x)
             if separable is None and len(x) > 1:
                 separable = core.separable(net, x, clean)
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
@@ -119,16 +119,14 @@ def survivors(
             yield y, classes, found
 
 
-def _called(
-    graphs: dict[Any, Any], function: Any, net: core.Attacked, name: str, *arguments: Any
-) -> Any:
+def _called(graphs: dict[Any, Any], function: Any, net: core.Attacked, *arguments: Any) -> Any:
     """Call it as a graph for any N, which is traced at the first call."""
     arguments = tuple(map(tf.convert_to_tensor, arguments))
     specs = [tf.TensorSpec((None,) * bool(v.ndim) + v.shape[1:], v.dtype) for v in arguments]
-    key = function, net.threat, name, *specs
+    key = function, net.threat, net.name, *specs
     if key not in graphs:
-        own = partial(function, net, name)
         # Without autograph, which would hide our errors behind its own.
+        own = partial(function, net)
         graphs[key] = tf.function(own, input_signature=specs, autograph=False)
     return graphs[key](*arguments)
 

@@ -205,8 +205,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         own = partial(vjp, self.base, False), partial(ops.logits_of, self.base)
         net, hard = Attacked(ops, *own, threat), ops.one_hot(core.hard(ops, labels), logits)
         with unmoved(self.base):
-            d, _, *begin = placed(net, "", x, hard, start)
-            _, *end = climbed(net, "pgd", x, hard, hard, d)
+            d, _, *begin = placed(net, x, hard, start)
+            _, *end = climbed(net, x, hard, hard, d)
         right, sound = map(tf.stack, zip(judge(ops, logits, hard), begin, end, strict=True))
         self._record(loss, tf.reduce_all(right, axis=0), raw, labels, logits.shape[1])
         holes = ~tf.reduce_all(sound, axis=0)

@@ -138,11 +138,11 @@ def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
     threat, goal = plain_pgd(Threat(eps=0.1), 2), ops.argmax_one_hot(-logits)
     net = Attacked(ops, own, lambda z: own(z)[0], threat)
-    d, *seen = placed(net, "", x, label, random_start(ops, x, threat, Given(ops)))
-    found = [seen, climbed(net, "targeted", x, label, goal, d)]
-    state = begun(net, "apgd-ce", x, label, goal, d)
+    d, *seen = placed(net, x, label, random_start(ops, x, threat, Given(ops)))
+    found = [seen, climbed(net._replace(name="targeted"), x, label, goal, d)]
+    state = begun(net, x, label, goal, d)
     for _ in range(2):
-        x_adv, state = risen(net, "apgd-ce", x, label, goal, 1, *state)
+        x_adv, state = risen(net, x, label, goal, 1, *state)
         found.append((x_adv, state.stands, state.sound))
     total = 0 * x
     for k, (x_adv, right, sound) in enumerate(found):

@@ -136,12 +136,12 @@ def test_attacks_in_train_mode_leave_no_trace() -> None:
 def in_graphs(made: dict[Any, Any], way: dict[str, Any]) -> Callable[..., Any]:
     """A way to call the functions of an evaluation: each as one graph of any batch size."""
 
-    def call(function: Any, net: Attacked, name: str, *arguments: Any) -> Any:
+    def call(function: Any, net: Attacked, *arguments: Any) -> Any:
         given = tuple(map(tf.convert_to_tensor, arguments))
         specs = [tf.TensorSpec([None, *v.shape[1:]] if v.ndim else [], v.dtype) for v in given]
         graph = partial(tf.function, input_signature=specs, autograph=False, **way)
-        key = function, name
-        made[key] = made.get(key) or graph(partial(function, net, name))
+        key = function, net.name
+        made[key] = made.get(key) or graph(partial(function, net))
         return made[key](*given)
 
     return call

@@ -40,17 +40,18 @@ class Attacked(NamedTuple):
     vjp: Vjp
     predict: Callable[[Array], Array]  # x to logits
     threat: SPATConfig
+    name: str = "pgd"  # of the attack's objective
 
     def allowed(self, x: Array) -> FeasibleSet:
         return FeasibleSet(self.ops, x, self.threat)
 
-    def look(self, name: str, x: Array, label: Array, goal: Array) -> Callable[..., Any]:
-        """See :func:`spatlib.core.apgd.rise`, for the :func:`objective` of this name."""
+    def look(self, x: Array, label: Array, goal: Array) -> Callable[..., Any]:
+        """See :func:`spatlib.core.apgd.rise`, for the :func:`objective`."""
         allowed = self.allowed(x)
 
         def look(d: Array) -> tuple[Array, ...]:
             z, pull = self.vjp(allowed.at(d))
-            value, cotangent = objective(self.ops, name, z, label, goal)
+            value, cotangent = objective(self.ops, self.name, z, label, goal)
             grad, holes = finite(self.ops, pull(cotangent))
             right, sound = judge(self.ops, z, label)
             return value, grad, right, sound & (holes == 0)
@@ -58,23 +59,21 @@ class Attacked(NamedTuple):
         return look
 
 
-def read(net: Attacked, name: str, x: Array) -> Array:
+def read(net: Attacked, x: Array) -> Array:
     """The logits at x."""
     return net.predict(x)
 
 
-def placed(net: Attacked, name: str, x: Array, label: Array, start: Array) -> tuple[Array, ...]:
+def placed(net: Attacked, x: Array, label: Array, start: Array) -> tuple[Array, ...]:
     """The first d of a raw start, x' there, and how it is judged."""
     d = net.allowed(x).begin(start)
     x_adv = net.allowed(x).at(d)
     return d, x_adv, *judge(net.ops, net.predict(x_adv), label)
 
 
-def climbed(
-    net: Attacked, name: str, x: Array, label: Array, goal: Array, d: Array
-) -> tuple[Array, ...]:
+def climbed(net: Attacked, x: Array, label: Array, goal: Array, d: Array) -> tuple[Array, ...]:
     """x' after all steps of PGD from d, and how it is judged."""
-    look, allowed = net.look(name, x, label, goal), net.allowed(x)
+    look, allowed = net.look(x, label, goal), net.allowed(x)
 
     def climb(d: Array, sound: Array) -> tuple[Array, Array]:
         _, grad, _, fine = look(d)
@@ -87,16 +86,16 @@ def climbed(
     return x_adv, right, sound & fine
 
 
-def begun(net: Attacked, name: str, x: Array, label: Array, goal: Array, d: Array) -> Ascent:
+def begun(net: Attacked, x: Array, label: Array, goal: Array, d: Array) -> Ascent:
     """Auto-PGD's state at d."""
-    return begin(net.ops, net.look(name, x, label, goal), d, net.threat.eps)
+    return begin(net.ops, net.look(x, label, goal), d, net.threat.eps)
 
 
 def risen(
-    net: Attacked, name: str, x: Array, label: Array, goal: Array, steps: int, *state: Array
+    net: Attacked, x: Array, label: Array, goal: Array, steps: int, *state: Array
 ) -> tuple[Array, Ascent]:
     """x' after so many of its steps and the checkpoint after them, and the state there."""
-    look, allowed = net.look(name, x, label, goal), net.allowed(x)
+    look, allowed = net.look(x, label, goal), net.allowed(x)
     after = rise(net.ops, look, Ascent(*state), allowed, steps)
     return allowed.at(found(net.ops, after)), after
 
@@ -127,13 +126,13 @@ def survivors(
         rows = np.flatnonzero(verdict.right) if separable else every
         if not verdict.right.any():
             return
-        own = [ops.take(v, rows) for v in (x, label, goal, d)]
+        own, its = [ops.take(v, rows) for v in (x, label, goal, d)], net._replace(name=part)
         if not part.startswith("apgd"):
-            verdict.see(rows, *call(climbed, net, part, *own))
+            verdict.see(rows, *call(climbed, its, *own))
             return
-        state = call(begun, net, part, *own)
+        state = call(begun, its, *own)
         for steps in stretches(net.threat.steps):
-            x_adv, state = call(risen, net, part, *own[:3], steps, *state)
+            x_adv, state = call(risen, its, *own[:3], steps, *state)
             verdict.see(rows, x_adv, state.stands, state.sound)
             left = np.flatnonzero(verdict.right[rows])
             if not len(left):
@@ -143,7 +142,7 @@ def survivors(
                 state = Ascent(*(ops.take(v, left) for v in state))
 
     for start in starts:
-        d, *seen = call(placed, net, "", x, label, start)
+        d, *seen = call(placed, net, x, label, start)
         for key, parts in evaluation.named.items():
             verdicts[key].see(every, *seen)
             for part in parts:
