@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ class Monitor:
     run: Run | None = None  # where to write, if anywhere
     on_epoch: Callable[[dict[str, Any]], None] | None = None  # called with each new row
     ordinary: bool = False  # the training is without attack
+    callbacks: Sequence[Any] = ()  # of Keras
     best_weights: bytes | None = field(default=None, init=False)  # if there is validation
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)

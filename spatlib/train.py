@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,6 +63,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Result:
     """Train ``model`` by semantics-preserving adversarial training and measure it.
 
@@ -92,6 +93,7 @@ def train(
             then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
+        callbacks: For tf, keras.callbacks.Callback, in the training of ``model`` only.
 
     Returns:
         The model, its history and its accuracies. With ``training.validation`` the weights are
@@ -137,7 +139,11 @@ def train(
         warnings.warn("no baseline: the recipe's is for networks built by name", stacklevel=2)
         training = replace(training, baseline=False)
 
-    engine = load_engine(name := backend or "torch")
+    name = backend or "torch"
+    fits = name == "tf" and all(hasattr(each, "set_model") for each in callbacks)
+    what = "be keras.callbacks.Callback, for backend 'tf' only"
+    require(fits or not callbacks, "callbacks", what, callbacks)
+    engine = load_engine(name)
     with engine.together() as (rank, size):
         # Nothing is written before engine, data and model are checked.
         was = run.settings["training"] if run is not None and run.resumed else {}
@@ -170,7 +176,7 @@ def train(
         if training.baseline:
             part = run and run.part(STANDARD)
             baseline = fit(replace(result, model=build()), part, STANDARD).report
-        result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT")
+        result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT", callbacks)
         if run is not None and not rank:
             try:
                 run.write("curves.png", plots.curves(result.history))
@@ -186,7 +192,14 @@ def train(
 
 
 def _fit(
-    engine: Engine, data: Dataset, tell: Any, optimizer: Any, result: Result, run: Any, label: str
+    engine: Engine,
+    data: Dataset,
+    tell: Any,
+    optimizer: Any,
+    result: Result,
+    run: Any,
+    label: str,
+    callbacks: Sequence[Any] = (),
 ) -> Result:
     """The result after ``result.model`` was trained and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
@@ -203,7 +216,8 @@ def _fit(
         found = pgd.metrics | fgsm.metrics
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
-    monitor = Monitor(plan, validate if held is not None else None, run, tell, ordinary)
+    look_at = validate if held is not None else None
+    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)

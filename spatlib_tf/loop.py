@@ -81,9 +81,10 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
+        own = [*self.monitor.callbacks, self]
         with self.bar:  # SPATModel's own fit would check the first batch once more
             try:
-                keras.Model.fit(self.trainer, self.data, callbacks=[self], **how)
+                keras.Model.fit(self.trainer, self.data, callbacks=own, **how)
             except DataError:  # the network then has the weights of the last whole epoch
                 self.base.set_weights(self.good)
                 raise
@@ -119,7 +120,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
         finally:
             self.base.set_weights(raw)
         show(self.bar, self.step, self.history[-1])
-        self.trainer.stop_training = self.monitor.stopped(self.history)
+        self.trainer.stop_training |= self.monitor.stopped(self.history)
         if self.monitor.run is not None:  # here only: Keras cannot resume inside an epoch
             meta = {"history": self.history, "step": self.step, "trained": self.trained}
             self.monitor.save(_packed(self.state, meta))

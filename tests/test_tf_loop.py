@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import layers, optimizers
 
 import spatlib
-from spatlib import NonFiniteError, SPATConfig, TrainConfig
+from spatlib import ConfigError, NonFiniteError, SPATConfig, TrainConfig
 from spatlib.monitor import Monitor
 from spatlib.runs import Run
 from spatlib_tf import SPATModel, engine
@@ -97,6 +97,24 @@ def test_terminate_on_nan_ends_fit(optimizer: Callable[[], Any]) -> None:
     history = model.fit(*arrays(), **settings, sample_weight=weights, callbacks=[stop, look])
     assert [math.isnan(logs["loss"]) for logs in seen] == [False, True]
     assert len(history.epoch) == 1
+
+
+@pytest.mark.usefixtures("one_attack")
+def test_callbacks_see_the_logs_and_may_end_the_training() -> None:
+    logged: list[dict[str, float]] = []
+
+    class Ends(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logged.append(logs)
+            self.model.stop_training = epoch == 1
+
+    how: dict[str, Any] = {"config": CONFIG, "training": TrainConfig(**QUICK | {"epochs": 4})}
+    result = spatlib.train(network(), arrays(), backend="tf", callbacks=[Ends()], **how)
+    assert [row["loss"] for row in result.history] == [logs["loss"] for logs in logged]
+    assert len(logged) == 2
+    for backend, given in (("torch", Ends()), ("tf", print)):
+        with pytest.raises(ConfigError, match=r"callbacks must be keras\.callbacks"):
+            spatlib.train("small_cnn", arrays(), backend=backend, callbacks=[given], **how)
 
 
 class Fails(layers.Layer):

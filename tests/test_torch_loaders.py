@@ -187,14 +187,6 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
         fit(Uneven())
 
 
-def test_items_may_be_dicts_of_two() -> None:
-    class Named(Pictures):
-        def __getitem__(self, index: int) -> Any:
-            return dict(zip(("image", "label"), super().__getitem__(index), strict=True))
-
-    assert fit(Named(moves=False)) == fit(Pictures(moves=False))
-
-
 def test_map_style_data_are_measured_in_their_order() -> None:
     data, (x, y) = Pictures(moves=False), arrays()
     metrics = spatlib.evaluate(network(), data, CONFIG, steps=2, batch_size=BATCH).metrics

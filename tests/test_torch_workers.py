@@ -1,4 +1,4 @@
-"""Data of map style that processes beside the training's read ahead."""
+"""Data of map style: items that are dicts, and processes beside the training's that read ahead."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def test_no_worker_is_left_when_a_training_fails() -> None:
     data.missing = 3
     with pytest.raises(FileNotFoundError, match=r"3\.png"):
         fit(data, num_workers=2)
+
+
+def test_items_may_be_dicts_of_two() -> None:
+    class Named(Pictures):
+        def __getitem__(self, index: int) -> Any:
+            return dict(zip(("image", "label"), super().__getitem__(index), strict=True))
+
+    assert fit(Named(moves=False)) == fit(Pictures(moves=False))
