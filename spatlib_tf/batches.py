@@ -118,6 +118,8 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
                 labels.check((first, last), limits)
             except DataError as error:
                 raise DataError(f"batch {number:g}: {error}") from None
+            what = "x in bounds and labels that are classes in every replica, got others in several"
+            raise DataError(f"batch {number:g}: data must have {what}: look at each replica's part")
         return {} if logs is None else logs
 
 

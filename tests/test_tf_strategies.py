@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spatlib import DataError, SPATConfig
+from spatlib_tf.batches import Seen
+
 from .once import once
 from .replicas import BATCH, network
 
@@ -98,3 +101,15 @@ def test_replicas_draw_different_starts(replicas: dict[str, Any]) -> None:
     for i in range(4):
         for j in range(i):
             assert np.abs(draws[i] - draws[j]).max() > 0.01
+
+
+def test_faults_of_several_replicas_are_told_even_where_their_mean_is_none() -> None:
+    seen, y = Seen(SPATConfig(eps=0.1)), np.zeros(2, np.int64)
+    rows = []
+    for value in (-0.5, 1.5):  # one in each of two replicas, whose notes add up
+        seen.reset_state()
+        seen.update_state(np.full((2, 3), value), y, 2)
+        rows.append(seen.bad.numpy())
+    seen.bad.assign(sum(rows))
+    with pytest.raises(DataError, match="in every replica, got others in several"):
+        seen.result()
