@@ -110,7 +110,8 @@ def survivors(
             classes = check_batch(model, x, y, threat, classes)
             y, clean = labels.hard(ops, y), call(core.read, net, x)
             if separable is None and len(x) > 1:
-                separable = core.separable(net, x, clean)
+                with attack.unmoved(model):  # by a pass of another size
+                    separable = core.separable(net, x, clean)
             starts = evaluation.starts(count, x.shape, ops.CHANNEL_AXIS)
             begins = (tf.cast(start, x.dtype) for start in starts)
             count += len(x)

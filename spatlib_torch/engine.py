@@ -154,7 +154,7 @@ def survivors(
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
             label, foreign = one_hot(y, clean), partial(_foreign, module)
             if separable is None and len(x) > 1:
-                with torch.compiler.set_stance("force_eager"):
+                with torch.compiler.set_stance("force_eager"), attack_state(module):
                     separable = core.separable(net, x, clean)
             batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
             found = core.survivors(net, evaluation, batch, begins, *how)

@@ -174,7 +174,8 @@ def judge(ops: Ops, logits: Array, label: Array) -> tuple[Array, Array]:
 
 def separable(net: Attacked, x: Array, clean: Array) -> bool:
     """Whether the logits of some examples are the same without those between them."""
-    some = np.arange(1, len(x), 3)  # each elsewhere, no groups; of 2^n an odd number
+    # Each elsewhere, no groups, of 2^n an odd number; and two at least, as one would broadcast.
+    some = np.arange(1, len(x), 3 if len(x) > 4 else 1)
     try:
         alone = as_array(net.predict(net.ops.take(x, some)))
     except Exception:  # a network that is made for one batch size may raise anything
