@@ -206,5 +206,5 @@ if __name__ == "__main__":
     for what in sys.argv[1].split(","):
         found = json.dumps(kinds[what](place))
         Path(place, f"{what}-{RANK}.json").write_text(found, encoding="utf-8")
-    # At the interpreter's end PyTorch aborts about one process in fourteen (docs/reliability.md).
+    # At the interpreter's end a process aborts now and then (docs/reliability.md).
     os._exit(0)
