@@ -70,9 +70,8 @@ from pathlib import Path
 from tests.test_run_trouble import described
 run = described(Path(sys.argv[1]))
 run.begin()
-worker = os.fork()  # as those of a loader are
-if worker:
-    print(worker, flush=True)
+if os.fork() == 0:  # as the workers of a loader are
+    print(os.getpid(), flush=True)  # it has begun: it lets go of the lock at its start
 time.sleep(60)
 """
 
