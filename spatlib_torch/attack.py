@@ -76,11 +76,12 @@ def _attacking(
     model: nn.Module, x: Tensor, config: SPATConfig, source: Any, start: Any
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
     # With a generator or a start the global generators stay as they are, dropout or not.
-    fork = None if source is None and start is None else x.device
+    ours = isinstance(source, Draws)  # of the loop, which seeds the global ones at each step
+    fork = None if ours or (source is None and start is None) else x.device
     if fork is not None:
         source = source or torch.Generator(x.device).manual_seed(0)
     with attack_state(model, config.attack_mode, fork) as module:
-        yield partial(vjp, module), source if isinstance(source, Draws) else Draws(source)
+        yield partial(vjp, module), source if ours else Draws(source)
 
 
 _calls = Calls(ops, _attacking, ops.logits_of, bare)

@@ -26,6 +26,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
+from .graphs import compiled
 from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
@@ -71,7 +72,7 @@ def fit(
         begin_alike(bare(model))
         inner = bare(model, compiled=True)
         if training.compile and "forward" not in vars(inner):  # else its owner compiled it
-            vars(inner)["forward"] = torch.compile(inner.forward)
+            vars(inner)["forward"] = compiled(inner.forward)
             undo.callback(vars(inner).pop, "forward")
         with alone(bare(model)):  # as an attack in another thread changes flags for a while
             for module in model.modules():

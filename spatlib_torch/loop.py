@@ -28,6 +28,7 @@ from spatlib.runs import CHECKPOINT
 from . import attack, ops
 from .attack import Draws
 from .distributed import agreeing, collected, step_alike
+from .graphs import Replayed
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
@@ -61,6 +62,9 @@ class Loop:
         factor = partial(lr_factor, training.schedule, steps=steps)
         self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
+        half, device = getattr(torch, training.precision), self.batches.device
+        self.casting = partial(torch.autocast, device.type, half, half != torch.float32)
+        self.attack = Replayed(self._attacked, device, training.compile)
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
 
     def run(self) -> list[dict[str, float]]:
@@ -117,18 +121,16 @@ class Loop:
     def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
-        new, kind = torch.Generator(device).manual_seed, getattr(torch, training.precision)
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
-        moved = augment(x, training.augment, config.bounds[0], Draws(new(seed(AUGMENT)), *rows))
-        with torch.autocast(device.type, kind, kind != torch.float32):
-            moved, y = prepare(moved, y, config, validate=False)
-            x_adv, rates = moved, [moved.new_zeros(())] * 2
-            if not self.monitor.ordinary:
-                source = Draws(new(seed(ATTACK)), *rows)
-                found = attack.attacked(model, moved, y, config, source=source)
-                x_adv, rates = found.x, [found.stalls.mean(), found.holes.mean()]
+        source = torch.Generator(device).manual_seed(seed(AUGMENT))
+        moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
+        moved, y = prepare(moved, y, config, validate=False)
+        x_adv, *rates = moved, *[moved.new_zeros(())] * 2
+        if not self.monitor.ordinary:
+            x_adv, *rates = self.attack(seed(ATTACK), (config, rows), moved, y)
+        with self.casting():
             losses, logits = attack.outer(model, moved, x_adv, y, config)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
@@ -149,6 +151,13 @@ class Loop:
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         values = losses.detach().mean(), accuracy, *rates, *ends, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+
+    def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
+        """x' and the mean rates of an attack, whose casts of the weights end with it."""
+        config, rows = how
+        with self.casting():
+            found = attack.attacked(self.model, x, y, config, source=Draws(source, *rows))
+        return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:
         self.rates = self.scheduler.get_last_lr()  # of the step that is done

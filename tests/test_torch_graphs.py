@@ -1,0 +1,133 @@
+"""Networks compiled one by one, and attacks replayed as a graph, which a stand-in records here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spatlib import Mask, SPATConfig, TrainConfig
+from spatlib.monitor import Monitor
+from spatlib_torch import engine, graphs
+
+SHAPE, CLASSES, SIZE = (3, 8, 8), 3, 4
+CONFIGS = {
+    "default": SPATConfig(eps=0.1, steps=2),
+    "probes": SPATConfig(eps=0.4, norm="L2", steps=2, mask=Mask(score="rms")),
+    "TRADES, some classes": SPATConfig(eps=0.1, steps=2, loss="trades", mask=Mask(classes=2)),
+    "MART, dropout": SPATConfig(eps=0.1, steps=2, loss="mart", attack_mode="train"),
+}
+
+
+def network(width: int = 4, dropout: float = 0.5) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(width)
+        ends = nn.Dropout(dropout), nn.Flatten(), nn.Linear(36 * width, CLASSES)
+        return nn.Sequential(nn.Conv2d(3, width, 3), norm, nn.Tanh(), *ends)
+
+
+def fit(
+    model: nn.Module, config: SPATConfig = CONFIGS["default"], batches: int = 6, **settings: Any
+) -> list[Tensor]:
+    """The weights after training on so many batches and a smaller one."""
+    source = torch.Generator().manual_seed(1)
+    x = torch.rand((batches * SIZE + 3, *SHAPE), generator=source)
+    y = torch.randint(CLASSES, (len(x),), generator=source)
+    plan = TrainConfig(**{"epochs": 2, "batch_size": SIZE, "progress": False} | settings)
+    engine.fit(model, (x, y), config, Monitor(plan))
+    return [value.detach() for value in model.state_dict().values()]
+
+
+def test_each_network_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten in a row, of which torch would by itself leave the last uncompiled."""
+    compiled, original, counts = [], torch.compile, []
+
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(torch, "compile", lambda *a, **kw: original(*a, backend=backend, **kw))
+    for width in range(2, 12):
+        model, expected, before = network(width), network(width), len(compiled)
+        ours = fit(model, batches=1, epochs=1, compile=True)
+        counts.append(len(compiled) - before)
+        for mine, value in zip(ours, fit(expected, batches=1, epochs=1), strict=True):
+            torch.testing.assert_close(mine, value, rtol=0, atol=1e-6)
+    assert counts == 10 * [2]  # for the attack and for the step of the weights
+
+
+class Recorder:
+    """Stands in for a CUDA graph: a function that runs again, into the tensors of its first run."""
+
+    def __init__(self) -> None:
+        self.captures, self.replays = 0, 0
+
+    def __call__(self, run: Callable[[], Any], source: torch.Generator) -> Callable[[], Any]:
+        self.captures += 1
+        state = source.get_state()
+        with torch.random.fork_rng():  # a capture draws nothing
+            made = run()
+        source.set_state(state)
+
+        def replay() -> Any:
+            self.replays += 1
+            for tensor, value in zip(made, run(), strict=True):
+                tensor.copy_(value)
+            return made
+
+        return replay
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Networks run as they are written."""
+    found = Recorder()
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(graphs, "capturable", lambda device: True)
+    monkeypatch.setattr(graphs, "waiting_refused", nullcontext)
+    monkeypatch.setattr(graphs, "recorded", found)
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_replayed_attacks_are_the_attacks(config: SPATConfig, recorder: Recorder) -> None:
+    expected = fit(network(), config)
+    assert recorder.captures == 0
+    assert all(map(torch.equal, fit(network(), config, compile=True), expected))
+    # All but the first three batches and the smaller one at the end of each epoch.
+    assert (recorder.captures, recorder.replays) == (1, 2 * 6 - 3)
+
+
+def test_a_budget_that_grows_is_captured_anew(recorder: Recorder) -> None:
+    expected = fit(network(), epochs=3, eps_warmup=2)
+    assert all(map(torch.equal, fit(network(), epochs=3, eps_warmup=2, compile=True), expected))
+    assert (recorder.captures, recorder.replays) == (3, 3 * (6 - 3))
+
+
+class Refused(AbstractContextManager[None]):
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+
+def no_graph(*_: Any) -> None:
+    raise RuntimeError("called a synchronizing CUDA operation")
+
+
+@pytest.mark.parametrize(
+    ("part", "stand_in"), [("waiting_refused", Refused), ("recorded", no_graph)]
+)
+def test_what_cannot_be_captured_runs_as_it_is_after_a_warning(
+    part: str, stand_in: Any, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, part, stand_in)
+    expected = fit(network())
+    with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as seen:
+        ours = fit(network(), compile=True)
+    assert all(map(torch.equal, ours, expected))
+    assert len(seen) == 1
+    assert recorder.replays == 0
