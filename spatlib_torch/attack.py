@@ -23,10 +23,14 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     with torch.compiler.set_stance("force_eager") if many else nullcontext():
         logits = ops.logits_of(model, leaf)
     what = "model must return logits that autograd can follow to its input"
-    expect(logits.requires_grad, f"{what}: remove no_grad, detach or item from its forward")
+    advice = f"{what}: remove no_grad, detach or item from its forward"
+    expect(logits.requires_grad, advice)
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
-        return torch.autograd.grad(logits, leaf, cotangent, retain_graph=not last)[0]
+        how = {"retain_graph": not last, "allow_unused": True}
+        (found,) = torch.autograd.grad(logits, leaf, cotangent, **how)
+        expect(found is not None, advice)  # the logits may depend on weights alone
+        return found
 
     return logits.detach(), pull
 

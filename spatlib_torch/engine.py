@@ -60,6 +60,9 @@ def fit(
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
     with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
+        cudnn = torch.backends.cudnn  # the quickest of its algorithms for each shape
+        undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark = not cudnn.deterministic
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
             if training.augment != "none":

@@ -59,9 +59,12 @@ def attack_state(
                 undo.callback(setattr, module, name, None)
 
         undo.enter_context(register_module_buffer_registration_hook(watch))
+        whole = type(model).__name__ == "OptimizedModule" or "forward" in vars(model)  # compiled
         for p in model.parameters():
             undo.callback(setattr, p, "requires_grad", p.requires_grad)
-            p.requires_grad = False  # requires_grad_() refuses lazy parameters
+            # Autocast keeps what it casts of trainable weights alone, and only a compiled backward
+            # pass goes back to all of them. requires_grad_() refuses lazy parameters.
+            p.requires_grad &= torch.is_autocast_enabled(p.device.type) and not whole
         yield model
 
 

@@ -2,66 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spatlib import SPATConfig
 from spatlib_torch import graphs
 
-from .test_torch_graphs import CONFIGS, fit, network
+from .test_torch_graphs import CONFIGS, fit, network, stand_in
 
 pytestmark = pytest.mark.gpu
-
-
-def trained(config: SPATConfig, model: nn.Module | None = None, **settings: Any) -> list[Tensor]:
-    """In float64, where neither rounding nor cuDNN's choices decide a sign."""
-    return fit((model or network()).double(), config, device="cuda", **settings)
+REPLAYED = 2 * 6 - graphs.WARM  # of two epochs of six whole batches
 
 
 @pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One entry for each launch of a graph."""
+def replays(device: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each replay of a graph."""
     seen: list[None] = []
-    replay = torch.cuda.CUDAGraph.replay
+    if device == "cpu":
+        stand_in(monkeypatch)
+    original = graphs.recorded
 
-    def counted(graph: torch.cuda.CUDAGraph) -> None:
-        seen.append(None)
-        replay(graph)
+    def recorded(run: Callable[[], Any], source: torch.Generator) -> Callable[[], Any]:
+        replay = original(run, source)
+        return lambda: (seen.append(None), replay())[1]
 
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    monkeypatch.setattr(graphs, "recorded", recorded)
     return seen
 
 
-# A compiled dropout draws other numbers.
-CASES = [*((name, False) for name in CONFIGS), *((name, True) for name in [*CONFIGS][:-1])]
-
-
-@pytest.mark.parametrize(("name", "whole"), CASES)
-def test_replayed_attacks_are_the_attacks(
-    name: str, whole: bool, replays: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not whole:
-        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    config, model = CONFIGS[name], network(dropout=0.5 * (not whole))
-    expected = trained(config, network(dropout=0.5 * (not whole)))
-    assert not replays
-    for mine, value in zip(trained(config, model, compile=True), expected, strict=True):
+def agree(ours: list[Tensor], expected: list[Tensor]) -> None:
+    """As in float64, where neither rounding nor cuDNN's choices decide a sign."""
+    for mine, value in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, value, rtol=0, atol=1e-9)
-    assert len(replays) == 2 * 6 - graphs.WARM
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_replayed_attacks_are_the_attacks(
+    name: str, device: str, replays: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    config = CONFIGS[name]
+    expected = fit(network().double(), config, device=device)
+    assert not replays
+    agree(fit(network().double(), config, device=device, compile=True), expected)
+    assert len(replays) == REPLAYED
+
+
+@pytest.mark.parametrize("name", ["default", "probes", "TRADES, some classes"])
+def test_those_of_compiled_networks_are_too(name: str, device: str, replays: list[None]) -> None:
+    """Without dropout, of which a compiled one draws other numbers."""
+    config, models = CONFIGS[name], [network(dropout=0.0).double() for _ in range(2)]
+    agree(*(fit(models[i], config, device=device, compile=i > 0) for i in range(2)))
+    assert len(replays) == REPLAYED
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision_is_captured_too(precision: str, replays: list[None]) -> None:
-    model = network()
-    before = [p.detach().clone() for p in model.parameters()]
-    ours = fit(model, device="cuda", compile=True, precision=precision)
-    assert len(replays) == 2 * 6 - graphs.WARM
-    assert all(value.isfinite().all() for value in ours)
-    moved = zip(model.parameters(), before, strict=True)
-    assert all(not torch.equal(p.detach().cpu(), value) for p, value in moved)
+def test_low_precision_is_replayed_too(precision: str, device: str, replays: list[None]) -> None:
+    before = [value.clone() for value in network().state_dict().values()]
+    ours = fit(network(), device=device, compile=True, precision=precision)
+    assert len(replays) == REPLAYED
+    for mine, value in zip(ours, before, strict=True):
+        assert mine.isfinite().all()
+        assert not torch.equal(mine.cpu(), value)
 
 
 class Reading(nn.Module):
@@ -71,21 +76,20 @@ class Reading(nn.Module):
         return x if x.sum().item() > 0 else -x
 
 
-def test_what_waits_for_the_device_runs_as_it_is(replays: list[None]) -> None:
-    config = CONFIGS["default"]
-    expected = trained(config, nn.Sequential(Reading(), network(dropout=0.0)))
-    model = nn.Sequential(Reading(), network(dropout=0.0))
+def test_what_waits_for_the_device_runs_as_it_is(device: str, replays: list[None]) -> None:
+    if device == "cpu":  # where nothing waits
+        return
+    models = [nn.Sequential(Reading(), network(dropout=0.0).double()) for _ in range(2)]
+    expected = fit(models[0], device=device)
     with pytest.warns(UserWarning, match="not as one CUDA graph") as seen:
-        ours = trained(config, model, compile=True)
-    assert len(seen) == 1
+        ours = fit(models[1], device=device, compile=True)
+    agree(ours, expected)
+    assert sum("not as one CUDA graph" in str(warning.message) for warning in seen) == 1
     assert not replays
-    for mine, value in zip(ours, expected, strict=True):
-        torch.testing.assert_close(mine, value, rtol=0, atol=1e-9)
-    torch.rand(2, device="cuda")  # the global generator still draws
+    torch.rand(2, device=device)  # the global generator still draws
 
 
-def test_ten_networks_are_compiled_one_after_the_other(replays: list[None]) -> None:
+def test_ten_networks_are_compiled_one_after_the_other(device: str, replays: list[None]) -> None:
     for width in range(2, 12):
-        before = len(replays)
-        fit(network(width), epochs=1, device="cuda", compile=True)
-        assert len(replays) - before == 6 - graphs.WARM
+        fit(network(width), epochs=1, device=device, compile=True)
+    assert len(replays) == 10 * (6 - graphs.WARM)

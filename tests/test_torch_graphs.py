@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from spatlib import Mask, SPATConfig, TrainConfig
+from spatlib import DataError, Mask, SPATConfig, TrainConfig
 from spatlib.monitor import Monitor
-from spatlib_torch import engine, graphs
+from spatlib_torch import engine, graphs, perturb
 
 SHAPE, CLASSES, SIZE = (3, 8, 8), 3, 4
 CONFIGS = {
@@ -61,6 +62,45 @@ def test_each_network_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert counts == 10 * [2]  # for the attack and for the step of the weights
 
 
+class Casts(TorchDispatchMode):
+    """Counts the casts of float32 to bfloat16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        low = (kwargs or {}).get("dtype") == torch.bfloat16
+        self.count += low and func.name() == "aten::_to_copy"
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_all_steps_of_an_attack() -> None:
+    counts = []
+    for steps in (1, 2, 3):
+        with Casts() as seen:
+            config = SPATConfig(eps=0.1, steps=steps)
+            fit(network(), config, batches=1, epochs=1, precision="bfloat16")
+        counts.append(seen.count)
+    # Of two steps on batches, the inputs of two layers in each.
+    assert counts[2] - counts[1] == counts[1] - counts[0] == 2 * 2
+
+
+def test_logits_of_weights_alone_are_refused_under_autocast() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x.detach())
+
+    x, y = torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(DataError, match="model must return logits that autograd can follow"),
+    ):
+        perturb(Detached(), x, y, CONFIGS["default"])
+
+
 class Recorder:
     """Stands in for a CUDA graph: a function that runs again, into the tensors of its first run."""
 
@@ -83,15 +123,17 @@ class Recorder:
         return replay
 
 
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Networks run as they are written."""
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """For CUDA graphs, with networks that run as they are written."""
     found = Recorder()
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(graphs, "capturable", lambda device: True)
     monkeypatch.setattr(graphs, "waiting_refused", nullcontext)
     monkeypatch.setattr(graphs, "recorded", found)
     return found
+
+
+recorder = pytest.fixture(stand_in)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
