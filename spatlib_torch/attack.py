@@ -84,7 +84,8 @@ def _attacking(
     fork = None if ours or (source is None and start is None) else x.device
     if fork is not None:
         source = source or torch.Generator(x.device).manual_seed(0)
-    with attack_state(model, config.attack_mode, fork) as module:
+    casting = torch.is_autocast_enabled(x.device.type)
+    with attack_state(model, config.attack_mode, fork, casting=casting) as module:
         yield partial(vjp, module), source if ours else Draws(source)
 
 

@@ -1,17 +1,16 @@
-"""A network compiled by itself, and the attack of a training step replayed as one CUDA graph."""
+"""A network compiled by itself, and a function of batches replayed as one CUDA graph."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatlib.errors import cause
 
-WARM = 3  # calls before a capture: they compile, choose kernels, and the last shows what waits
+WARM = 2  # calls alike before a capture, which compile and let cuDNN choose
 Tensors = tuple[Tensor, ...]
 
 
@@ -21,7 +20,7 @@ def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     def own(x: Tensor) -> Any:
         return forward(x)
 
-    # torch compiles one code object 8 times at most, and all networks of a class have theirs.
+    # torch compiles a code object at most 8 times in a process: each network gets its own.
     own.__code__ = own.__code__.replace()
     fast, shape = torch.compile(own, dynamic=False), None
 
@@ -35,75 +34,59 @@ def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Replayed:
-    """A function of (generator, setting, tensors...), if ``on`` replayed as one CUDA graph.
+    """A function of (generator, setting, tensors...) over a model, replayed as one CUDA graph.
 
-    Only for tensors like those of the first call; for another setting it is captured anew. What
-    cannot be captured runs as it is after one warning. The next call overwrites what is returned.
+    Only if ``on``, after a few calls with the same setting, like tensors and the model's tensors
+    where they were. What cannot be captured runs as it is after one warning. The next call
+    overwrites what is returned.
     """
 
-    def __init__(self, function: Callable[..., Tensors], device: torch.device, on: bool) -> None:
-        self.function, self.device, self.on = function, device, on and capturable(device)
-        self.source = torch.Generator(device)
-        self.form: Any = None
-        self.setting: Any = None
+    def __init__(
+        self, function: Callable[..., Tensors], model: nn.Module, device: torch.device, on: bool
+    ) -> None:
+        self.function, self.model, self.source = function, model, torch.Generator(device)
+        self.on, self.key = on and device.type == "cuda", None
 
     def __call__(self, seed: int, setting: Any, *batch: Tensor) -> Tensors:
         run = partial(self.function, self.source.manual_seed(seed), setting)
-        form = [(t.shape, t.stride(), t.dtype) for t in batch]
-        self.form = self.form or form
-        if not self.on or form != self.form:
+        if not self.on:
             return run(*batch)
-        if setting != self.setting:
-            self.setting, self.calls, self.replay = setting, 0, None
+        held = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
+        key: Any = setting, held, [(t.shape, t.stride(), t.dtype) for t in batch]
+        if key != self.key:
+            self.key, self.calls, self.replay = key, 0, None
         self.calls += 1
-        if self.calls < WARM:
+        if self.calls <= WARM:
             return run(*batch)
-        try:
-            if self.calls == WARM:
-                with waiting_refused():
-                    return run(*batch)
-            if self.replay is None:
-                self.kept = [t.clone() for t in batch]
+        if self.replay is None:
+            self.kept = [t.clone() for t in batch]
+            try:
                 self.replay = recorded(partial(run, *self.kept), self.source)
-        except RuntimeError as error:
-            what = f"the attack runs as it is, not as one CUDA graph ({cause(error)})"
-            warnings.warn(f"{what}: look for what reads values in the model", stacklevel=2)
-            self.on, self.source = False, torch.Generator(self.device)
-            return self(seed, setting, *batch)
+            except RuntimeError as error:
+                what = f"the attack runs as it is, not as one CUDA graph ({cause(error)})"
+                warnings.warn(f"{what}: look for what reads values in the model", stacklevel=2)
+                self.on, self.source = False, torch.Generator(self.source.device)
+                return self(seed, setting, *batch)
         for kept, new in zip(self.kept, batch, strict=True):
             kept.copy_(new)
+        self.source.manual_seed(seed)
         return self.replay()
 
 
-def capturable(device: torch.device) -> bool:
-    """Whether it has CUDA graphs."""
-    return device.type == "cuda"
-
-
-@contextmanager
-def waiting_refused() -> Iterator[None]:
-    """RuntimeError where the host would wait for the device, which ends a capture badly."""
+def recorded(run: Callable[[], Tensors], source: torch.Generator) -> Callable[[], Tensors]:
+    """What does all that ``run`` does on the device, into the same tensors; or RuntimeError."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # what waits would leave a capture half open
     try:
-        yield
+        with torch.random.fork_rng([source.device]):
+            run()
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-def recorded(run: Callable[[], Tensors], source: torch.Generator) -> Callable[[], Tensors]:
-    """What does all that ``run`` does on the device, and returns the same tensors anew."""
-    graph, device = torch.cuda.CUDAGraph(), source.device
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
     graph.register_generator_state(source)
-    # Where a capture fails, torch leaves its stream and its mark on the global generator.
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                made = run()
-        except RuntimeError:
-            whole = torch.cuda.default_generators[source.device.index]
-            whole.graphsafe_set_state(torch.Generator(device))
-            raise
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        made = run()
 
     def replay() -> Tensors:
         graph.replay()

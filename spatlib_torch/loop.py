@@ -62,9 +62,11 @@ class Loop:
         factor = partial(lr_factor, training.schedule, steps=steps)
         self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
-        half, device = getattr(torch, training.precision), self.batches.device
-        self.casting = partial(torch.autocast, device.type, half, half != torch.float32)
-        self.attack = Replayed(self._attacked, device, training.compile)
+        kind, device = getattr(torch, training.precision), self.batches.device
+        self.casting = torch.autocast(device.type, kind, kind != torch.float32)
+        # In training mode a model may choose on the host, by chance, what a graph would repeat.
+        fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
+        self.attack = Replayed(self._attacked, self.model, device, fixed)
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
 
     def run(self) -> list[dict[str, float]]:
@@ -127,10 +129,8 @@ class Loop:
         source = torch.Generator(device).manual_seed(seed(AUGMENT))
         moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
         moved, y = prepare(moved, y, config, validate=False)
-        x_adv, *rates = moved, *[moved.new_zeros(())] * 2
-        if not self.monitor.ordinary:
-            x_adv, *rates = self.attack(seed(ATTACK), (config, rows), moved, y)
-        with self.casting():
+        x_adv, *rates = self.attack(seed(ATTACK), (config, rows, len(self.history)), moved, y)
+        with self.casting:
             losses, logits = attack.outer(model, moved, x_adv, y, config)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
@@ -153,9 +153,11 @@ class Loop:
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
-        """x' and the mean rates of an attack, whose casts of the weights end with it."""
-        config, rows = how
-        with self.casting():
+        """x' and the mean rates; what is cast of the weights is kept until its end."""
+        config, rows, _ = how  # the epoch, as what is called between two may change the model
+        if self.monitor.ordinary:
+            return x, *[x.new_zeros(())] * 2
+        with self.casting:
             found = attack.attacked(self.model, x, y, config, source=Draws(source, *rows))
         return found.x, found.stalls.mean(), found.holes.mean()
 

@@ -14,7 +14,7 @@ from spatlib_torch import graphs
 from .test_torch_graphs import CONFIGS, fit, network, stand_in
 
 pytestmark = pytest.mark.gpu
-REPLAYED = 2 * 6 - graphs.WARM  # of two epochs of six whole batches
+REPLAYED = 2 * (6 - graphs.WARM)  # of two epochs of six whole batches
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_replayed_attacks_are_the_attacks(
     assert len(replays) == REPLAYED
 
 
-@pytest.mark.parametrize("name", ["default", "probes", "TRADES, some classes"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_those_of_compiled_networks_are_too(name: str, device: str, replays: list[None]) -> None:
     """Without dropout, of which a compiled one draws other numbers."""
     config, models = CONFIGS[name], [network(dropout=0.0).double() for _ in range(2)]
