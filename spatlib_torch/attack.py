@@ -1,7 +1,7 @@
 """The training attack, the mask and the loss in PyTorch: the core over autograd."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from spatlib.core.calls import Calls
 from spatlib.errors import expect
 
 from . import ops
+from .graphs import uncompiled
 from .state import attack_state, bare
 
 
@@ -20,7 +21,7 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     """The logits at x, and the map, for one call or ``many``, from cotangents to gradients in x."""
     leaf = x.detach().requires_grad_()
     # A compiled forward pass can be gone back through once only.
-    with torch.compiler.set_stance("force_eager") if many else nullcontext():
+    with uncompiled(many):
         logits = ops.logits_of(model, leaf)
     what = "model must return logits that autograd can follow to its input"
     advice = f"{what}: remove no_grad, detach or item from its forward"

@@ -1,7 +1,6 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -26,7 +25,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
-from .graphs import compiled
+from .graphs import compiled, uncompiled
 from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
@@ -158,7 +157,7 @@ def survivors(
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
             label, foreign = one_hot(y, clean), partial(_foreign, module)
             if separable is None and len(x) > 1:
-                with torch.compiler.set_stance("force_eager"), attack_state(module):
+                with uncompiled(), attack_state(module):
                     separable = core.separable(net, x, clean)
             batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
             found = core.survivors(net, evaluation, batch, begins, *how)
@@ -170,8 +169,7 @@ def survivors(
 
 def _called(whole: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it, with a compiled network as it is written where some examples are left out."""
-    part = any(len(v) < whole for v in arguments if isinstance(v, Tensor))
-    with torch.compiler.set_stance("force_eager") if part else nullcontext():
+    with uncompiled(any(len(v) < whole for v in arguments if isinstance(v, Tensor))):
         return function(*arguments)
 
 

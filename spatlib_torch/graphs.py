@@ -1,8 +1,10 @@
 """A network compiled by itself, and a function of batches replayed as one CUDA graph."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -12,6 +14,17 @@ from spatlib.errors import cause
 
 WARM = 2  # calls alike before a capture, which compile and let cuDNN choose
 Tensors = tuple[Tensor, ...]
+_stance = RLock()
+
+
+@contextmanager
+def uncompiled(when: bool = True) -> Iterator[None]:
+    """Networks run as they are written; in all threads, of which one at a time may ask for it."""
+    if not when:
+        yield
+        return
+    with _stance, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ from spatlib.runs import CHECKPOINT
 from . import attack, ops
 from .attack import Draws
 from .distributed import agreeing, collected, step_alike
-from .graphs import Replayed
+from .graphs import Replayed, uncompiled
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
@@ -253,7 +253,7 @@ def looked_at(
     """The batch, clipped to the bounds, and the number of classes (if 0 from a call)."""
     x, y = prepare(x, y, threat, validate=True)
     if not classes:  # once, so not worth compiling
-        with torch.compiler.set_stance("force_eager"), attack_state(model, fork=x.device) as module:
+        with attack_state(model, fork=x.device) as module, uncompiled():
             logits = torch.no_grad()(logits_of)(module, x)
         classes = classes_of(logits.numpy(force=True), threat.check_logits)
     labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
