@@ -17,7 +17,7 @@ import torch
 import spatlib
 import spatlib_tf
 import spatlib_torch
-from spatlib import SPATConfig, TrainConfig
+from spatlib import Mask, SPATConfig, TrainConfig
 
 from . import test_tf_ways, test_torch_state
 
@@ -99,6 +99,7 @@ def test_masks_made_in_two_threads_leave_compiled_what_is() -> None:
     """They run networks uncompiled for a while: the second begins in it, and ends after it."""
     models = [test_torch_state.network() for _ in range(2)]
     inside, ended, graphs = (threading.Event(), threading.Event()), threading.Event(), list[Any]()
+    config = SPATConfig(eps=0.1, mask=Mask())
 
     def overlap(number: int) -> None:
         inside[number].set()
@@ -106,9 +107,9 @@ def test_masks_made_in_two_threads_leave_compiled_what_is() -> None:
 
     def mask(number: int) -> None:
         if number:
-            inside[0].wait()
+            inside[0].wait(10)
         models[number][-1].register_forward_pre_hook(lambda *_: overlap(number))
-        spatlib_torch.shared_mask(models[number], *test_torch_state.batch(), CONFIGS[0])
+        spatlib_torch.shared_mask(models[number], *test_torch_state.batch(), config)
         ended.set()
 
     in_threads(partial(mask, 0), partial(mask, 1))
