@@ -30,9 +30,10 @@ from spatlib.data import as_dataset
 from spatlib_torch import engine
 from spatlib_torch.models import preact_resnet
 
-from . import evidence_tables
+from . import evidence_tables, regimes
 from .evidence_arms import ARMS, control
 from .harness import append, rows_of
+from .regimes import REGIMES
 
 RUNS = Path("runs", "evidence")
 JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
@@ -246,12 +247,20 @@ def experiment(chosen: argparse.Namespace) -> Experiment:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser("evidence", __doc__, "tables")
-    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    options = parser("evidence", __doc__, *REGIMES, "tables")
+    options.add_argument("--arms", nargs="+", metavar="ARM")
     options.add_argument("--seeds", nargs="+", type=int)
+    options.add_argument("--minutes", type=float, help="of a regime: after them, stop where it is")
     chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
         evidence_tables.write(SETTINGS)
+        return
+    known = regimes.ARMS if chosen.dataset in REGIMES else ARMS
+    chosen.arms = chosen.arms or list(known)
+    if not set(chosen.arms) <= set(known):
+        options.error(f"--arms must be among {', '.join(known)}")
+    if chosen.dataset in REGIMES:
+        regimes.run(chosen)
         return
     runs, file = experiment(chosen), f"evidence_{chosen.dataset}"
     for seed in chosen.seeds or range(runs.setting.seeds):

@@ -88,6 +88,8 @@ class SPATConfig(Threat):
             reading of arXiv:2009.10978); 0 is plain PGD-AT, TRADES or MART.
         guard: Shrink ``smoothing`` per example where it would pull the example back.
         mask: The shared-pixel mask, or None.
+        rectify: r in [0, 1) of the label (1 - r) y + r softmax(z) of the outer loss, z the logits
+            of averaged weights (docs/method.md, ours; ``pgd`` and ``trades``); 0: the label alone.
     """
 
     steps: int = 10
@@ -99,6 +101,7 @@ class SPATConfig(Threat):
     smoothing: float = 0.1
     guard: bool = True
     mask: Mask | None = None
+    rectify: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +109,9 @@ class SPATConfig(Threat):
         checked("step_size", self.alpha, "(0, inf)")  # that of 2.5 eps / steps too
         settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
         settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
+        settle(self, rectify="[0, 1)")
+        what = "be 0 for mart, which needs hard labels (use pgd or trades)"
+        require(self.rectify == 0 or self.loss != "mart", "rectify", what, self.rectify)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)
         if self.loss == "trades" and (self.smoothing == 0 or self.guard):
             what = "be 'uniform' or 'gaussian' for trades (at x its gradient is rounding noise)"

@@ -124,6 +124,8 @@ def train(
     if training is None:
         training = chosen.training if chosen else TrainConfig()
     require_type("training", training, TrainConfig)
+    what = "be above 0, such as 0.999, for rectify, which reads the averaged weights"
+    require(config.rectify == 0 or training.ema > 0, "ema", what, training.ema)
     # The values of a recipe of ours are for its own optimizer; others are what the user means.
     ours = [r.training for r in RECIPES.values() if not own and chosen and r.data == chosen.data]
     for name in SGD if optimizer is not None and not saved else ():

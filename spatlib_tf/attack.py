@@ -119,7 +119,13 @@ def _attacking(
         yield partial(vjp, model, train), Draws(seed)
 
 
-_calls = Calls(ops, _attacking, partial(ops.logits_of, training=True))
+def averaged(network: keras.Model, x: Tensor) -> Tensor:
+    """Its logits in inference mode, without gradient."""
+    with unmoved(network):
+        return tf.stop_gradient(ops.logits_of(network, x))
+
+
+_calls = Calls(ops, _attacking, partial(ops.logits_of, training=True), averaged)
 attacked, outer = _calls.attacked, _calls.outer
 
 
@@ -163,6 +169,7 @@ def spat_loss(
     *,
     x_adv: Tensor | None = None,
     weights: Tensor | None = None,
+    average: keras.Model | None = None,
     reduction: str = "mean",
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
@@ -174,7 +181,7 @@ def spat_loss(
     :func:`perturb` before the tape and pass ``x_adv``.
     """
     batch, validate = (model, x, y, config), validate and tf.executing_eagerly()
-    return _calls.spat_loss(batch, x_adv, weights, reduction, generator, validate)
+    return _calls.spat_loss(batch, (x_adv, weights, average), reduction, generator, validate)
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]

@@ -49,7 +49,7 @@ def fit(
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
-        config = replace(config, loss="pgd")
+        config = replace(config, loss="pgd", rectify=0)
     trainer = Trainer(monitor, model, config)
     strategy = trainer.distribute_strategy
     replicas, clip = strategy.num_replicas_in_sync, training.clip_grad_norm

@@ -57,7 +57,7 @@ def fit(
     batches.workers = training.num_workers
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
-        config = replace(config, loss="pgd")
+        config = replace(config, loss="pgd", rectify=0)
     with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)

@@ -129,7 +129,8 @@ class Loop:
                 source = Draws(new(seed(ATTACK)), *rows)
                 found = attack.attacked(model, moved, y, config, source=source)
                 x_adv, rates = found.x, [found.stalls.mean(), found.holes.mean()]
-            losses, logits = attack.outer(model, moved, x_adv, y, config)
+            own = partial(attack.averaged, model, own=self.average) if config.rectify else None
+            losses, logits = attack.outer(model, moved, x_adv, y, config, average=own)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))

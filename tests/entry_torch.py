@@ -67,12 +67,19 @@ class TorchEngine(Entry):
         return [p.detach().numpy().T.copy() for p in self.parameters]
 
     def train_step(
-        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        seed: int,
+        average: list[np.ndarray] | None = None,
     ) -> float:
         batch, source = map(torch.as_tensor, (x, y)), torch.Generator().manual_seed(seed)
         own = self.model, *batch, config
         x_adv = spatlib_torch.perturb(*own, start=torch.as_tensor(start), generator=source)
-        loss = spatlib_torch.spat_loss(*own, x_adv=x_adv)
+        network = None if average is None else TorchEngine(average).model
+        loss = spatlib_torch.spat_loss(*own, x_adv=x_adv, average=network)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -91,14 +91,23 @@ def test_weights_equal_the_oracle_in_all_other_combinations(
         ("trades", "Linf", "three classes", True),
     ],
 )
-def test_weights_with_soft_labels_equal_the_oracle(
-    engine: Any, loss: str, norm: str, mask: str, guard: bool
+@pytest.mark.parametrize("rectify", [0.0, 0.75])
+def test_weights_with_soft_and_rectified_labels_equal_the_oracle(
+    engine: Any, loss: str, norm: str, mask: str, guard: bool, rectify: float
 ) -> None:
-    follow(engine, loss, norm, mask, guard, soft=True)
+    soft = rectify == 0 or norm == "L2"
+    follow(engine, loss, norm, mask, guard, soft=soft, rectify=rectify)
 
 
 def follow(
-    engine: Any, loss: str, norm: str, mask: str, guard: bool, *, soft: bool = False
+    engine: Any,
+    loss: str,
+    norm: str,
+    mask: str,
+    guard: bool,
+    *,
+    soft: bool = False,
+    rectify: float = 0.0,
 ) -> None:
     """Train beside the oracle, step by step."""
     config = SPATConfig(
@@ -109,7 +118,9 @@ def follow(
         steps=3,
         guard=guard,
         smoothing=0.3,
+        rectify=rectify,
     )
+    average = reference.TanhMLP(*initial_weights())
     ours = engine(initial_weights(), LR, MOMENTUM)
     oracle = reference.TanhMLP(*initial_weights())
     velocity = [np.zeros_like(w) for w in oracle.parameters]
@@ -130,9 +141,15 @@ def follow(
             probes=probes,
             noise=noise,
             channels=CHANNELS,
+            rectify=rectify,
+            average=average if rectify else None,
             **oracle_settings(config),
         )
-        assert ours.train_step(x, y, start, config, seed=number) == pytest.approx(expected, 1e-10)
+        means = [w.copy() for w in average.parameters] if rectify else None
+        loss_of_ours = ours.train_step(x, y, start, config, number, means)
+        assert loss_of_ours == pytest.approx(expected, 1e-10)
+        for mean, weight in zip(average.parameters, oracle.parameters, strict=True):
+            mean += 0.25 * (weight - mean)
     for mine, theirs, before in zip(
         ours.weights(), oracle.parameters, initial_weights(), strict=True
     ):
