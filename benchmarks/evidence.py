@@ -30,12 +30,13 @@ from spatlib.data import as_dataset
 from spatlib_torch import engine
 from spatlib_torch.models import preact_resnet
 
-from . import evidence_tables, regimes
+from . import evidence_tables, regime_arms, regimes
 from .evidence_arms import ARMS, control
 from .harness import append, rows_of
-from .regimes import REGIMES
+from .regime_arms import REGIMES
 
 RUNS = Path("runs", "evidence")
+STUDIES = ("study_overfit", "study_full")  # rows of scripts that are not here
 JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
 STEPS, RESTARTS = 100, 2
 
@@ -253,9 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--minutes", type=float, help="of a regime: after them, stop where it is")
     chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
-        evidence_tables.write(SETTINGS)
+        evidence_tables.write([*SETTINGS, *REGIMES, *STUDIES])
         return
-    known = regimes.ARMS if chosen.dataset in REGIMES else ARMS
+    known: Any = regime_arms.ARMS if chosen.dataset in REGIMES else ARMS
     chosen.arms = chosen.arms or list(known)
     if not set(chosen.arms) <= set(known):
         options.error(f"--arms must be among {', '.join(known)}")

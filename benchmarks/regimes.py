@@ -12,11 +12,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import spatlib
-from spatlib import Dataset, Mask, SPATConfig, Threat, load_data
+from spatlib import Dataset, SPATConfig, Threat, load_data
 from spatlib.config import fold
 from spatlib.data import as_dataset
 from spatlib_torch import perturb, spat_loss
@@ -34,6 +33,7 @@ from spatlib_torch.loaders import augment
 from spatlib_torch.models import preact_resnet
 
 from .harness import append, rows_of
+from .regime_arms import ARMS, REGIMES, Arm, Regime
 
 RUNS = Path("runs", "evidence")
 SEEDS = range(3)
@@ -41,104 +41,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10
 INITIAL, ORDER = range(2)  # purposes of a seed
 PEAK, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 ATTACKS = ("pgd", "margin")
+EAGER = 3  # steps before one is recorded, in which libraries choose their kernels
 DROPS = (0.5, 0.75)  # of the epochs, after which the rate is a tenth (Rice et al. 2020)
-
-
-class Regime(NamedTuple):
-    """Images of CIFAR-10, the network, the schedule and the threat."""
-
-    images: int | None  # for training, the first so many; None: all that are not held out
-    held: int  # the last training images: they choose the epoch
-    measured: int  # the first test images
-    pool: int  # the side of the squares whose means are the pixels
-    widths: tuple[int, ...]
-    blocks: int
-    eps: float
-    judged: tuple[float, ...]  # eps of the evaluation
-    epochs: int
-    batch: int
-    look: int  # epochs from one look at the held-out images to the next
-    ema: float
-    augment: str = "none"
-    steps: int = 5
-
-
-REGIMES = {
-    "overfit": Regime(
-        images=750,
-        held=500,
-        measured=2000,
-        pool=2,
-        widths=(16, 32, 64),
-        blocks=1,
-        eps=8 / 255,
-        judged=(8 / 255,),
-        epochs=40,
-        batch=50,
-        look=5,
-        ema=0.97,
-    ),
-    "large-eps": Regime(
-        images=10_000,
-        held=1000,
-        measured=1000,
-        pool=1,
-        widths=(16, 32, 64, 128),
-        blocks=1,
-        eps=16 / 255,
-        judged=(8 / 255, 16 / 255),
-        epochs=20,
-        batch=128,
-        look=2,
-        ema=0.99,
-        augment="crop-flip",
-    ),
-    "full": Regime(
-        images=None,
-        held=1000,
-        measured=10_000,
-        pool=1,
-        widths=(32, 64, 128, 256),
-        blocks=2,
-        eps=8 / 255,
-        judged=(8 / 255,),
-        epochs=60,
-        batch=250,
-        look=3,
-        ema=0.999,
-        augment="crop-flip",
-    ),
-}
-
-
-class Arm(NamedTuple):
-    """What an arm has of its own."""
-
-    config: Mapping[str, Any] = MappingProxyType({})
-    stretch: float = 1.0  # training eps in units of the regime's
-    rectify: float = 0.0
-    smooth: float = 0.0  # of the labels, uniformly
-
-
-def masked(score: str, floor: float) -> dict[str, Any]:
-    return {"mask": Mask(score=score, keep=0.5, floor=floor)}
-
-
-ARMS = {  # in the order in which they are run
-    "pgd": Arm(),
-    "rectified 0.8": Arm(rectify=0.8),
-    "eps x 1.25": Arm(stretch=1.25),
-    "realloc min x 1.5": Arm(masked("min", 1 / 1.5), 1.5),
-    "realloc random x 1.5": Arm(masked("random", 1 / 1.5), 1.5),
-    "smooth 0.8": Arm(smooth=0.8),
-    "rectified 0.5": Arm(rectify=0.5),
-    "eps x 1.5": Arm(stretch=1.5),
-    "mask min": Arm(masked("min", 0.5)),
-    "mask random": Arm(masked("random", 0.5)),
-    "eps x 0.75": Arm(stretch=0.75),
-    "smooth 0.5": Arm(smooth=0.5),
-    "rectified 0.8, eps x 1.25": Arm(rectify=0.8, stretch=1.25),
-}
 
 
 class Run:
@@ -173,15 +77,20 @@ class Run:
             self.model.parameters(), PEAK, momentum=MOMENTUM, weight_decay=DECAY
         )
         self.progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "started": False, "best": {}}
+        self.graph: Any = None
+        self.eager, self.batch = 0, list[Tensor]()
         self._restore()
 
     def row(self, deadline: float) -> dict[str, Any] | None:
-        """Train to the end and measure; None if the time, of ``time.monotonic``, is over before."""
+        """Train to the end and measure; None if the time, of ``time.monotonic``, is over before.
+
+        In any case from one look at the held-out images to the next, or the measurement.
+        """
         regime, progress = self.regime, self.progress
         longest = 0.0
         while progress["epoch"] < regime.epochs:
             began = time.monotonic()
-            if began + longest > deadline:
+            if longest and began + longest > deadline:
                 return None
             for _ in range(min(regime.look, regime.epochs - progress["epoch"])):
                 self._epoch()
@@ -190,6 +99,8 @@ class Run:
             longest = time.monotonic() - began
             progress["seconds"] += longest
             self._save()
+        if longest and time.monotonic() + longest > deadline:
+            return None
         networks = {"best": self.best["model"], "last": self.model}
         networks |= {"avg_best": self.best["average"], "avg_last": self.average}
         found: dict[str, Any] = {}
@@ -205,23 +116,41 @@ class Run:
         regime, epoch = self.regime, self.progress["epoch"]
         x, y = self.parts["train"]
         torch.manual_seed(fold(self.seed, ORDER, epoch))
-        for group in self.optimizer.param_groups:
-            group["lr"] = PEAK * 0.1 ** sum(epoch >= drop * regime.epochs for drop in DROPS)
+        rate = PEAK * 0.1 ** sum(epoch >= drop * regime.epochs for drop in DROPS)
+        if self.optimizer.param_groups[0]["lr"] != rate:  # a number in the graph
+            self.graph, self.eager = None, 0
+        self.optimizer.param_groups[0]["lr"] = rate
         order = torch.randperm(len(x), device=x.device)
         for rows in torch.split(order, regime.batch):
             if len(rows) == regime.batch:
-                self._step(x[rows], y[rows])
+                (self._replay if x.is_cuda else self._step)(x[rows], y[rows])
+
+    def _replay(self, x: Tensor, y: Tensor) -> None:
+        """A step as one CUDA graph, recorded after three: launching its kernels takes longer."""
+        if self.graph is None and self.eager < EAGER:
+            self.eager += 1
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step(x, y)
+            torch.cuda.current_stream().wait_stream(stream)
+            return
+        if self.graph is None:
+            self.batch, self.graph = [x.clone(), y.clone()], torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad()
+            with torch.cuda.graph(self.graph):
+                self._step(*self.batch)
+        for mine, its in zip(self.batch, (x, y), strict=True):
+            mine.copy_(its)
+        self.graph.replay()
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         x, arm = augment(x, self.regime.augment, 0.0, Draws(None)), self.arm
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             x_adv = perturb(self.model, x, y, self.config, validate=False)
-            label = (1 - arm.smooth) * F.one_hot(y, 10).float() + arm.smooth / 10
-            if arm.rectify:
-                with torch.no_grad():
-                    q = self.average.eval()(x_adv).float().softmax(dim=1)
-                label = (1 - arm.rectify) * label + arm.rectify * q
-            own: dict[str, Any] = {"x_adv": x_adv, "validate": False}
+            hard = (y[:, None] == torch.arange(10, device=y.device)).float()
+            label = (1 - arm.smooth) * hard + arm.smooth / 10
+            own: dict[str, Any] = {"x_adv": x_adv, "average": self.average, "validate": False}
             loss = spat_loss(self.model, x, label, self.config, **own)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -315,7 +244,8 @@ def run(chosen: argparse.Namespace) -> None:
                 continue
             folder = RUNS / chosen.dataset / f"{arm.replace(' ', '_')}-{seed}"
             row = Run(regime, ARMS[arm], seed, data, folder, device).row(deadline)
-            if row is None:
+            if row is not None:
+                append(file, {"arm": arm, "seed": seed, **row})
+                print(seed, arm, *(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+            if time.monotonic() > deadline or row is None:
                 return
-            append(file, {"arm": arm, "seed": seed, **row})
-            print(seed, arm, *(f"{k} {v:.3f}" for k, v in row.items()), flush=True)

@@ -119,10 +119,28 @@ def _attacking(
         yield partial(vjp, model, train), Draws(seed)
 
 
-def averaged(network: keras.Model, x: Tensor) -> Tensor:
-    """Its logits in inference mode, without gradient."""
+def averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[Tensor]:
+    """Those of the weights that the optimizer keeps, before its first update the weights."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    if not optimizer.built:
+        optimizer.build(weights)
+    found = [v for v in optimizer.variables if v.path.endswith("_average")]
+    what = "have use_ema=True for rectify, which reads averaged weights"
+    require(len(found) == len(weights), "optimizer", what, optimizer.name)
+    first = optimizer.iterations == 0
+    return [tf.where(first, *pair) for pair in zip(weights, found, strict=True)]
+
+
+def averaged(network: keras.Model, x: Tensor, own: list[Tensor] | None = None) -> Tensor:
+    """Its logits in inference mode, without gradient; ``own`` in the place of its weights."""
+
+    def read(x: Tensor, training: bool) -> Tensor:
+        if own is None:
+            return network(x, training=training)
+        return network.stateless_call(own, network.non_trainable_variables, x, training=training)[0]
+
     with unmoved(network):
-        return tf.stop_gradient(ops.logits_of(network, x))
+        return tf.stop_gradient(ops.logits_of(read, x))
 
 
 _calls = Calls(ops, _attacking, partial(ops.logits_of, training=True), averaged)

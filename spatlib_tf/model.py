@@ -19,7 +19,7 @@ from spatlib.errors import checked, only, require, require_type, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
-from .attack import Draws, attacked, next_seed, outer, unmoved, vjp
+from .attack import Draws, attacked, averaged, averages, next_seed, outer, unmoved, vjp
 from .batches import Seen, check_batch
 from .ops import Tensor
 
@@ -167,14 +167,16 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         loss_scale = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         floats = [v for v in self.base.non_trainable_variables if loss_scale and "float" in v.dtype]
         kept = [(v, tf.identity(v.value)) for v in floats]
+        weights, average = self.trainable_weights, None
+        if self.config.rectify:
+            own = averages(self.optimizer, weights)
+            average = partial(averaged, self.base, own=own)
         with tf.GradientTape() as tape:
-            own = self._averaged if self.config.rectify else None
-            losses, logits = outer(self.base, x, attack.x, labels, self.config, average=own)
+            losses, logits = outer(self.base, x, attack.x, labels, self.config, average=average)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
-        weights = self.trainable_weights
 
         def update(grads: list[Tensor]) -> None:
             self.optimizer.apply(grads, weights)
@@ -217,23 +219,6 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
-
-    def _averaged(self, x: Tensor) -> Tensor:
-        """The logits of the averages that the optimizer keeps (at first of the weights)."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        base, first = self.base, optimizer.iterations == 0
-        if not optimizer.built:
-            optimizer.build(self.trainable_weights)
-        found = [v for v in optimizer.variables if v.path.endswith("_average")]
-        what = "have use_ema=True for rectify, which reads the averaged weights"
-        require(len(found) == len(base.trainable_variables), "optimizer", what, optimizer.name)
-        own = [tf.where(first, *pair) for pair in zip(base.trainable_variables, found, strict=True)]
-        own = own, base.non_trainable_variables
-
-        def read(x: Tensor, training: bool) -> Tensor:
-            return base.stateless_call(*own, x, training=training)[0]
-
-        return tf.stop_gradient(ops.logits_of(read, x))
 
     def _record(self, loss: Tensor, right: Tensor, *seen: Any) -> None:
         tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own

@@ -13,7 +13,7 @@ from spatlib.core.calls import Calls
 from spatlib.errors import expect, require
 
 from . import ops
-from .state import Named, attack_state, bare
+from .state import attack_state, bare
 
 
 def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -83,12 +83,13 @@ def _attacking(
         yield partial(vjp, module), source if isinstance(source, Draws) else Draws(source)
 
 
-def averaged(network: nn.Module, x: Tensor, own: Named | None = None) -> Tensor:
+def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None) -> Tensor:
     """Its logits in inference mode, without gradient; ``own`` in the place of its parameters."""
     devices = {str(p.device) for p in network.parameters()} - {str(x.device)}
     require(not devices, "average", f"be on the device of x, {x.device} (move it there)", devices)
     with attack_state(network) as module, torch.no_grad():
-        return ops.logits_of(partial(torch.func.functional_call, bare(module), own or {}), x)
+        read: Any = partial(torch.func.functional_call, bare(module), own or {})
+        return ops.logits_of(read, x)
 
 
 _calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)

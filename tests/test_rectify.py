@@ -45,6 +45,10 @@ def by_keras(model: Any, average: Any, config: SPATConfig, y: Any = Y) -> Any:
     return spatlib_tf.spat_loss(model, X, y, config, x_adv=X, average=average)
 
 
+def number(loss: Any) -> float:
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
 WAYS: dict[str, Any] = {"torch": (of_torch, by_torch), "tf": (of_keras, by_keras)}
 everywhere = pytest.mark.parametrize("framework", WAYS)
 
@@ -86,8 +90,8 @@ def test_the_average_reads_in_inference_mode(framework: str, loss: str) -> None:
         z = average(X, training=False).numpy()
     p = np.exp(z - z.max(axis=1, keepdims=True))
     label = 0.25 * np.eye(CLASSES)[Y] + 0.75 * p / p.sum(axis=1, keepdims=True)
-    expected = float(call(model, None, replace(config, rectify=0), label.astype("float32")))
-    assert float(call(model, average, config)) == pytest.approx(expected, rel=1e-5)
+    expected = number(call(model, None, replace(config, rectify=0), label.astype("float32")))
+    assert number(call(model, average, config)) == pytest.approx(expected, rel=1e-5)
 
 
 @everywhere
@@ -98,15 +102,15 @@ def test_without_rectify_no_bit_changes_and_the_average_is_not_called(framework:
         model.eval()
     else:
         model.layers[2].rate = 0.0
-    assert float(call(model, object(), plain)) == float(call(model, None, plain))
+    assert number(call(model, object(), plain)) == number(call(model, None, plain))
 
 
 @everywhere
 def test_an_average_that_is_none_is_refused_in_a_sentence(framework: str) -> None:
     build, call = WAYS[framework]
     wrong = {
-        "average must be the network of averaged weights for rectify above 0, got None": None,
-        "average must be a .* that returns logits, got 3": 3,
+        r"average \(for rectify\) must be a .* that returns logits, got None": None,
+        r"average \(for rectify\) must be a .* that returns logits, got 3": 3,
         "average must return 3 logits, as the model does .*, got 4": build(4),
     }
     for message, average in wrong.items():

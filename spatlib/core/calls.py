@@ -50,9 +50,7 @@ class Calls(NamedTuple):
         model, x, y, config = batch = self._prepared(*batch, validate)
         x_adv, weights, average = own
         if config.rectify:
-            what = "be the network of averaged weights for rectify above 0"
-            require(average is not None, "average", what, average)
-            self.ops.check_model(average, "average")
+            self.ops.check_model(average, "average (for rectify)")
             average = partial(self.averaged, average)
         checked("reduction", reduction, ("mean", "none"))
         like = y if len(y.shape) == 1 else y[:, 0]  # (N,)
