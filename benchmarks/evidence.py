@@ -3,6 +3,7 @@
     python -m benchmarks.evidence digits                        # all arms, seeds 0 to 4
     python -m benchmarks.evidence mnist --data-dir DIR --arms pgd "mask min"
     python -m benchmarks.evidence cifar10 --data FILE --device cuda --seeds 0
+    python -m benchmarks.evidence overfit --data-dir DIR        # and large-eps, full: regimes.py
     python -m benchmarks.evidence tables                        # docs/evidence.md from the rows
 
 Appends to benchmarks/results/evidence_<data set>.csv and leaves out what is there, so it can be
@@ -36,7 +37,7 @@ from .harness import append, rows_of
 from .regime_arms import REGIMES
 
 RUNS = Path("runs", "evidence")
-STUDIES = ("study_overfit", "study_full")  # rows of scripts that are not here
+OTHERS = ("study_overfit", "study_full", "judges_digits")  # tables of other scripts
 JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
 STEPS, RESTARTS = 100, 2
 
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--minutes", type=float, help="of a regime: after them, stop where it is")
     chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
-        evidence_tables.write([*SETTINGS, *REGIMES, *STUDIES])
+        evidence_tables.write([*SETTINGS, *REGIMES, *OTHERS])
         return
     known: Any = regime_arms.ARMS if chosen.dataset in REGIMES else ARMS
     chosen.arms = chosen.arms or list(known)

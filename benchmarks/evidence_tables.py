@@ -35,11 +35,8 @@ def write(names: Iterable[str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name in names:
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        if begin in text and (rows := numbers(name)):
+        if begin in text and (shown := _shown(name)):
             before, _, rest = text.partition(begin)
-            shown = section(rows) if "worst" in next(iter(rows["pgd"].values())) else course(rows)
-            if name == "overfit":
-                shown = f"{shown}\n\n{against(rows)}"
             text = f"{before}{begin}\n\n{shown}\n\n{end}{rest.partition(end)[2]}"
     PAGE.write_text(text, encoding="utf-8")
 
@@ -62,6 +59,23 @@ def section(rows: Rows) -> str:
                 | {"s/epoch": f"{seconds:.1f}"}
             )
     return table(lines)
+
+
+def _shown(name: str) -> str:
+    """The tables of a file; none where there are no rows."""
+    if name.startswith("judges"):
+        rows = [{k: _percent(k, v) for k, v in row.items()} for row in rows_of(name)]
+        return table(rows) if rows else ""
+    found = numbers(name)
+    if "pgd" not in found:
+        return ""
+    if "worst" in next(iter(found["pgd"].values())):
+        return section(found)
+    return f"{course(found)}\n\n{against(found)}" if name == "overfit" else course(found)
+
+
+def _percent(key: str, value: str) -> str:
+    return value if key in ("attack", "eps") else f"{PERCENT * float(value):.1f}"
 
 
 def course(rows: Rows) -> str:

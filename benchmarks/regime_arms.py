@@ -101,5 +101,10 @@ ARMS = {  # in the order in which they are run
     "mask random": Arm(masked("random", 0.5)),
     "eps x 0.75": Arm(stretch=0.75),
     "smooth 0.5": Arm(smooth=0.5),
-    "rectified 0.8, eps x 1.25": Arm({"rectify": 0.8}, 1.25),
 }
+LATER = {  # of all seeds after those above of all seeds
+    "attack smoothed 0.1, guarded": Arm({"smoothing": 0.1}),
+    "rectified 0.8, eps x 1.25": Arm({"rectify": 0.8}, 1.25),
+    "trades": Arm({"loss": "trades"}),
+}
+ARMS |= LATER

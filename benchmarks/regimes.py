@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from spatlib_torch.loaders import augment
 from spatlib_torch.models import preact_resnet
 
 from .harness import append, rows_of
-from .regime_arms import ARMS, REGIMES, Arm, Regime
+from .regime_arms import ARMS, LATER, REGIMES, Arm, Regime
 
 RUNS = Path("runs", "evidence")
 SEEDS = range(3)
@@ -237,15 +238,15 @@ def run(chosen: argparse.Namespace) -> None:
     deadline = math.inf if chosen.minutes is None else began + 60 * chosen.minutes
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     data = as_dataset(load_data(chosen.data or "cifar10", chosen.data_dir), channels_first=True)
-    for seed in chosen.seeds or SEEDS:
-        for arm in chosen.arms:
-            done = {(row["arm"], row["seed"]) for row in rows_of(file)}
-            if (arm, str(seed)) in done:
-                continue
-            folder = RUNS / chosen.dataset / f"{arm.replace(' ', '_')}-{seed}"
-            row = Run(regime, ARMS[arm], seed, data, folder, device).row(deadline)
-            if row is not None:
-                append(file, {"arm": arm, "seed": seed, **row})
-                print(seed, arm, *(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
-            if time.monotonic() > deadline or row is None:
-                return
+    pairs = product(chosen.seeds or SEEDS, chosen.arms)
+    for seed, arm in sorted(pairs, key=lambda pair: pair[1] in LATER):
+        done = {(row["arm"], row["seed"]) for row in rows_of(file)}
+        if (arm, str(seed)) in done:
+            continue
+        folder = RUNS / chosen.dataset / f"{arm.replace(' ', '_')}-{seed}"
+        row = Run(regime, ARMS[arm], seed, data, folder, device).row(deadline)
+        if row is not None:
+            append(file, {"arm": arm, "seed": seed, **row})
+            print(seed, arm, *(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+        if time.monotonic() > deadline or row is None:
+            return

@@ -87,7 +87,7 @@ def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None
     """Its logits in inference mode, without gradient; ``own`` in the place of its parameters."""
     devices = {str(p.device) for p in network.parameters()} - {str(x.device)}
     require(not devices, "average", f"be on the device of x, {x.device} (move it there)", devices)
-    with attack_state(network) as module, torch.no_grad():
+    with attack_state(network) as module:  # where no parameter asks for a gradient
         read: Any = partial(torch.func.functional_call, bare(module), own or {})
         return ops.logits_of(read, x)
 
