@@ -145,7 +145,8 @@ def common_gradient(model: nn.Module, x: Tensor, y: Tensor) -> str:
     return (
         f"gradient of the mean logit: {share.median():.1%} of the mean length of the centred "
         f"class gradients (median over {len(x)} examples); all logits agree in sign at "
-        f"{agree.float().mean():.2%} of the inputs' numbers, all margins at {rivals.float().mean():.1%}"
+        f"{agree.float().mean():.2%} of the inputs' numbers, the margins to all rivals at "
+        f"{rivals.float().mean():.1%}"
     )
 
 
