@@ -112,7 +112,7 @@ class Calls(NamedTuple):
             classes, own = logits.shape[1], read.shape[1]
             what = f"return {classes} logits, as the model does whose weights it averages"
             require(own == classes, "average", what, own)
-            label = rectified(self.ops, label, read, config.rectify)
+            label = rectified(self.ops, label, self.ops.cast(read, like=label), config.rectify)
         return outer_loss(self.ops, config.loss, config.beta, label, clean, logits), logits
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
