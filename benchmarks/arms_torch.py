@@ -64,7 +64,8 @@ def ours(setting: Setting, mask: str) -> Arm:
     """A step of ``spatlib.train`` on a network by name, whose weights are channels_last."""
     model, (x, y) = network(setting).to(memory_format=torch.channels_last), batch(setting)
     config = setting.config(mask)
-    training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
+    how = {"compile": setting.compiled, "precision": setting.precision, "progress": False}
+    training = TrainConfig(ema=0.999 if config.rectify else 0.0, **how)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))

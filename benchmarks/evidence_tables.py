@@ -15,11 +15,13 @@ SHOWN = ("clean", "worst", "apgd", "held_robust", "success", "drift", "stall_rat
 NETWORKS = {"best": "best", "last": "last", "avg_best": "best average", "avg_last": "last average"}
 CONTROLS = (  # of an arm: what it has to beat
     ("rectified 0.8", "eps x 1.25"),
+    ("rectified 0.8", "eps x 1.5"),
     ("rectified 0.8", "smooth 0.8"),
     ("rectified 0.5", "eps x 1.25"),
     ("rectified 0.5", "smooth 0.5"),
     ("rectified 0.8, eps x 1.25", "eps x 1.25"),
     ("realloc min x 1.5", "eps x 1.25"),
+    ("realloc min x 1.5", "eps x 1.5"),
     ("realloc min x 1.5", "realloc random x 1.5"),
     ("mask min", "eps x 0.75"),
     ("mask min", "mask random"),

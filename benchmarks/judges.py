@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
@@ -24,10 +25,14 @@ from spatlib.evaluate import attacked_examples
 from spatlib_torch import engine
 
 from .evidence import experiment, parser
-from .evidence_arms import control
+from .evidence_arms import control, mask
 from .figures import ATTACKS, AUDITED, COMPARED, SIZES, STEPS
 from .harness import append
 
+SPARSE: dict[str, tuple[dict[str, Any], str]] = {
+    f"{score}, a quarter alone": (mask(score, keep=0.25, floor=0.0), "")
+    for score in ("min", "neutral", "random")
+}
 LEAST = 1e-6  # probability, below which its logarithm says nothing
 
 
@@ -50,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judges: dict[str, nn.Module] = {
         "PGD-AT, another seed": runs.judge.model.eval(),
         "5 nearest neighbours": Judge(KNeighborsClassifier(5), x, y),
-        "SVM": Judge(SVC(probability=True, random_state=0), x, y),
+        "SVM": Judge(CalibratedClassifierCV(SVC(), ensemble=False), x, y),
         "forest": Judge(RandomForestClassifier(300, random_state=0, n_jobs=1), x, y),
     }
-    for name, (settings, kind) in ATTACKS.items():
+    for name, (settings, kind) in (ATTACKS | SPARSE).items():
         found: dict[str, list[float]] = {judge: [] for judge in ("success", *judges)}
         sizes = np.minimum(threat.eps * SIZES, threat.bounds[1] - threat.bounds[0])
         for eps in sizes:

@@ -103,6 +103,7 @@ ARMS = {  # in the order in which they are run
     "smooth 0.5": Arm(smooth=0.5),
 }
 LATER = {  # of all seeds after those above of all seeds
+    "eps x 2": Arm(stretch=2.0),
     "attack smoothed 0.1, guarded": Arm({"smoothing": 0.1}),
     "rectified 0.8, eps x 1.25": Arm({"rectify": 0.8}, 1.25),
     "trades": Arm({"loss": "trades"}),

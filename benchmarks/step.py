@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", choices=("small", "preact_resnet18", *MLPS), default="small")
     parser.add_argument("--loss", choices=("pgd", "trades", "mart"), default="pgd")
-    parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
+    parser.add_argument("--mask", nargs="+", choices=MASKS, default=Setting().mask)
     for name in ("classes", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, default=Setting._field_defaults[name])
     parser.add_argument("--device", default="cpu")
