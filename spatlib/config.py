@@ -73,7 +73,7 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class SPATConfig(Threat):
-    """A threat model and the training attack on it, by default what did best in docs/evidence.md.
+    """A threat model and the training attack on it; docs/evidence.md says why the defaults.
 
     Args:
         steps: Number of ascent steps.
