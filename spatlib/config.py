@@ -105,11 +105,10 @@ class SPATConfig(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)")
+        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)", rectify="[0, 1)")
         checked("step_size", self.alpha, "(0, inf)")  # that of 2.5 eps / steps too
         settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
         settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
-        settle(self, rectify="[0, 1)")
         what = "be 0 for mart, which needs hard labels (use pgd or trades)"
         require(self.rectify == 0 or self.loss != "mart", "rectify", what, self.rectify)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)

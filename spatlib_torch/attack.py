@@ -148,8 +148,8 @@ def spat_loss(
     pass for ``pgd``, in two for ``trades`` and ``mart``, clean first (as BatchNorm sees them).
     With ``weights`` (N,), not negative, it is the mean over the N examples of weight times loss;
     with ``reduction="none"`` there is no mean, but a value for each example (N,). ``average`` is
-    the network whose softmax ``config.rectify`` mixes into the label, such as an AveragedModel of
-    torch.optim.swa_utils: in inference mode, without gradient, its state comes back as it was.
+    the network whose softmax ``config.rectify`` mixes into the label, such as swa_utils'
+    AveragedModel: in inference mode, without gradient, its state comes back as it was.
     """
     batch, own = (model, x, y, config), (x_adv, weights, average)
     return _calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]

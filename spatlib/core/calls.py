@@ -34,8 +34,7 @@ class Calls(NamedTuple):
     # Of model, x, config, random source and start: the model set up, the core's vjp and draws.
     attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
     forward: Callable[[Any, Array], Array]  # (model, x) -> logits (N, K) for the outer loss
-    # (network, x) -> logits (N, K) in inference mode, without gradient
-    averaged: Callable[[Any, Array], Array]
+    averaged: Callable[[Any, Array], Array]  # the same in inference mode, without gradient
     bare: Callable[[Any], Any] = lambda model: model  # out of its wrappers, as attacks lock it
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
@@ -60,7 +59,7 @@ class Calls(NamedTuple):
         else:
             x_adv = self._given("x_adv", x_adv, x, validate=False)
             x_adv, _ = self.ops.prepare(x_adv, y, config, validate, "x_adv")
-        losses = self.outer(model, x, x_adv, y, config, validate, average)[0]
+        losses, _ = self.outer(model, x, x_adv, y, config, check=validate, average=average)
         if weights is not None:
             losses = losses * self.ops.cast(weights, like=losses)
         return losses if reduction == "none" else self.ops.mean(losses)
@@ -88,20 +87,12 @@ class Calls(NamedTuple):
         self._warn(found.holes, check)
         return found._replace(x=ops.detach(found.x))
 
-    def outer(
-        self,
-        model: Any,
-        x: Array,
-        x_adv: Array,
-        y: Array,
-        config: SPATConfig,
-        check: bool = False,
-        average: Any = None,
-    ) -> tuple[Array, Array]:
-        """The outer loss of each example (N,) and the logits (N, K) at x'.
+    def outer(self, *batch: Any, check: bool = False, average: Any = None) -> tuple[Array, Array]:
+        """Of model, x, x', y and config the outer loss of each example (N,), logits (N, K) at x'.
 
         ``average`` gives the logits of averaged weights, which ``config.rectify`` needs.
         """
+        model, x, x_adv, y, config = batch
         if config.rectify:  # where the cross-entropy of the loss is taken
             read = average(x if config.loss == "trades" else x_adv)
         with alone(self.bare(model)):
