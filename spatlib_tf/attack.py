@@ -124,7 +124,7 @@ def averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     if not optimizer.built:
         optimizer.build(weights)
-    found = [v for v in optimizer.variables if v.path.endswith("_average")]
+    found = [v for v in optimizer.variables if v.path.endswith("average")]
     what = "have use_ema=True for rectify, which reads averaged weights"
     require(len(found) == len(weights), "optimizer", what, optimizer.name)
     first = optimizer.iterations == 0
