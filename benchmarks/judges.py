@@ -3,7 +3,8 @@
     python -m benchmarks.judges digits
 
 Attacks of growing eps on PGD-AT's network of seed 0, read by PGD-AT's network of another seed, k
-nearest neighbours, a support vector machine and a random forest. Writes judges_digits.csv.
+nearest neighbours, a support vector machine and a random forest. Appends to judges_digits.csv, and
+leaves out what is there.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from spatlib_torch import engine
 from .evidence import experiment, parser
 from .evidence_arms import control, mask
 from .figures import ATTACKS, AUDITED, COMPARED, SIZES, STEPS
-from .harness import append
+from .harness import append, rows_of
 
 SPARSE: dict[str, tuple[dict[str, Any], str]] = {
-    f"{score}, a quarter alone": (mask(score, keep=0.25, floor=0.0), "")
-    for score in ("min", "neutral", "random")
+    f"{score}, {share} alone": (mask(score, keep=keep, floor=0.0), "")
+    for score, share, keep in (
+        ("min", "a quarter", 0.25),
+        ("min", "half", 0.5),
+        ("random", "half", 0.5),
+    )
 }
 LEAST = 1e-6  # probability, below which its logarithm says nothing
 
@@ -58,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "SVM": Judge(CalibratedClassifierCV(SVC(), ensemble=False), x, y),
         "forest": Judge(RandomForestClassifier(300, random_state=0, n_jobs=1), x, y),
     }
+    known = {row["attack"] for row in rows_of(f"judges_{runs.name}")}
     for name, (settings, kind) in (ATTACKS | SPARSE).items():
+        if name in known:
+            continue
         found: dict[str, list[float]] = {judge: [] for judge in ("success", *judges)}
         sizes = np.minimum(threat.eps * SIZES, threat.bounds[1] - threat.bounds[0])
         for eps in sizes:
