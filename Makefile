@@ -19,6 +19,7 @@ docs: $(VENV)/.docs
 
 # dist/spatlib-*.whl, to install elsewhere.
 wheel: $(VENV)/.torch
+	rm -rf build dist # what is left there of removed files would be packed too
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # The same tests, traced, which takes half as long again: fails below 97 % of lines and branches.
