@@ -221,7 +221,10 @@ def test_data_decide_shape_and_classes(form: str, recorder: Recorder) -> None:
 @pytest.mark.parametrize("framework", ["torch", "tf"])
 def test_a_network_by_name_is_built_and_trained_next_to_its_baseline(framework: str) -> None:
     x, y = own((2, 4, 6) if framework == "torch" else (4, 6, 2))
-    plain = {"config": replace(STEP, smoothing=0), "training": replace(QUICK, baseline=True)}
+    plain = {
+        "config": replace(STEP, smoothing=0, mask=None),
+        "training": replace(QUICK, baseline=True),
+    }
     result = spatlib.train("small_cnn", (x, y), backend=framework, **plain)
     logits = result.model(torch.as_tensor(x) if framework == "torch" else x)
     assert tuple(logits.shape) == (16, 4)
