@@ -15,7 +15,7 @@ test: lint
 
 # The pages of docs/ as a site, on port 8000 of this machine, anew at every change.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs serve --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 # dist/spatlib-*.whl, to install elsewhere.
 wheel: $(VENV)/.torch
