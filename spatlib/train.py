@@ -173,8 +173,9 @@ def train(
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
         fit = partial(_fit, engine, dataset, on_epoch, optimizer)
-        for label, method in config.baselines.items() if training.baseline else ():
-            part = run and run.part(label)
+        compared = config.baselines if training.baseline else {}
+        parts = [run and run.part(label) for label in compared]  # errors before the training
+        for (label, method), part in zip(compared.items(), parts, strict=True):
             report: Any = fit(replace(result, model=build(), config=method), part, label).report
             result.baselines[label] = report
         result = fit(replace(result, model=build()), run, config.method, callbacks)
