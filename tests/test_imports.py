@@ -141,7 +141,7 @@ CHECKS = {
     "spatlib.TrainConfig(epochs=0)": "ConfigError | epochs",
     "spatlib.Mask(keep=0)": "ConfigError | keep",
     "spatlib.Threat(eps=0.1, norm='L7')": "ConfigError | norm",
-    "perturb(model, 2 * x, y, config)": "DataError | x",
+    "perturb(model, 2 + x, y, config)": "DataError | x",
     "perturb(model, x, y + 9, config)": "DataError | y",
     "perturb(model, x, y, config, mask=x + 1)": "DataError | mask",
     "perturb(model, x, y, config, start=x[:1, :3])": "DataError | start",
