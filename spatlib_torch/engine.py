@@ -26,7 +26,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
-from .loaders import Batches, keeping_globals, placed, sampled
+from .loaders import Batches, keeping_globals, only_deterministic, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
 from .ops import as_tensor, logits_of, one_hot
@@ -59,6 +59,8 @@ def fit(
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
     with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
+        if training.deterministic:
+            only_deterministic(undo)
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
             if training.augment != "none":
@@ -207,6 +209,15 @@ def perturb(
     found = attack.attacked(model, x, y, config, source=source, check=True)
     mask = None if found.mask is None else found.mask.float().numpy(force=True)
     return found.x.float().numpy(force=True), mask
+
+
+def precision(model: Any, device: str | None) -> str:
+    """See :class:`spatlib.engines.Engine`; bfloat16 where the device has units for it."""
+    kind = placed(nn.Identity() if isinstance(model, str) else model, device).type
+    # PyTorch may not know yet what a processor can do.
+    fast = kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
+    fast = fast or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    return "bfloat16" if fast else "float32"
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
 
+import os
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from .ops import check_model
 # follows from one, no state of a generator is saved.
 ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS has equal bits where it is :4096:8 or :16:8
 BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
@@ -47,6 +49,19 @@ def keeping_globals(device: torch.device) -> ExitStack:
     undo.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
     undo.enter_context(torch.random.fork_rng(others, device_type=device.type))
     return undo
+
+
+def only_deterministic(undo: ExitStack) -> None:
+    """Until ``undo``, and in the whole process, only algorithms that give equal bits."""
+    undo.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+    torch.set_deterministic_debug_mode("error")
+    cudnn = torch.backends.cudnn
+    for name, value in {"deterministic": True, "benchmark": False}.items():
+        undo.callback(setattr, cudnn, name, getattr(cudnn, name))
+        setattr(cudnn, name, value)
+    if CUBLAS not in os.environ:
+        undo.callback(os.environ.pop, CUBLAS, None)
+        os.environ[CUBLAS] = ":4096:8"
 
 
 @torch.inference_mode(False)
