@@ -158,9 +158,9 @@ class TrainConfig:
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
             or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
-            ``"auto"``: bfloat16 where CUDA has it, or a processor AMX, else float32.
-        deterministic: Only algorithms that give equal bits on CUDA too, which are slower (in torch
-            in the whole process until the training ends, in TensorFlow until the process does).
+            ``"auto"`` (torch): bfloat16 where the device has instructions for it, else float32.
+        deterministic: Only algorithms that give equal bits, which are slower on CUDA; the whole
+            process has them until the training ends (TensorFlow: until the process does).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.

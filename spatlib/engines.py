@@ -40,8 +40,6 @@ class Engine(Protocol):
     ) -> Rows: ...
     # Train with the other processes of a launcher: the number of this one, and of how many.
     def together(self) -> AbstractContextManager[tuple[int, int]]: ...
-    # What precision="auto" is for this model (or its name) on this device (None: the model's).
-    def precision(self, model: Any, device: str | None) -> str: ...
     # All weights, as the content of a safetensors file.
     def weights(self, model: Any) -> bytes: ...
     # Put back what weights() gave; DataError if it is that of another architecture.
@@ -74,16 +72,16 @@ def pack(
 ) -> Iterator[bytes]:
     """A safetensors file of named tensors and JSON: its header, then tensor by tensor.
 
-    For the header safetensors' own ``save`` is given an ``empty`` tensor of each type, whose shapes
-    and places are filled in; ``raw`` gives the memory of one tensor when its turn has come.
+    In the header that safetensors' ``save`` makes of empty tensors, shapes and places are filled in
+    (its order aligns all of them); ``raw`` gives the memory of a tensor when its turn has come.
     """
     kinds = {name: empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()}
     header, end = json.loads(save(kinds, metadata={OURS: json.dumps(meta)})[8:]), 0
-    order = sorted(tensors, key=lambda name: -tensors[name].itemsize)  # so that all are aligned
+    order = [name for name in header if name in tensors]
     for name in order:
         begin, end = end, end + tensors[name].nbytes
         header[name] |= {"shape": [*tensors[name].shape], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     yield from (raw(tensors[name]) for name in order)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -39,7 +38,7 @@ CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers
 FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
-Content = bytes | Iterable[bytes] | Path  # whole, in parts, or that of another file
+Content = bytes | Iterable[bytes] | Path  # whole, in parts, or another file's, not written twice
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
@@ -164,11 +163,7 @@ class Run:
         raise DataError(f"{path} {what}: {PUT_BACK}{hint}")
 
     def write(self, name: str, content: Content) -> None:
-        """Replace a file whole: a process killed here leaves the old content or the new.
-
-        The content may come part by part; or it is that of another file of the run, whose path is
-        given, and takes no more room than that one.
-        """
+        """Replace a file whole: a process killed here leaves the old content or the new."""
         if self.silent:
             return
         if name in READ and (self.parent or self)._lock.is_locked:  # else no training has begun
@@ -257,11 +252,9 @@ def _put(path: Path, content: Content) -> str:
     found = sha256()
     path.unlink(missing_ok=True)  # one that a killed writer left
     if isinstance(content, Path):
-        try:
+        with suppress(OSError):  # of file systems without links
             os.link(content, path)
-        except OSError:  # a file system without links
-            shutil.copyfile(content, path)
-        content = b""
+        content = b"" if path.exists() else content.read_bytes()
     with path.open("ab") as file:
         for part in [content] if isinstance(content, bytes) else content:
             file.write(part)

@@ -152,7 +152,7 @@ def train(
             what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
-        if training.precision == "auto":  # settled once for a run
+        if training.precision == "auto" and hasattr(engine, "precision"):  # settled once for a run
             found = was.get("precision") or engine.precision(model, training.device)
             training = replace(training, precision=found)
         if rank:  # the first process speaks

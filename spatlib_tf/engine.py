@@ -159,11 +159,6 @@ def perturb(
     return found.x.numpy(), None if found.mask is None else found.mask.numpy()
 
 
-def precision(model: Any, device: str | None) -> str:
-    """See :class:`spatlib.engines.Engine`; Keras' global policy may be another."""
-    return "float32"
-
-
 def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:
     """See :class:`spatlib.engines.Engine`."""
     rows = range(0, len(x), batch_size)

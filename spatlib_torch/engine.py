@@ -26,7 +26,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
-from .loaders import Batches, keeping_globals, only_deterministic, placed, sampled
+from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
 from .ops import as_tensor, logits_of, one_hot
@@ -58,9 +58,8 @@ def fit(
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd")
-    with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
-        if training.deterministic:
-            only_deterministic(undo)
+    globals_kept = keeping_globals(device, training.deterministic)
+    with globals_kept as undo, monitor.progress(training.epochs * len(batches)) as bar:
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
             if training.augment != "none":
@@ -212,11 +211,12 @@ def perturb(
 
 
 def precision(model: Any, device: str | None) -> str:
-    """See :class:`spatlib.engines.Engine`; bfloat16 where the device has units for it."""
+    """What ``"auto"`` is for this model, or its name, there: bfloat16 where it has units for it."""
     kind = placed(nn.Identity() if isinstance(model, str) else model, device).type
-    # PyTorch may not know yet what a processor can do.
-    fast = kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
-    fast = fast or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    known = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    fast = known.get("amx_bf16") or known.get("avx512_bf16")
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if fast else "float32"
 
 

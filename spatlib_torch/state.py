@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -81,11 +80,12 @@ def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> No
 
 def packed(named: Named, meta: Any = None) -> Iterator[bytes]:
     """A safetensors file in parts, of which each comes to the host when it is due."""
-    return pack(safetensors.torch.save, torch.empty, _raw, named, meta)
 
+    def raw(tensor: Tensor) -> Any:
+        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return copy.flatten().view(torch.uint8).numpy()
 
-def _raw(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().flatten().view(torch.uint8).numpy()
+    return pack(safetensors.torch.save, torch.empty, raw, named, meta)
 
 
 def weights(model: nn.Module) -> bytes:

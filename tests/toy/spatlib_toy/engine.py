@@ -85,11 +85,6 @@ def threads() -> int:
     return 0
 
 
-def precision(model: Any, device: str | None) -> str:
-    """NumPy's own."""
-    return "float64"
-
-
 def weights(model: Linear) -> bytes:
     """All weights, as the content of a safetensors file."""
     return save({"weights": np.ascontiguousarray(model.weights)})
