@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from importlib import resources
 from operator import length_hint
@@ -98,33 +97,50 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if channels_first else x)
             parts[name] = x, part[1]  # x is copied only if it does not lie so in memory
     if validation > 0:
-        free = is_pair(parts["train"]) and parts["validation"] is None
-        count = len(parts["train"][1]) if free else 1
-        what = f"be at most {count - 1} (0 for batches, and beside a validation part)"
-        require(validation < count, "validation", what, validation)
-        x, y = parts["train"]
-        held = np.zeros(count, dtype=bool)  # a mask: arrays of every framework can be indexed by it
-        held[np.random.default_rng(seed).permutation(count)[:validation]] = True
-        stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
-        take = partial(Rows, x) if stored else x.__getitem__
-        some = {"train": ~held, "validation": held}
-        parts |= {name: (take(rows), y[rows]) for name, rows in some.items()}
+        train, free = parts["train"], parts["validation"] is None
+        count = len(train[1]) if is_pair(train) else length(train) if is_map(train) else None
+        most = count - 1 if count and free else 0
+        what = f"be at most {most} (0 for batches, and beside a validation part)"
+        require(validation <= most, "validation", what, validation)
+        held = np.zeros(most + 1, dtype=bool)  # a mask: all frameworks' arrays can be indexed by it
+        held[np.random.default_rng(seed).permutation(most + 1)[:validation]] = True
+        for name, chosen in {"train": ~held, "validation": held}.items():
+            parts[name] = _some(train, chosen)
     last: bool = data.channels_last and not channels_first
     return Dataset(**parts, source=data.source, channels_last=last)
 
 
-class Rows:
-    """Some rows of an array, copied when they are read."""
+class Items:
+    """Some items of a data set of map style."""
 
-    def __init__(self, array: Any, chosen: np.ndarray) -> None:
-        self.array, self.rows = array, np.flatnonzero(chosen)
-        self.shape, self.dtype = (len(self.rows), *array.shape[1:]), array.dtype
+    def __init__(self, dataset: Any, chosen: np.ndarray) -> None:
+        self.dataset, self.rows = dataset, np.flatnonzero(chosen)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.array[self.rows[index]]
+        return self.dataset[int(self.rows[index])]
+
+
+class Rows(Items):
+    """Some rows of an array, copied when they are read."""
+
+    def __init__(self, array: Any, chosen: np.ndarray) -> None:
+        super().__init__(array, chosen)
+        self.shape, self.dtype = (len(self.rows), *array.shape[1:]), array.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[self.rows[index]]
+
+
+def _some(part: Any, chosen: np.ndarray) -> Any:
+    """The chosen examples of arrays (x, y) or of a data set of map style."""
+    if not is_pair(part):
+        return Items(part, chosen)
+    x, y = part
+    stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
+    return Rows(x, chosen) if stored else x[chosen], y[chosen]
 
 
 def _check(where: str, part: Any) -> None:
@@ -156,6 +172,13 @@ def fingerprint(part: Any) -> dict[str, Any] | None:
 def is_pair(data: Any) -> bool:
     """Whether data is (x, y) in arrays, rather than an iterable of batches."""
     return isinstance(data, tuple)
+
+
+def is_map(data: Any) -> bool:
+    """Whether data gives single examples (x, y) by their number, as torch's map-style sets do."""
+    kinds = {kind.__name__ for kind in type(data).__mro__}
+    batches = isinstance(data, list | Mapping) or kinds & {"IterableDataset", "PyDataset"}
+    return not batches and hasattr(data, "__getitem__") and not hasattr(data, "ndim")  # an array's
 
 
 def length(batches: Any) -> int | None:

@@ -182,7 +182,8 @@ class Evaluation:
         if self.joint:
             parts = dict.fromkeys(part for parts in self.named.values() for part in parts)
             quickest = sorted(parts, key=TARGETED.__contains__)
-            titles = [*map(TITLES.__getitem__, quickest), *self.callables]
+            names = (key.replace("{", "{{").replace("}", "}}") for key in self.callables)
+            titles = [*map(TITLES.__getitem__, quickest), *names]
             self.named, self.titles = {WORST: quickest}, {WORST: ", then ".join(titles)}
             self.keys = ["clean", WORST]
 

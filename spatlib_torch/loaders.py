@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
-from spatlib.data import is_pair, length, pairs
+from spatlib.data import is_map, is_pair, length, pairs
 from spatlib.errors import ConfigError, DataError, cause, check_images, require, shown
 
 from .attack import Draws
@@ -27,7 +27,6 @@ from .ops import check_model
 ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS has equal bits where it is :4096:8 or :16:8
-BATCHES = (list, Mapping, DataLoader, IterableDataset)  # these are no map-style data sets
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
 Epoch = Generator[tuple[Tensor, Tensor, Rows], None, None]
@@ -95,8 +94,8 @@ class Batches:
         self.size = team()[1]
         if is_pair(data):
             self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
-        elif not isinstance(data, BATCHES) and hasattr(data, "__getitem__"):
-            self.count = None if hasattr(data, "ndim") else length(data)  # arrays have it
+        elif is_map(data):
+            self.count = length(data)
 
     def __len__(self) -> int:
         """Batches of an epoch of training, 0 where the data does not know."""

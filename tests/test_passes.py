@@ -134,17 +134,18 @@ def test_callables_get_what_the_named_attacks_left(name: str) -> None:
         assert len(x) == len(y)
         return ops.clip(x + EPS, 0.0, 1.0)
 
+    shift.__name__ = "{shift}"  # as no text to be filled in
     network, x = model(name, steep), np.linspace(0.4, 0.49, 20)[:, None]
     y = np.zeros(len(x))
     settings: dict[str, Any] = {"steps": 3, "batch_size": 1000}
     every = measure(name, network, x, y, ("pgd", shift), **settings)
     worst = measure(name, network, x, y, (shift, "pgd"), worst_only=True, **settings)
     assert seen == [len(x), round(every.metrics["pgd3"] * len(x))]
-    assert worst.attacks == {"worst": "PGD-3, then shift"}
+    assert worst.attacks == {"worst": "PGD-3, then {shift}"}
     assert worst.metrics == {key: every.metrics[key] for key in ("clean", "worst")}
     assert every.metrics["worst"] < every.metrics["pgd3"]
     alone = measure(name, network, x, y, shift, worst_only=True, batch_size=9)
-    assert alone.metrics["worst"] == every.metrics["shift"]
+    assert alone.metrics["worst"] == every.metrics["{shift}"]
 
 
 def test_batches_may_have_other_lengths_of_inputs(name: str) -> None:

@@ -6,11 +6,12 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from spatlib import NonFiniteError
+import spatlib
+from spatlib import ConfigError, NonFiniteError
 
-from .looping import Keeper, Pictures, fit, training
+from .looping import CONFIG, COUNT, Keeper, Pictures, arrays, fit, network, state, training
 from .test_torch_trouble import Failing
 
 
@@ -51,3 +52,33 @@ def test_items_may_be_dicts_of_two() -> None:
             return dict(zip(("image", "label"), super().__getitem__(index), strict=True))
 
     assert fit(Named(moves=False)) == fit(Pictures(moves=False))
+
+
+def test_examples_are_held_out_as_of_arrays() -> None:
+    found = []
+    for data in (Pictures(moves=False), arrays()):
+        plan = training(validation=5, epochs=1)
+        result = spatlib.train(network(), data, config=CONFIG, training=plan)
+        (row,) = result.history
+        found.append((state(result.model), {k: v for k, v in row.items() if k != "seconds"}))
+    assert found[0] == found[1]
+    assert "val_pgd10" in found[0][1]
+
+
+class Counted(IterableDataset[Any]):
+    """Batches, although it has a length and, by its base class, ``__getitem__``."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Any:
+        return iter(DataLoader(Pictures(), batch_size=COUNT))
+
+
+def test_no_examples_are_held_out_of_batches() -> None:
+    plan = training(validation=5, epochs=1)
+    for data in (Counted(), DataLoader(Pictures()), [arrays()]):
+        with pytest.raises(ConfigError, match=r"validation must be at most 0 \(0 for batches"):
+            spatlib.train(network(), data, config=CONFIG, training=plan)
+    with pytest.raises(ConfigError, match="validation must be at most 13"):
+        spatlib.train(network(), Pictures(), config=CONFIG, training=training(validation=14))

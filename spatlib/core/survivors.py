@@ -149,7 +149,7 @@ def survivors(
                 for goal in goals if part in TARGETED else goals[:1]:
                     run(part, verdicts[key], goal, d)
     for key, attack in evaluation.callables.items():
-        verdict = verdicts.get(key) or verdicts[evaluation.keys[-1]]
+        verdict = verdicts[evaluation.keys[-1] if evaluation.joint else key]
         rows = np.flatnonzero(verdict.right) if evaluation.joint and separable else every
         if len(rows):
             own_x, own_y, own_label = (ops.take(v, rows) for v in (x, y, label))
