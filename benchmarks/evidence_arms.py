@@ -116,7 +116,7 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
     if kind == "ordinary":
 
         def ordinary(*arguments: Any) -> Monitor:
-            return Monitor(*arguments[:-1], ordinary=True)
+            return Monitor(*arguments[:4], ordinary=True)
 
         return [(sys.modules["spatlib.train"], "Monitor", ordinary)]
     if kind == "labels":

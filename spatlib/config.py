@@ -12,6 +12,8 @@ SCORES = ("min", "mean", "rms", "neutral", "random")
 AUGMENTS = ("none", "crop", "crop-flip")
 SCHEDULES = ("constant", "onecycle", "cosine", "piecewise")
 PADDING = 4  # pixels by which "crop" can shift
+STANDARD = "standard"  # ordinary training; also the subdirectory of a run with that baseline
+METHODS = {"pgd": "PGD-AT", "trades": "TRADES", "mart": "MART"}  # by loss, without what SPAT adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,17 @@ class SPATConfig(Threat):
         """Whether a mask differs from all ones."""
         return self.mask is not None and self.mask.keep < 1 and self.mask.floor < 1
 
+    @property
+    def method(self) -> str:
+        """What it is called in print: PGD-AT, TRADES or MART unless it is smoothed or masked."""
+        return "SPAT" if self.smoothing or self.masked else METHODS[self.loss]
+
+    @property
+    def baselines(self) -> "dict[str, SPATConfig]":
+        """By name, what it is compared with: ordinary training, and the method without SPAT."""
+        plain = replace(self, smoothing=0.0, mask=None)
+        return {STANDARD: self} | ({plain.method: plain} if self.method == "SPAT" else {})
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SPATConfig":
         """The config that ``dataclasses.asdict`` was taken of, also after JSON."""
@@ -166,7 +179,8 @@ class TrainConfig:
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
         patience: Stop after so many epochs at full eps without a better robust validation accuracy.
         checkpoint_minutes: Save a run at least so often (not in Keras), and after each epoch.
-        baseline: For a model given by name, train and report an ordinary one of that seed too.
+        baseline: For a model given by name, first train and report two of that seed: an ordinary
+            one, and one by PGD-AT, TRADES or MART, without what SPAT adds.
         progress: Show a progress bar (in a terminal only) and print the final table.
     """
 

@@ -43,7 +43,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
             fine labels (uint8, 0..255), or the path of a file of arrays x_train, y_train and
             perhaps x_test, y_test, or x and y: images (N, H, W) or (N, H, W, 1 or 3), other x as
             they are, labels (N,) or (N, 1).
-        dir: Where the official files are (docs/using.md); what is missing is downloaded to it and
+        dir: Where the official files are (docs/data.md); what is missing is downloaded to it and
             checked by SHA-256. Default: the user's cache directory.
         limit: Take the first so many examples of each part; default all.
 

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .data import as_array
 from .engines import Rows
 from .errors import require, warn_of_holes
-from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
+from .runs import BEST, CHECKPOINT, EMA, LAST, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 MEANS = ("loss", "adv_accuracy", "stall_rate", "hole_rate")  # over the examples of an epoch
@@ -36,6 +36,7 @@ class Monitor:
     on_epoch: Callable[[dict[str, Any]], None] | None = None  # called with each new row
     ordinary: bool = False  # the training is without attack
     callbacks: Sequence[Any] = ()  # of Keras
+    label: str = "SPAT"  # of the network in print
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
@@ -44,7 +45,6 @@ class Monitor:
     def __post_init__(self) -> None:
         # What is highest in the best epoch: without attack robustness is best before training.
         self.measure = CLEAN if self.ordinary else ROBUST
-        self.label = STANDARD if self.ordinary else "SPAT"
 
     def progress(self, steps: int) -> Any:
         """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""

@@ -30,7 +30,6 @@ READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read a
 FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
-STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
 # Settings that may differ when a run goes on; data are known by their fingerprint.
@@ -66,8 +65,9 @@ class Run:
         self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
         self._old = [] if self.resumed else [self.directory]  # whose files begin() deletes
-        if found and overwrite and found["training"]["baseline"]:
-            baseline = Run(self.directory / STANDARD, overwrite=True)  # an error if another's
+        own = overwrite and found and found["training"]["baseline"]
+        for name in SPATConfig.from_dict(found["config"]).baselines if own else ():
+            baseline = Run(self.directory / name, overwrite=True)  # an error if another's
             self._old.insert(0, baseline.directory)
         # The lock of a process that ended is free: those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)

@@ -3,12 +3,12 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from . import plots
-from .config import SPATConfig, TrainConfig
+from .config import STANDARD, SPATConfig, TrainConfig
 from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
@@ -16,7 +16,7 @@ from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor
 from .recipes import RECIPES, Recipe, find_recipe
 from .report import Report, table
-from .runs import STANDARD, Run
+from .runs import Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
 
@@ -35,7 +35,8 @@ class Result:
     training: TrainConfig
     measured_on: str = "test"  # or "training" if there are no other data
     report: Report | None = None  # on the model
-    baseline: Report | None = None  # on an ordinary network of its architecture, schedule and seed
+    # On others of its architecture, schedule and seed: "standard" and "PGD-AT", "TRADES" or "MART".
+    baselines: dict[str, Report] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -45,8 +46,7 @@ class Result:
     def __str__(self) -> str:
         if self.report is None:
             return "not evaluated"
-        rows = {} if self.baseline is None else {"standard": self.baseline}
-        text = table(rows | {"SPAT": self.report}, self.report)
+        text = table(self.baselines | {self.config.method: self.report}, self.report)
         return text if self.measured_on == "test" else f"{text}; these are the training data"
 
 
@@ -171,15 +171,17 @@ def train(
             facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
             run.describe(facts, engine.threads())
 
-        # The baseline comes first, and is gone before the network that is returned is made.
+        # Baselines come first, and each is gone before the next network is made.
         on = "training" if dataset.test is None else "test"
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-        fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer), None
-        if training.baseline:
-            part = run and run.part(STANDARD)
-            baseline = fit(replace(result, model=build()), part, STANDARD).report
-        result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT", callbacks)
+        fit = partial(_fit, engine, dataset, on_epoch, optimizer)
+        compared = config.baselines if training.baseline else {}
+        parts = [run and run.part(label) for label in compared]  # errors before the training
+        for (label, method), part in zip(compared.items(), parts, strict=True):
+            report: Any = fit(replace(result, model=build(), config=method), part, label).report
+            result.baselines[label] = report
+        result = fit(replace(result, model=build()), run, config.method, callbacks)
         if run is not None and not rank:
             try:
                 run.write("curves.png", plots.curves(result.history))
@@ -220,7 +222,7 @@ def _fit(
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
     look_at = validate if held is not None else None
-    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks)
+    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)

@@ -106,5 +106,9 @@ def check_model(model: Any) -> None:
     require(known, "model", what, model)
     sharded = {"FSDPModule", "FullyShardedDataParallel"} & {k.__name__ for k in type(model).__mro__}
     require(not sharded, "model", f"{what}, whole (FSDP is not supported)", type(model).__name__)
+    kinds = [kind for module in model.modules() for kind in type(module).__mro__]
+    foreign = any(kind.__module__.partition(".")[0] == "keras" for kind in kinds)
+    how = "not of Keras, whose BatchNorm would not move here (run Keras on TensorFlow)"
+    require(not foreign, "model", f"{what}, {how}", type(model).__name__)
     made = any(p.is_inference() for p in model.parameters() if not is_lazy(p))
     require(not made, "model", f"{what}, made outside torch.inference_mode", type(model).__name__)

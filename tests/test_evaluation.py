@@ -200,16 +200,15 @@ def test_data_of_ones_own_need_a_threat() -> None:
         spatlib.evaluate(network(), arrays())
 
 
-def test_result_prints_the_baseline_above_spat(capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_prints_the_baselines_above_spat(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"steps": 1, "epochs": 1, "baseline": True}
     result = spatlib.train(recipe=RECIPES["digits"].change(**settings))
-    head, standard, spat, note = str(result).splitlines()
+    head, *lines, note = str(result).splitlines()
     assert "PGD-20" in head
-    assert standard.startswith("standard")
-    assert spat.startswith("SPAT")
+    assert [line.split()[0] for line in lines] == ["standard", "PGD-AT", "SPAT"]
     assert "450 examples" in note
     assert "0.15" in note
-    for line, report in ((standard, result.baseline), (spat, result.report)):
+    for line, report in zip(lines, (*result.baselines.values(), result.report), strict=True):
         assert [f"{100 * value:.1f}" for value in report.metrics.values()] == [
             number.removesuffix(" %") for number in re.findall(r"[\d.]+ %", line)
         ]
@@ -224,7 +223,7 @@ def test_only_progress_prints(progress: bool, capsys: pytest.CaptureFixture[str]
     config = SPATConfig(eps=EPS, steps=1)
     result = spatlib.train(network(), arrays(), config=config, training=quick)
     assert (str(result) in capsys.readouterr().out) == progress
-    assert "standard" not in str(result)
+    assert [line.split()[0] for line in str(result).splitlines()[1:-1]] == ["SPAT"]
 
 
 def test_result_without_evaluation_says_so() -> None:
