@@ -176,6 +176,9 @@ class TrainConfig:
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
             or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
+            ``"auto"`` (torch): bfloat16 where the device has instructions for it, else float32.
+        deterministic: Only algorithms that give equal bits, which are slower on CUDA; the whole
+            process has them until the training ends (TensorFlow: until the process does).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
@@ -200,6 +203,7 @@ class TrainConfig:
     num_workers: int = 0
     device: str | None = None
     precision: str = "float32"
+    deterministic: bool = False
     compile: bool = False
     ema: float = 0.0
     clip_grad_norm: float | None = None
@@ -212,8 +216,8 @@ class TrainConfig:
         settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0, num_workers=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
         settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
-        settle(self, precision=("float32", "bfloat16", "float16"), checkpoint_minutes="[0, inf)")
-        settle(self, clip_grad_norm="(0, inf)", patience=1)
+        settle(self, precision=("float32", "bfloat16", "float16", "auto"), deterministic=bool)
+        settle(self, checkpoint_minutes="[0, inf)", clip_grad_norm="(0, inf)", patience=1)
         settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
         require(self.eps_warmup < self.epochs, "eps_warmup", what, self.eps_warmup)

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ MEANS = ("loss", "adv_accuracy", "stall_rate", "hole_rate")  # over the examples
 SHOWN = ("loss", "adv_accuracy", CLEAN, ROBUST)  # by the progress bar
 READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 COLLAPSE = 0.5  # robust accuracy has collapsed when it is below this share of its best
-Content = Callable[[], bytes]
+Content = Callable[[], bytes | Iterable[bytes]]  # whole, or part by part
 
 
 @dataclass(eq=False)
@@ -37,10 +37,10 @@ class Monitor:
     ordinary: bool = False  # the training is without attack
     callbacks: Sequence[Any] = ()  # of Keras
     label: str = "SPAT"  # of the network in print
-    best_weights: bytes | None = field(default=None, init=False)  # if there is validation
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
+    _best: bytes | None = field(default=None, init=False)  # where no file has them
 
     def __post_init__(self) -> None:
         # What is highest in the best epoch: without attack robustness is best before training.
@@ -65,14 +65,18 @@ class Monitor:
             warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
         if self.run is not None and history:
             self.run.write_history(history)  # the process may have ended before the last one
-            self.best_weights = self.run.read(BEST)
+            self._best = self.run.read(BEST) if self.run.silent else None
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""
         late = time.monotonic() - self._saved >= 60 * self.training.checkpoint_minutes
         return self.run is not None and (late or self.signal is not None)
 
-    def save(self, checkpoint: bytes | None) -> None:
+    def best_weights(self) -> bytes | None:
+        """Those of the best epoch so far, if there is validation."""
+        return self._best if self.run is None or self.run.silent else self.run.read(BEST)
+
+    def save(self, checkpoint: bytes | Iterable[bytes] | None) -> None:
         """Write the checkpoint, if any, and after it new rows; then obey a signal, if one came."""
         if self.run is not None and checkpoint is not None:
             self.run.write(CHECKPOINT, checkpoint)
@@ -99,15 +103,17 @@ class Monitor:
                 what = f"{last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
                 text = f"catastrophic overfitting in epoch {last['epoch']:g}, accuracy {what}"
                 warnings.warn(f"{text}: take more or smaller steps", RuntimeWarning, stacklevel=2)
-        if best_epoch(history, self.measure) == history[-1]["epoch"]:
-            self.best_weights = (averaged or weights)()
-            if self.run is not None:
-                self.run.write(BEST, self.best_weights)
         if self.run is not None:
             self.run.write(LAST, weights())
             if averaged is not None:
                 self.run.write(EMA, averaged())
             self._rows = list(history)
+        if best_epoch(history, self.measure) == history[-1]["epoch"]:
+            if self.run is not None and not self.run.silent:
+                self.run.write(BEST, self.run.directory / (EMA if averaged else LAST))
+            else:
+                made = (averaged or weights)()
+                self._best = made if isinstance(made, bytes) else b"".join(made)
         if self.on_epoch is not None:
             self.on_epoch({"network": self.label, **history[-1]})
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
@@ -37,6 +37,7 @@ CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers
 FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
+Content = bytes | Iterable[bytes] | Path  # whole, in parts, or another file's, not written twice
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
@@ -161,29 +162,26 @@ class Run:
         what = "is missing" if content is None else "is damaged, or that of another run"
         raise DataError(f"{path} {what}: {PUT_BACK}{hint}")
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: Content) -> None:
         """Replace a file whole: a process killed here leaves the old content or the new."""
         if self.silent:
             return
-        if name in READ:  # first the checksums of both, and of each other file one
-            if (self.parent or self)._lock.is_locked:  # else no training has begun
-                (self.directory / SUMS).stat()  # an error if another directory is in its place
-            known = _sums(self.directory / SUMS) or {}
-            sums = {other: known.get(other, [NONE])[-1:] for other in READ}
-            sums[name].append(sha256(content).hexdigest())
-            self._replace(SUMS, json.dumps(sums).encode())
+        if name in READ and (self.parent or self)._lock.is_locked:  # else no training has begun
+            (self.directory / SUMS).stat()  # an error if another directory is in its place
         self._replace(name, content)
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def _replace(self, name: str, content: Content) -> None:
         path, temporary = self.directory / name, self.directory / f".{name}.part"
         with _naming(path):
             try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                found = _put(temporary, content)
+                if name in READ:  # first the checksums of both, and of each other file one
+                    known = _sums(self.directory / SUMS) or {}
+                    sums = {other: known.get(other, [NONE])[-1:] for other in READ}
+                    sums[name] += sums[content.name] if isinstance(content, Path) else [found]
+                    self._replace(SUMS, json.dumps(sums).encode())
                 temporary.replace(path)
-            finally:  # one that a killed writer left is written over
+            finally:
                 temporary.unlink(missing_ok=True)
 
     def history(self) -> Rows:
@@ -247,6 +245,23 @@ def _naming(path: Path) -> Iterator[Path]:
         yield path
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _put(path: Path, content: Content) -> str:
+    """Write a new file, flushed to the disk; the SHA-256 of what was written."""
+    found = sha256()
+    path.unlink(missing_ok=True)  # one that a killed writer left
+    if isinstance(content, Path):
+        with suppress(OSError):  # of file systems without links
+            os.link(content, path)
+        content = b"" if path.exists() else content.read_bytes()
+    with path.open("ab") as file:
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
+            found.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return found.hexdigest()
 
 
 def _sums(path: Path) -> dict[str, list[str]] | None:

@@ -154,6 +154,9 @@ def train(
             what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
+        if training.precision == "auto" and hasattr(engine, "precision"):  # settled once for a run
+            found = was.get("precision") or engine.precision(model, training.device)
+            training = replace(training, precision=found)
         if rank:  # the first process speaks
             on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
@@ -228,8 +231,8 @@ def _fit(
     except NonFiniteError as error:
         error.result = replace(result, history=error.history)
         raise
-    if monitor.best_weights is not None:
-        engine.load_weights(model, monitor.best_weights)
+    if (best := monitor.best_weights()) is not None:
+        engine.load_weights(model, best)
     report = look(model, data.measured, Evaluation(config), device=plan.device)
     return replace(result, history=history, report=report)
 

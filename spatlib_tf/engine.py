@@ -45,6 +45,8 @@ def fit(
     require(training.precision == "float32", "precision", what, training.precision)
     what = "be 0 for tf (a PyDataset has workers of its own)"
     require(training.num_workers == 0, "num_workers", what, training.num_workers)
+    if training.deterministic:  # TensorFlow has no public way back
+        tf.config.experimental.enable_op_determinism()
     check(model, data, config, training)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)

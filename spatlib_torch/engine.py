@@ -58,7 +58,8 @@ def fit(
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd", rectify=0)
-    with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
+    globals_kept = keeping_globals(device, training.deterministic)
+    with globals_kept as undo, monitor.progress(training.epochs * len(batches)) as bar:
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
             if training.augment != "none":
@@ -207,6 +208,16 @@ def perturb(
     found = attack.attacked(model, x, y, config, source=source, check=True)
     mask = None if found.mask is None else found.mask.float().numpy(force=True)
     return found.x.float().numpy(force=True), mask
+
+
+def precision(model: Any, device: str | None) -> str:
+    """What ``"auto"`` is for this model, or its name, there: bfloat16 where it has units for it."""
+    kind = placed(nn.Identity() if isinstance(model, str) else model, device).type
+    known = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    fast = known.get("amx_bf16") or known.get("avx512_bf16")
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:

@@ -94,8 +94,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 
 
 def test_keras_sets_its_precision_and_workers_itself() -> None:
-    with pytest.raises(ConfigError, match="set_global_policy"):
-        train("tf", precision="bfloat16")
+    for precision in ("bfloat16", "auto"):
+        with pytest.raises(ConfigError, match="set_global_policy"):
+            train("tf", precision=precision)
     with pytest.raises(ConfigError, match=r"num_workers must be 0 for tf .*, got 1"):
         train("tf", num_workers=1)
 

@@ -190,6 +190,13 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "pass",
         ),
     },
+    ("spatlib_torch/loaders.py", ("tests/test_determinism.py", "-k", "in_force")): {
+        "any algorithms": ('torch.set_deterministic_debug_mode("error")', "pass"),
+        "cuBLAS' setting stays": ("undo.callback(os.environ.pop, CUBLAS, None)", "pass"),
+    },
+    ("spatlib/runs.py", ("tests/test_run_writing.py", "-k", "once")): {
+        "the best weights written again": ("os.link(content, path)", "pass"),
+    },
     ("spatlib_torch/attack.py", CONTEXTS): {
         "global generators move": (
             "fork = None if source is None and start is None else x.device",
