@@ -26,8 +26,10 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetens
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
+AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.png"
+PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
+FILES = (EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
@@ -178,12 +180,13 @@ class Run:
         path, temporary = self.directory / name, self.directory / f".{name}.part"
         with _naming(path):
             try:
-                with temporary.open("wb") as file:
+                temporary.unlink(missing_ok=True)  # of a killed writer, or a link to elsewhere
+                with temporary.open("xb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(path)
-            finally:  # one that a killed writer left is written over
+            finally:
                 temporary.unlink(missing_ok=True)
 
     def history(self) -> Rows:
