@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from html import escape
+from importlib import resources
 from string import Template
 
 from .config import Threat
@@ -13,25 +14,7 @@ from .errors import expect, reading
 from .report import Report, audit_table, table
 from .runs import AUDIT, CONFIG, CURVES, DRIFT, EVALUATION, SHEET, Run
 
-LAYOUT = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 52rem; margin: auto; padding: 1rem; }
-section { overflow-x: auto; }
-img { max-width: 100%; min-width: 34rem; }
-caption { caption-side: bottom; text-align: left; padding-top: .5rem; }
-th, td { padding: .2rem 1.5rem .2rem 0; text-align: right; white-space: nowrap; }
-th[scope=row] { text-align: left; }
-</style>
-<h1>$title</h1>
-$body
-</html>
-""")
+LAYOUT = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
 
 
 def page(run: Run) -> bytes:
