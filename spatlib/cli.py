@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -20,23 +20,24 @@ from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
 from .monitor import best_epoch
+from .networks import NETWORKS
 from .options import DEFAULT, NUMBERS, Maybe, named, recipes
 from .page import page
 from .report import audit_table, table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
 
 OWN = ("model", "data")  # which a factory may make
+MODEL = f"One of {', '.join(NETWORKS)}, or factory package.module:name; default: the recipe's."
 ABOUT = "Semantics-preserving adversarial training: train and measure classifiers."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 1 if training broke down, 2 for bad input, 3 for files, 130 for Ctrl-C."""
-    commands: Any = Train | Evaluate | Audit | Show | Recipes
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
-    how: dict[str, Any] = {"prog": "spatlib", "description": ABOUT, "config": style}
-    command: Any = None
+    how: Any = {"prog": "spatlib", "description": ABOUT, "config": style, "registry": NUMBERS}
+    commands, command = cast(Any, Train | Evaluate | Audit | Show | Recipes), cast(Any, None)
     try:
-        command = tyro.cli(commands, args=arguments, registry=NUMBERS, **how)
+        command = tyro.cli(commands, args=arguments, **how)
         command()
         sys.stdout.flush()
     except SpatlibError as error:
@@ -61,8 +62,8 @@ class Train:
     """Train a robust classifier by one of these recipes (each has its own --help)."""
 
     settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=recipes)]
-    model: Maybe[str] = None  # Name, or factory package.module:name; default: the recipe's.
-    data: Maybe[str] = None  # Name, path of a .npz file, or factory; default: the recipe's.
+    model: Annotated[Maybe[str], tyro.conf.arg(help=MODEL)] = None
+    data: Maybe[str] = None  # digits, mnist, cifar10, cifar100, .npz or factory; else the recipe's.
     data_dir: Maybe[Path] = None  # Where the files of named data are, or are downloaded to.
     limit: Maybe[int] = None  # Take the first so many examples, for training and for testing.
     backend: Maybe[str] = None  # torch (the default), tf, or one that a package registered.
@@ -140,8 +141,7 @@ class Trained:
 class Evaluate(Trained):
     """Measure a run's network, clean and under attack, on test data if there are any."""
 
-    # Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd, autoattack; default: pgd and margin, in
-    # L2 apgd too.
+    # Of pgd, margin, targeted, apgd-ce, apgd-t, apgd, autoattack; else pgd, margin (L2: apgd too).
     attacks: Annotated[Maybe[tuple[str, ...]], tyro.conf.arg(metavar="ATTACK ...")] = None
     steps: int = 20  # Steps of each attack.
     restarts: int = 1  # Random restarts of each attack.
