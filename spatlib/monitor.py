@@ -38,7 +38,8 @@ class Monitor:
     on_epoch: Callable[[dict[str, Any]], None] | None = None  # called with each new row
     ordinary: bool = False  # the training is without attack
     callbacks: Sequence[Any] = ()  # of Keras
-    label: str = "SPAT"  # of the network in print, with its turn
+    label: str = "SPAT"  # of the network in print
+    turn: str = ""  # which of how many it is
     best_weights: bytes | None = field(default=None, init=False)  # if there is validation
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
@@ -53,7 +54,7 @@ class Monitor:
         schedule, what = self.training.schedule, "be 'constant' for data without a len()"
         require(steps > 0 or schedule == "constant", "schedule", what, schedule)
         shown: Any = {"progress": self.training.progress, "unit": "step", "total": steps or None}
-        return bar(desc=self.label, **shown)
+        return bar(desc=f"{self.label} {self.turn}".rstrip(), **shown)
 
     def checkpoint(self) -> bytes | None:
         """The checkpoint to go on from, if there is one; a new run deletes old files now."""
@@ -111,7 +112,7 @@ class Monitor:
                 self.run.write(EMA, averaged())
             self._rows = list(history)
         if self.on_epoch is not None:
-            self.on_epoch({"network": self.label.split()[0], **history[-1]})
+            self.on_epoch({"network": self.label, **history[-1]})
 
     def stopped(self, history: Rows) -> bool:
         """Whether training is over: all epochs done, or no better one for ``patience`` epochs."""

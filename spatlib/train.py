@@ -180,7 +180,7 @@ def train(
         compared = config.baselines if training.baseline else {}
         parts = [run and run.part(label) for label in compared]  # errors before the training
         names = [*compared, config.method]
-        if compared:  # which of how many
+        if compared:
             names = [f"{name} {turn}/{len(names)}" for turn, name in enumerate(names, 1)]
         for (label, method), part, name in zip(compared.items(), parts, names, strict=False):
             report: Any = fit(replace(result, model=build(), config=method), part, name).report
@@ -218,7 +218,8 @@ def _fit(
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan)
-    if ordinary := label.split()[0] == STANDARD:  # there is no attack that could grow
+    label, _, turn = label.partition(" ")  # which of how many
+    if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
@@ -228,7 +229,7 @@ def _fit(
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
     look_at = validate if held is not None else None
-    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label)
+    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label, turn)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)

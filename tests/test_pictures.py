@@ -245,5 +245,5 @@ def test_a_bar_is_in_terminals_and_notebooks_and_says_which_network(
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert not bar(progress=True).disable
     assert bar(progress=False).disable
-    label = "standard 1/3"
-    assert Monitor(replace(TRAINING, progress=True), label=label).progress(3).desc == label
+    shown = Monitor(replace(TRAINING, progress=True), label="standard", turn="1/3").progress(3)
+    assert shown.desc == "standard 1/3"
