@@ -2,15 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .errors import checked, require, settle
 
-SCORES = ("min", "mean", "rms", "neutral", "random")
-AUGMENTS = ("none", "crop", "crop-flip")
-SCHEDULES = ("constant", "onecycle", "cosine", "piecewise")
 PADDING = 4  # pixels by which "crop" can shift
 STANDARD = "standard"  # ordinary training; also the subdirectory of a run with that baseline
 METHODS = {"pgd": "PGD-AT", "trades": "TRADES", "mart": "MART"}  # by loss, without what SPAT adds
@@ -28,12 +25,12 @@ class Threat:
     """
 
     eps: float
-    norm: str = "Linf"
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
     bounds: tuple[float, float] = (0.0, 1.0)
     check_logits: bool = True
 
     def __post_init__(self) -> None:
-        settle(self, eps="(0, inf)", norm=("Linf", "L2", "L1"), check_logits=bool)
+        settle(self, eps="(0, inf)")
         valid = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
         require(valid, "bounds", "be a pair (lower, upper), the range of the inputs", self.bounds)
         lower, upper = (checked("bounds", value, "(-inf, inf)") for value in self.bounds)
@@ -59,7 +56,7 @@ class Mask:
             in PyTorch and the last in Keras.
     """
 
-    score: str = "min"
+    score: Literal["min", "mean", "rms", "neutral", "random"] = "min"
     keep: float = 0.5
     floor: float = 0.5
     classes: int | None = None
@@ -67,8 +64,7 @@ class Mask:
     channel_axis: int | None = None
 
     def __post_init__(self) -> None:
-        settle(self, score=SCORES, keep="(0, 1]", floor="[0, 1]", probes=1)
-        settle(self, classes=2, channel_axis=1)
+        settle(self, keep="(0, 1]", floor="[0, 1]", classes=2, probes=1, channel_axis=1)
         what = "be None for score='rms', which covers all classes at once (set probes instead)"
         require(self.score != "rms" or self.classes is None, "classes", what, self.classes)
 
@@ -96,9 +92,9 @@ class SPATConfig(Threat):
 
     steps: int = 10
     step_size: float | None = None
-    random_start: str = "uniform"
-    attack_mode: str = "eval"
-    loss: str = "pgd"
+    random_start: Literal["uniform", "gaussian", "none"] = "uniform"
+    attack_mode: Literal["eval", "train"] = "eval"
+    loss: Literal["pgd", "trades", "mart"] = "pgd"
     beta: float = 6.0
     smoothing: float = 0.1
     guard: bool = True
@@ -107,10 +103,9 @@ class SPATConfig(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)", rectify="[0, 1)")
+        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)", smoothing="[0, 1)")
+        settle(self, rectify="[0, 1)")
         checked("step_size", self.alpha, "(0, inf)")  # that of 2.5 eps / steps too
-        settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
-        settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
         what = "be 0 for mart, which needs hard labels (use pgd or trades)"
         require(self.rectify == 0 or self.loss != "mart", "rectify", what, self.rectify)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)
@@ -195,14 +190,14 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_decay: bool = True
-    schedule: str = "onecycle"
+    schedule: Literal["constant", "onecycle", "cosine", "piecewise"] = "onecycle"
     eps_warmup: int = 0
     seed: int = 0
-    augment: str = "none"
+    augment: Literal["none", "crop", "crop-flip"] = "none"
     validation: int = 0
     num_workers: int = 0
     device: str | None = None
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     deterministic: bool = False
     compile: bool = False
     ema: float = 0.0
@@ -215,10 +210,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0, num_workers=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
-        settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
-        settle(self, precision=("float32", "bfloat16", "float16", "auto"), deterministic=bool)
         settle(self, checkpoint_minutes="[0, inf)", clip_grad_norm="(0, inf)", patience=1)
-        settle(self, compile=bool, baseline=bool, progress=bool)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
         require(self.eps_warmup < self.epochs, "eps_warmup", what, self.eps_warmup)
         what = "be None without validation (set validation, the examples to hold out)"

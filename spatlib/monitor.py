@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .config import TrainConfig
 from .data import as_array
 from .engines import Rows
 from .errors import require, warn_of_holes
+from .report import bar
 from .runs import BEST, CHECKPOINT, EMA, LAST, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 MEANS = ("loss", "adv_accuracy", "stall_rate", "hole_rate")  # over the examples of an epoch
-SHOWN = ("loss", "adv_accuracy", CLEAN, ROBUST)  # by the progress bar
+# By the progress bar, in few columns.
+SHOWN = {"loss": "loss={:.3g}", "adv_accuracy": "adv={:.0%}", CLEAN: "val={:.0%}"}
+SHOWN |= {ROBUST: "pgd10={:.0%}"}
 READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 COLLAPSE = 0.5  # robust accuracy has collapsed when it is below this share of its best
 Content = Callable[[], bytes | Iterable[bytes]]  # whole, or part by part
@@ -37,6 +39,7 @@ class Monitor:
     ordinary: bool = False  # the training is without attack
     callbacks: Sequence[Any] = ()  # of Keras
     label: str = "SPAT"  # of the network in print
+    turn: str = ""  # which of how many it is
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
@@ -50,8 +53,8 @@ class Monitor:
         """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""
         schedule, what = self.training.schedule, "be 'constant' for data without a len()"
         require(steps > 0 or schedule == "constant", "schedule", what, schedule)
-        hidden = None if self.training.progress else True  # None: shown in a terminal only
-        return tqdm(total=steps or None, desc=self.label, unit="step", leave=False, disable=hidden)
+        shown: Any = {"progress": self.training.progress, "unit": "step", "total": steps or None}
+        return bar(desc=f"{self.label} {self.turn}".rstrip(), **shown)
 
     def checkpoint(self) -> bytes | None:
         """The checkpoint to go on from, if there is one; a new run deletes old files now."""
@@ -148,7 +151,8 @@ def best_epoch(history: Rows, measure: str = ROBUST) -> int | None:
     return int(max(validated, key=lambda row: row[measure])["epoch"]) if validated else None
 
 
-def show(bar: Any, step: int, row: Mapping[str, float]) -> None:
+def show(progress: Any, step: int, row: Mapping[str, float]) -> None:
     """Move the bar to this step, with measures of its epoch beside it."""
-    bar.update(step - bar.n)
-    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
+    progress.update(step - progress.n)
+    shown = (form.format(row[name]) for name, form in SHOWN.items() if name in row)
+    progress.set_postfix_str(", ".join(shown))

@@ -26,8 +26,10 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetens
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
+AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.png"
+PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
+FILES = (EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
@@ -250,7 +252,7 @@ def _naming(path: Path) -> Iterator[Path]:
 def _put(path: Path, content: Content) -> str:
     """Write a new file, flushed to the disk; the SHA-256 of what was written."""
     found = sha256()
-    path.unlink(missing_ok=True)  # one that a killed writer left
+    path.unlink(missing_ok=True)  # of a killed writer, or a link to elsewhere
     if isinstance(content, Path):
         with suppress(OSError):  # of file systems without links
             os.link(content, path)

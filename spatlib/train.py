@@ -11,12 +11,12 @@ from . import plots
 from .config import STANDARD, SPATConfig, TrainConfig
 from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
 from .engines import Engine, load_engine
-from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
+from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
-from .monitor import CLEAN, ROBUST, SINGLE, Monitor
+from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
-from .report import Report, table
-from .runs import Run
+from .report import Report, Table, table
+from .runs import CURVES, SHEET, Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
 
@@ -43,11 +43,15 @@ class Result:
         """The accuracies of ``report``, empty if there is none."""
         return {} if self.report is None else self.report.metrics
 
+    def _table(self) -> Table:
+        training = "; these are the training data" * (self.measured_on == "training")
+        return table(self.baselines | {self.config.method: self.report}, training)
+
     def __str__(self) -> str:
-        if self.report is None:
-            return "not evaluated"
-        text = table(self.baselines | {self.config.method: self.report}, self.report)
-        return text if self.measured_on == "test" else f"{text}; these are the training data"
+        return str(self._table())
+
+    def _repr_html_(self) -> str:  # of notebooks
+        return self._table().html()
 
 
 def train(
@@ -180,18 +184,23 @@ def train(
         fit = partial(_fit, engine, dataset, on_epoch, optimizer)
         compared = config.baselines if training.baseline else {}
         parts = [run and run.part(label) for label in compared]  # errors before the training
-        for (label, method), part in zip(compared.items(), parts, strict=True):
-            report: Any = fit(replace(result, model=build(), config=method), part, label).report
+        names = [*compared, config.method]
+        if compared:
+            names = [f"{name} {turn}/{len(names)}" for turn, name in enumerate(names, 1)]
+        for (label, method), part, name in zip(compared.items(), parts, names, strict=False):
+            report: Any = fit(replace(result, model=build(), config=method), part, name).report
             result.baselines[label] = report
-        result = fit(replace(result, model=build()), run, config.method, callbacks)
+        result = fit(replace(result, model=build()), run, names[-1], callbacks)
         if run is not None and not rank:
             try:
-                run.write("curves.png", plots.curves(result.history))
-                if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                    some = min(8, training.batch_size)
-                    shown = attacked_examples(engine, result.model, dataset.measured, config, some)
-                    run.write("sheet.png", plots.sheet(shown, config.bounds))
-            except (BackendError, OSError) as error:  # such as a full disk
+                drawn = plots.curves(result.history, config, best_epoch(result.history))
+                run.write(CURVES, drawn)
+                some = min(8, training.batch_size)
+                shown = attacked_examples(engine, result.model, dataset.measured, config, some)
+                if shown["x"].ndim == 4:
+                    drawn = plots.sheet(shown, config.bounds, dataset.class_names)
+                    run.write(SHEET, drawn)
+            except Exception as error:  # a full disk, a network that takes no other batch
                 warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)
@@ -214,6 +223,7 @@ def _fit(
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan)
+    label, _, turn = label.partition(" ")  # which of how many
     if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
@@ -224,7 +234,7 @@ def _fit(
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
     look_at = validate if held is not None else None
-    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label)
+    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label, turn)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)
@@ -233,7 +243,8 @@ def _fit(
         raise
     if (best := monitor.best_weights()) is not None:
         engine.load_weights(model, best)
-    report = look(model, data.measured, Evaluation(config), device=plan.device)
+    how: Any = {"device": plan.device, "progress": plan.progress}
+    report = look(model, data.measured, Evaluation(config), **how)
     return replace(result, history=history, report=report)
 
 

@@ -150,13 +150,13 @@ def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) 
 
 
 def perturb(
-    model: keras.Model, x: Any, y: Any, config: SPATConfig, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray | None]:
+    model: keras.Model, data: Any, config: SPATConfig, count: int, seed: int = 0
+) -> Iterator[np.ndarray]:
     """See :class:`spatlib.engines.Engine`."""
-    x, y = next(batches(model, (x, y), len(x), config))
+    x, y = (part[:count] for part in next(batches(model, data, count, config)))
     source = keras.random.SeedGenerator(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
-    return found.x.numpy(), None if found.mask is None else found.mask.numpy()
+    return map(np.asarray, (x, y, found.x, tf.ones_like(x) if found.mask is None else found.mask))
 
 
 def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:

@@ -19,7 +19,7 @@ from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
-from spatlib.data import fingerprint, is_pair
+from spatlib.data import as_array, fingerprint, is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -200,14 +200,13 @@ def _looked_through(
 
 
 def perturb(
-    model: nn.Module, x: Any, y: Any, config: SPATConfig, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """x' of a batch and the mask (None: all ones)."""
-    x, y, _ = next(_looked_through(model, (x, y), config, None, len(x)))
-    source = torch.Generator(x.device).manual_seed(seed)
+    model: nn.Module, data: Any, config: SPATConfig, count: int, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """See :class:`spatlib.engines.Engine`."""
+    x, y, _ = next(_looked_through(model, data, config, None, count))
+    x, y, source = x[:count], y[:count], torch.Generator(x.device).manual_seed(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
-    mask = None if found.mask is None else found.mask.float().numpy(force=True)
-    return found.x.float().numpy(force=True), mask
+    return map(as_array, (x, y, found.x, torch.ones_like(x) if found.mask is None else found.mask))
 
 
 def precision(model: Any, device: str | None) -> str:

@@ -84,7 +84,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write empty pictures: drawn ones take a second each, and test_cli looks at them."""
+    """Runs write empty pictures: drawn ones take a second each, and test_plots looks at them."""
     for name in ("curves", "sheet"):
         monkeypatch.setattr(f"spatlib.plots.{name}", lambda *_: b"")
 

@@ -20,7 +20,7 @@ import spatlib_torch
 ROOT = Path(__file__).parents[1]
 PACKAGES = (spatlib, spatlib_torch, spatlib_tf)
 CHECK = """
-import sys, spatlib
+import sys, spatlib, spatlib.page
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path

@@ -75,7 +75,9 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_never_touched(
     assert content(directory) == before
 
 
-@pytest.mark.parametrize("name", [CHECKPOINT, METRICS, LAST, BEST, EMA, "curves.png", "audit.json"])
+@pytest.mark.parametrize(
+    "name", [CHECKPOINT, METRICS, LAST, BEST, EMA, "curves.png", "report.html"]
+)
 @pytest.mark.parametrize("mode", [{}, {"resume": True}, {"overwrite": True}], ids=str)
 def test_a_file_that_has_our_name_but_no_run_is_never_touched(
     name: str, mode: dict[str, Any], tmp_path: Path
