@@ -6,8 +6,9 @@
 
 ``launches``: kernels that an eager training step starts, the time that the device works in it, and
 what takes that time. ``epochs``: two of ``spatlib.train`` on 50,000 made-up pictures, timed by the
-run itself (the first compiles). ``pictures``: DIR/pictures.npz, as spatlib.load_data reads it, of a
-file of JPEG pictures: train_jpeg, their bytes end to end, train_offsets, train_labels; so for test.
+run itself (the first compiles). ``pictures``: DIR/pictures.npz, for spatlib.load_data, of a file
+that it takes or of JPEG pictures: train_jpeg (their bytes end to end), train_offsets, train_labels,
+and the same of test.
 """
 
 from __future__ import annotations
@@ -105,18 +106,20 @@ def epochs(setting: Setting, out: Path, images: int) -> None:
 
 
 def pictures(source: Path, out: Path) -> None:
-    """Decoded, with Pillow."""
+    """Decoded with Pillow."""
     from PIL import Image
 
     found = {}
     with np.load(source) as file:
+        if "train_jpeg" not in file:
+            (out / "pictures.npz").symlink_to(source)
+            return
         for part in ("train", "test"):
             raw, ends = file[f"{part}_jpeg"].tobytes(), file[f"{part}_offsets"].tolist()
             each = (raw[a:b] for a, b in pairwise(ends))
             found[f"x_{part}"] = np.stack([np.asarray(Image.open(io.BytesIO(b))) for b in each])
             found[f"y_{part}"] = file[f"{part}_labels"].astype(np.int64)
-    np.savez(out / "pictures.part.npz", **found)
-    (out / "pictures.part.npz").replace(out / "pictures.npz")
+    np.savez(out / "pictures.npz", **found)
 
 
 def main() -> None:

@@ -28,14 +28,20 @@ if ! [[ $minutes =~ ^[1-9][0-9]*$ && $out ]]; then
 fi
 mkdir -p "$out" && out=$(realpath "$out") && data=${data:+$(realpath "$data")}
 cd "$(dirname "$0")/.." || exit
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=python3
-whole=$((60 * minutes)) failed=0 child=''
+whole=$((60 * minutes)) failed=0 child='' decoder=''
 end=$((whole * 4 / 5)) # of what is measured
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-trap 'trap "" TERM INT; [ "$child" ] && kill -TERM "$child" && wait "$child"; exit 143' TERM INT
+stop() {
+    trap '' TERM INT
+    kill -TERM $child $decoder 2>/dev/null
+    wait
+    exit 143
+}
+trap stop TERM INT
 
 # part NAME PERCENT COMMAND...: run it for at most so much of the whole time; LIMIT in the command
 # is replaced by the seconds that it can count on.
@@ -69,43 +75,44 @@ fi
 r18=(--device "$device" --precision bfloat16 --out "$out" --model preact_resnet18)
 wrn=("${r18[@]}" --model wrn34_10)
 steps=("$python" -m benchmarks.step) epochs=("$python" -m benchmarks.accelerator epochs)
-all=("${sizes[@]}" "${rounds[@]}")
+all=(--mask off rms classes4 min default "${sizes[@]}" "${rounds[@]}")
+two=(--mask off rms "${rounds[@]}")
+compiled=(--compiled --only 'by hand, channels' 'by hand, one' 'by hand, compiled, ' torch ours)
 
-part marks 22 "$python" -m pytest -vv -p no:cacheprovider --durations=10 "${marks[@]}"
-part launches 8 "$python" -m benchmarks.accelerator launches "${r18[@]}" --batch $small "${sizes[@]}"
-part small_eager 8 "${steps[@]}" "${r18[@]}" --batch $small "${all[@]}"
+if [ "$data" ] && [ ! "$rehearse" ]; then # beside what is not timed
+    "$python" -m benchmarks.accelerator pictures "$data" "$scratch" >"$out/pictures.log" 2>&1 &
+    decoder=$!
+fi
+part marks 18 "$python" -m pytest -vv -p no:cacheprovider --durations=10 "${marks[@]}"
+part launches 6 "$python" -m benchmarks.accelerator launches "${r18[@]}" --batch $small "${sizes[@]}"
+part small_eager 6 "${steps[@]}" "${r18[@]}" --batch $small "${all[@]}"
 [ "$rehearse" ] || {
-    part small_compiled 14 "${steps[@]}" "${r18[@]}" --batch $small --compiled "${all[@]}"
-    part large_compiled 12 "${steps[@]}" "${r18[@]}" --batch $large --compiled "${all[@]}"
-    part large_eager 6 "${steps[@]}" "${r18[@]}" --batch $large "${all[@]}"
+    part small_compiled 12 "${steps[@]}" "${r18[@]}" --batch $small "${compiled[@]}" "${all[@]}"
+    part large_compiled 10 "${steps[@]}" "${r18[@]}" --batch $large "${compiled[@]}" "${all[@]}"
 }
-part large_epoch 8 "${epochs[@]}" "${r18[@]}" --batch $large "${sizes[@]}" "${epoch[@]}"
+part large_epoch 7 "${epochs[@]}" "${r18[@]}" --batch $large "${sizes[@]}" "${epoch[@]}"
 [ "$rehearse" ] || {
+    l2=("${steps[@]}" "${r18[@]}" --norm L2) wide=("${steps[@]}" "${wrn[@]}")
     part small_epoch 8 "${epochs[@]}" "${r18[@]}" --batch $small --compiled
-    part small_L2 5 "${steps[@]}" "${r18[@]}" --batch $small --norm L2 --mask off rms "${all[@]}"
-    part small_L2_compiled 7 "${steps[@]}" "${r18[@]}" --batch $small --norm L2 --mask off rms \
-        --compiled "${all[@]}"
-    part wide 6 "${steps[@]}" "${wrn[@]}" --batch $small --mask off rms "${all[@]}"
-    part wide_compiled 8 "${steps[@]}" "${wrn[@]}" --batch $small --mask off rms --compiled \
-        "${all[@]}"
-    part large_L2 5 "${steps[@]}" "${r18[@]}" --batch $large --norm L2 --mask off rms "${all[@]}"
+    part small_L2 4 "${l2[@]}" --batch $small "${two[@]}"
+    part wide 5 "${wide[@]}" --batch $small "${two[@]}"
+    part large_eager 5 "${steps[@]}" "${r18[@]}" --batch $large "${all[@]}"
+    part small_L2_compiled 7 "${l2[@]}" --batch $small "${compiled[@]}" "${two[@]}"
+    part wide_compiled 8 "${wide[@]}" --batch $small "${compiled[@]}" "${two[@]}"
+    part large_L2_compiled 7 "${l2[@]}" --batch $large "${compiled[@]}" "${two[@]}"
     part large_epoch_eager 5 "${epochs[@]}" "${r18[@]}" --batch $large
     part small_epoch_eager 10 "${epochs[@]}" "${r18[@]}" --batch $small
-    part wide_large 8 "${steps[@]}" "${wrn[@]}" --batch $large --mask off rms "${all[@]}"
+    part wide_large 8 "${wide[@]}" --batch $large "${compiled[@]}" "${two[@]}"
     part wide_epoch 25 "${epochs[@]}" "${wrn[@]}" --batch $large --compiled
 }
 end=$((whole - 6)) # the rest
 if [ -z "$data" ] || [ "$rehearse" ]; then
     printf 'evidence\t0\tleft out: no data\n' | tee -a "$out/parts.tsv"
 else
-    if ! "$python" -c "import numpy, sys; 'x_train' in numpy.load(sys.argv[1]) or sys.exit(1)" "$data"
-    then
-        part pictures 25 "$python" -m benchmarks.accelerator pictures "$data" "$scratch"
-        data=$scratch/pictures.npz
-    fi
+    wait "$decoder"
     left=$((end - SECONDS - 15))
     printf -v minutes '%d.%02d' $((left / 60)) $((left % 60 * 100 / 60))
-    part evidence 100 "$python" -m benchmarks.evidence full --data "$data" --device "$device" \
+    part evidence 100 "$python" -m benchmarks.evidence full --data "$scratch/pictures.npz" --device "$device" \
         --minutes "$minutes"
     cp -t "$out" benchmarks/results/evidence_full*.csv
 fi
