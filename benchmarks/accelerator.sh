@@ -114,6 +114,7 @@ else
     printf -v minutes '%d.%02d' $((left / 60)) $((left % 60 * 100 / 60))
     part evidence 100 "$python" -m benchmarks.evidence full --data "$scratch/pictures.npz" --device "$device" \
         --minutes "$minutes"
-    cp -t "$out" benchmarks/results/evidence_full*.csv
+    # Rows, and what the next N minutes go on from, if it is laid there again.
+    cp -r -t "$out" benchmarks/results/evidence_full*.csv runs/evidence/full
 fi
 exit $failed
