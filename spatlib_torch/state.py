@@ -47,6 +47,10 @@ def attack_state(
             own = dict(module.named_buffers(recurse=False))
             known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
             module.training &= mode == "train" and len(known) == len(own)
+            if isinstance(module, nn.RNNBase) and not module.training:
+                # cuDNN goes back through it in training mode alone: there, then, without dropout.
+                undo.callback(setattr, module, "dropout", module.dropout)
+                module.training, module.dropout = True, 0.0
             known |= dict(module.named_parameters(recurse=False)) if foreign else {}
             for name, buffer in known.items():
                 undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
