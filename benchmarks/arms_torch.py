@@ -14,6 +14,7 @@ from tqdm import tqdm
 from spatlib import TrainConfig
 from spatlib.monitor import Monitor
 from spatlib_torch.engine import build_model
+from spatlib_torch.graphs import compiled
 from spatlib_torch.loaders import Batches
 from spatlib_torch.loop import Loop
 from spatlib_torch.models import preact_resnet
@@ -73,7 +74,7 @@ def ours(setting: Setting, mask: str) -> Arm:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
     if setting.compiled:
-        vars(model)["forward"] = torch.compile(model.forward)
+        vars(model)["forward"] = compiled(model.forward)
     return lambda: loop.train_on(x, y, (0, len(x)))
 
 

@@ -1,7 +1,7 @@
 """The training attack, the mask and the loss in PyTorch: the core over autograd."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from spatlib.core.calls import Calls
 from spatlib.errors import expect, require
 
 from . import ops
+from .graphs import uncompiled
 from .state import attack_state, bare
 
 
@@ -20,13 +21,17 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     """The logits at x, and the map, for one call or ``many``, from cotangents to gradients in x."""
     leaf = x.detach().requires_grad_()
     # A compiled forward pass can be gone back through once only.
-    with torch.compiler.set_stance("force_eager") if many else nullcontext():
+    with uncompiled(many):
         logits = ops.logits_of(model, leaf)
     what = "model must return logits that autograd can follow to its input"
-    expect(logits.requires_grad, f"{what}: remove no_grad, detach or item from its forward")
+    advice = f"{what}: remove no_grad, detach or item from its forward"
+    expect(logits.requires_grad, advice)
 
     def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
-        return torch.autograd.grad(logits, leaf, cotangent, retain_graph=not last)[0]
+        how = {"retain_graph": not last, "allow_unused": True}
+        (found,) = torch.autograd.grad(logits, leaf, cotangent, **how)
+        expect(found is not None, advice)  # the logits may depend on weights alone
+        return found
 
     return logits.detach(), pull
 
@@ -76,11 +81,13 @@ def _attacking(
     model: nn.Module, x: Tensor, config: SPATConfig, source: Any, start: Any
 ) -> Iterator[tuple[Callable[..., Any], Draws]]:
     # With a generator or a start the global generators stay as they are, dropout or not.
-    fork = None if source is None and start is None else x.device
+    ours = isinstance(source, Draws)  # of the loop, which seeds the global ones at each step
+    fork = None if ours or (source is None and start is None) else x.device
     if fork is not None:
         source = source or torch.Generator(x.device).manual_seed(0)
-    with attack_state(model, config.attack_mode, fork) as module:
-        yield partial(vjp, module), source if isinstance(source, Draws) else Draws(source)
+    casting = torch.is_autocast_enabled(x.device.type)
+    with attack_state(model, config.attack_mode, fork, casting=casting) as module:
+        yield partial(vjp, module), source if ours else Draws(source)
 
 
 def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None) -> Tensor:

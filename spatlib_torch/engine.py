@@ -1,7 +1,6 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -26,6 +25,7 @@ from spatlib.monitor import Monitor
 
 from . import attack, ops
 from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
+from .graphs import compiled, uncompiled
 from .loaders import Batches, keeping_globals, placed, sampled
 from .loop import Loop, looked_at
 from .models import MODELS
@@ -60,6 +60,9 @@ def fit(
         config = replace(config, loss="pgd", rectify=0)
     globals_kept = keeping_globals(device, training.deterministic)
     with globals_kept as undo, monitor.progress(training.epochs * len(batches)) as bar:
+        cudnn = torch.backends.cudnn  # the quickest of its algorithms for each shape
+        undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark = not cudnn.deterministic
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
             if training.augment != "none":
@@ -72,7 +75,7 @@ def fit(
         begin_alike(bare(model))
         inner = bare(model, compiled=True)
         if training.compile and "forward" not in vars(inner):  # else its owner compiled it
-            vars(inner)["forward"] = torch.compile(inner.forward)
+            vars(inner)["forward"] = compiled(inner.forward)
             undo.callback(vars(inner).pop, "forward")
         with alone(bare(model)):  # as an attack in another thread changes flags for a while
             for module in model.modules():
@@ -155,7 +158,7 @@ def survivors(
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
             label, foreign = one_hot(y, clean), partial(_foreign, module)
             if separable is None and len(x) > 1:
-                with torch.compiler.set_stance("force_eager"), attack_state(module):
+                with uncompiled(), attack_state(module):
                     separable = core.separable(net, x, clean)
             batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
             found = core.survivors(net, evaluation, batch, begins, *how)
@@ -167,8 +170,7 @@ def survivors(
 
 def _called(whole: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it, with a compiled network as it is written where some examples are left out."""
-    part = any(len(v) < whole for v in arguments if isinstance(v, Tensor))
-    with torch.compiler.set_stance("force_eager") if part else nullcontext():
+    with uncompiled(any(len(v) < whole for v in arguments if isinstance(v, Tensor))):
         return function(*arguments)
 
 

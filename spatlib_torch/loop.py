@@ -29,6 +29,7 @@ from spatlib.runs import CHECKPOINT
 from . import attack, ops
 from .attack import Draws
 from .distributed import agreeing, collected, step_alike
+from .graphs import Replayed, uncompiled
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import logits_of, prepare
 from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put
@@ -62,6 +63,11 @@ class Loop:
         factor = partial(lr_factor, training.schedule, steps=steps)
         self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
+        kind, device = getattr(torch, training.precision), self.batches.device
+        self.casting = torch.autocast(device.type, kind, kind != torch.float32)
+        # In training mode a model may choose on the host, by chance, what a graph would repeat.
+        fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
+        self.attack = Replayed(self._attacked, self.model, device, fixed)
         self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
 
     def run(self) -> list[dict[str, float]]:
@@ -118,19 +124,15 @@ class Loop:
     def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
-        new, kind = torch.Generator(device).manual_seed, getattr(torch, training.precision)
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
-        moved = augment(x, training.augment, config.bounds[0], Draws(new(seed(AUGMENT)), *rows))
-        with torch.autocast(device.type, kind, kind != torch.float32):
-            moved, y = prepare(moved, y, config, validate=False)
-            x_adv, rates = moved, [moved.new_zeros(())] * 2
-            if not self.monitor.ordinary:
-                source = Draws(new(seed(ATTACK)), *rows)
-                found = attack.attacked(model, moved, y, config, source=source)
-                x_adv, rates = found.x, [found.stalls.mean(), found.holes.mean()]
-            own = partial(attack.averaged, model, own=self.average) if config.rectify else None
+        source = torch.Generator(device).manual_seed(seed(AUGMENT))
+        moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
+        moved, y = prepare(moved, y, config, validate=False)
+        x_adv, *rates = self.attack(seed(ATTACK), (config, rows, len(self.history)), moved, y)
+        own = partial(attack.averaged, model, own=self.average) if config.rectify else None
+        with self.casting:
             losses, logits = attack.outer(model, moved, x_adv, y, config, average=own)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
@@ -151,6 +153,15 @@ class Loop:
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         values = losses.detach().mean(), accuracy, *rates, *ends, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+
+    def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
+        """x' and the mean rates; what is cast of the weights is kept until its end."""
+        config, rows, _ = how  # the epoch, as what is called between two may change the model
+        if self.monitor.ordinary:
+            return x, *[x.new_zeros(())] * 2
+        with self.casting:
+            found = attack.attacked(self.model, x, y, config, source=Draws(source, *rows))
+        return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:
         self.rates = self.scheduler.get_last_lr()  # of the step that is done
@@ -244,7 +255,7 @@ def looked_at(
     """The batch, clipped to the bounds, and the number of classes (if 0 from a call)."""
     x, y = prepare(x, y, threat, validate=True)
     if not classes:  # once, so not worth compiling
-        with torch.compiler.set_stance("force_eager"), attack_state(model, fork=x.device) as module:
+        with attack_state(model, fork=x.device) as module, uncompiled():
             logits = torch.no_grad()(logits_of)(module, x)
         classes = classes_of(logits.numpy(force=True), threat.check_logits)
     labels.check_values(ops, y, classes, getattr(threat, "loss", ""))

@@ -29,14 +29,18 @@ def bare(model: nn.Module, *, compiled: bool = False) -> nn.Module:
 
 @contextmanager
 def attack_state(
-    model: nn.Module, mode: str = "eval", fork: torch.device | None = None, foreign: bool = False
+    model: nn.Module,
+    mode: str = "eval",
+    fork: torch.device | None = None,
+    foreign: bool = False,
+    casting: bool = False,
 ) -> Iterator[nn.Module]:
     """Set the bare model up for gradients in its input only; another thread has to wait.
 
     Modules are in inference mode (``mode="eval"``; lazy ones with buffers always) or as they stand
-    (``"train"``), parameters frozen. Afterwards, also after an exception, flags and buffers (value,
-    shape, identity), with ``fork`` the global generators of the CPU and of that device, and after
-    ``foreign`` code the parameters are as before.
+    (``"train"``), parameters frozen, unless autocast is ``casting`` them. Afterwards, also after an
+    exception, flags and buffers (value, shape, identity), with ``fork`` the global generators of
+    the CPU and of that device, and after ``foreign`` code the parameters are as before.
     """
     model = bare(model, compiled=True)
     forked = torch.random.fork_rng([fork] if fork and fork.type == "cuda" else [], fork is not None)
@@ -63,9 +67,11 @@ def attack_state(
                 undo.callback(setattr, module, name, None)
 
         undo.enter_context(register_module_buffer_registration_hook(watch))
+        # Autocast keeps casts of trainable weights alone; what is compiled would go back to all.
+        casting &= type(model).__name__ != "OptimizedModule" and "forward" not in vars(model)
         for p in model.parameters():
             undo.callback(setattr, p, "requires_grad", p.requires_grad)
-            p.requires_grad = False  # requires_grad_() refuses lazy parameters
+            p.requires_grad &= casting  # requires_grad_() refuses lazy parameters
         yield model
 
 

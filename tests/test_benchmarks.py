@@ -49,7 +49,8 @@ def test_the_whole_script_runs_in_small(tmp_path: Path) -> None:
     for name, row in steps["arms"].items():
         done = work.get(name.removeprefix("ours, "), work["off"])
         assert row["tflops"] == pytest.approx(2 * done / row["ms"])
-    assert set(found["launches_cpu_tiny_2"]["steps"]) == {*(f"Linf, {m}" for m in Setting().mask), "L2, off"}
+    cases = {*(f"Linf, {mask}" for mask in Setting().mask), "L2, off"}
+    assert set(found["launches_cpu_tiny_2"]["steps"]) == cases
     (epochs,) = found["epochs_cpu_tiny_Linf_4_eager"]["epochs"].values()
     assert len(epochs["seconds"]) == 2
 

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,32 @@ def test_a_network_is_measured_in_one_thread_while_it_is_trained_in_another() ->
 
     in_threads(lambda: found.append(trained(model)), measure)
     assert found == [expected]
+
+
+def test_masks_made_in_two_threads_leave_compiled_what_is() -> None:
+    """They run networks uncompiled for a while: the second begins in it, and ends after it."""
+    models = [test_torch_state.network() for _ in range(2)]
+    inside, ended, graphs = (threading.Event(), threading.Event()), threading.Event(), list[Any]()
+
+    def overlap(number: int) -> None:
+        inside[number].set()
+        (ended if number else inside[1]).wait(0.3)
+
+    def mask(number: int) -> None:
+        if number:
+            inside[0].wait()
+        models[number][-1].register_forward_pre_hook(lambda *_: overlap(number))
+        spatlib_torch.shared_mask(models[number], *test_torch_state.batch(), CONFIGS[0])
+        ended.set()
+
+    in_threads(partial(mask, 0), partial(mask, 1))
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert len(graphs) == 1
 
 
 def test_no_lock_keeps_its_network() -> None:

@@ -199,8 +199,18 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_torch/attack.py", CONTEXTS): {
         "global generators move": (
-            "fork = None if source is None and start is None else x.device",
+            "fork = None if ours or (source is None and start is None) else x.device",
             "fork = None",
+        ),
+    },
+    ("spatlib_torch/graphs.py", ("tests/test_torch_graphs.py",)): {
+        "one limit for all networks": ("own.__code__ = own.__code__.replace()", "pass"),
+        "smaller batches compiled": ("alike = x.shape == shape", "alike = True"),
+        "inputs of the capture": ("kept.copy_(new)", "pass"),
+        "a graph for good": ("if key != self.key:", "if self.key is None:"),
+        "draws of the trial go on": (
+            "self.source.manual_seed(seed)\n        return self.replay()",
+            "return self.replay()",
         ),
     },
     ("spatlib_tf/attack.py", TF_DRAWS): {

@@ -1,0 +1,108 @@
+"""A network compiled by itself, and a function of batches replayed as one CUDA graph."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatlib.errors import cause
+
+WARM = 2  # calls alike before a capture, which compile and let cuDNN choose
+Tensors = tuple[Tensor, ...]
+_stance = RLock()
+
+
+@contextmanager
+def uncompiled(when: bool = True) -> Iterator[None]:
+    """Networks run as they are written; in all threads, of which one at a time may ask for it."""
+    if not when:
+        yield
+        return
+    with _stance, torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass compiled for inputs shaped like the first; it runs as it is on others."""
+
+    def own(x: Tensor) -> Any:
+        return forward(x)
+
+    # torch compiles a code object at most 8 times in a process: each network gets its own.
+    own.__code__ = own.__code__.replace()
+    fast, shape = torch.compile(own, dynamic=False), None
+
+    def chosen(x: Tensor, *others: Any, **named: Any) -> Any:
+        nonlocal shape
+        shape = shape or x.shape
+        alike = x.shape == shape and not (others or named)
+        return fast(x) if alike else forward(x, *others, **named)
+
+    return chosen
+
+
+class Replayed:
+    """A function of (generator, setting, tensors...) over a model, replayed as one CUDA graph.
+
+    Only if ``on``, after a few calls with the same setting, like tensors and the model's tensors
+    where they were. What cannot be captured runs as it is after one warning. The next call
+    overwrites what is returned.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensors], model: nn.Module, device: torch.device, on: bool
+    ) -> None:
+        self.function, self.model, self.source = function, model, torch.Generator(device)
+        self.on, self.key = on and device.type == "cuda", None
+
+    def __call__(self, seed: int, setting: Any, *batch: Tensor) -> Tensors:
+        run = partial(self.function, self.source.manual_seed(seed), setting)
+        if not self.on:
+            return run(*batch)
+        held = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
+        key: Any = setting, held, [(t.shape, t.stride(), t.dtype) for t in batch]
+        if key != self.key:
+            self.key, self.calls, self.replay = key, 0, None
+        self.calls += 1
+        if self.calls <= WARM:
+            return run(*batch)
+        if self.replay is None:
+            self.kept = [t.clone() for t in batch]
+            try:
+                self.replay = recorded(partial(run, *self.kept), self.source)
+            except RuntimeError as error:
+                what = f"the attack runs as it is, not as one CUDA graph ({cause(error)})"
+                warnings.warn(f"{what}: look for what reads values in the model", stacklevel=2)
+                self.on, self.source = False, torch.Generator(self.source.device)
+                return self(seed, setting, *batch)
+        for kept, new in zip(self.kept, batch, strict=True):
+            kept.copy_(new)
+        self.source.manual_seed(seed)
+        return self.replay()
+
+
+def recorded(run: Callable[[], Tensors], source: torch.Generator) -> Callable[[], Tensors]:
+    """What does all that ``run`` does on the device, into the same tensors; or RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # what waits would leave a capture half open
+    try:
+        with torch.random.fork_rng([source.device]):
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
+    graph.register_generator_state(source)
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        made = run()
+
+    def replay() -> Tensors:
+        graph.replay()
+        return made
+
+    return replay
