@@ -5,13 +5,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CHECKED := pyproject.toml constraints.txt
 
-.PHONY: train test cover verify fuzz lint mutants bench clean
+.PHONY: train test docs wheel cover verify fuzz lint mutants bench clean
 
 train: $(VENV)/.torch
 	$(BIN)/python -c "import spatlib; spatlib.train(backend='torch')"
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# The pages of docs/ as a site, on port 8000 of this machine, anew at every change.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
+
+# dist/spatlib-*.whl, to install elsewhere.
+wheel: $(VENV)/.torch
+	rm -rf build dist # what is left there of removed files would be packed too
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # The same tests, traced, which takes half as long again: fails below 97 % of lines and branches.
 cover: $(VENV)/.all
@@ -50,6 +59,10 @@ $(VENV)/.all: $(VENV)/.torch
 	$(PIP) --editable '.[torch,dev]' tensorflow-cpu keras
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.torch
+	$(PIP) --editable '.[torch,docs]'
+	touch $@
+
 $(VENV)/.mutants: $(VENV)/.all
 	$(PIP) --editable '.[torch,dev,mutants]'
 	touch $@
@@ -61,4 +74,4 @@ $(VENV)/.bench: $(VENV)/.torch
 	touch $@
 
 clean:
-	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info

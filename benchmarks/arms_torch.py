@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from spatlib import TrainConfig
@@ -30,6 +31,8 @@ def network(setting: Setting) -> nn.Module:
         torch.manual_seed(0)
         if setting.model == "small":
             model = preact_resnet(shape, classes, widths=(16, 32, 64), stem=16)
+        elif setting.model == "tiny":
+            model = preact_resnet(shape, classes, widths=(16,), blocks=1, stem=16)
         elif setting.model in MLPS:
             width = MLPS[setting.model]
             model = nn.Sequential(
@@ -65,7 +68,8 @@ def ours(setting: Setting, mask: str) -> Arm:
     """A step of ``spatlib.train`` on a network by name, whose weights are channels_last."""
     model, (x, y) = network(setting).to(memory_format=torch.channels_last), batch(setting)
     config = setting.config(mask)
-    training = TrainConfig(compile=setting.compiled, precision=setting.precision, progress=False)
+    how = {"compile": setting.compiled, "precision": setting.precision, "progress": False}
+    training = TrainConfig(ema=0.999 if config.rectify else 0.0, **how)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
@@ -85,37 +89,65 @@ def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm
     return waiting
 
 
-def peak(setting: Setting, build: Callable[[], Arm]) -> float:
-    """On the CPU above what the imports took, which a first small product belongs to."""
+def peak(build: Callable[[], Arm]) -> float:
+    """MiB above what the imports took, which a first small product belongs to; on the CPU."""
     torch.rand(64, 64) @ torch.rand(64, 64)
     before = peak_resident()
     step = build()
     for _ in range(3):
         step()
-    if setting.device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
     return peak_resident() - before
 
 
-def finish(setting: Setting, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """On an accelerator TFLOP/s, next to those of a large matrix product in bfloat16."""
+def allocated(*, peak: bool = False) -> float | None:
+    """MiB of an accelerator that are in use, or were at most since this was asked last."""
+    if not torch.cuda.is_available():
+        return None
+    if peak:
+        return torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**20
+
+
+class Work(TorchDispatchMode):
+    """Floating-point operations by PyTorch's own formulas (FlopCounterMode knows no autograd.grad
+    to an input under frozen weights)."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        self.flops += formula(*args, **(kwargs or {}), out_val=found) if formula else 0
+        return found
+
+
+def gflop_per_image(setting: Setting) -> dict[str, float]:
+    """Of a step of ours by mask, counted in eager steps on two images; by hand it is that of off.
+
+    The convolutions and products alone; each pass of the attack and of the mask once.
+    """
+    few, found = setting._replace(compiled=False, batch=2), {}
+    for mask in dict.fromkeys(("off", *setting.mask)):
+        step = ours(few, mask)
+        with Work() as work:
+            step()
+        found[mask] = work.flops / few.batch / 1e9
+    return found
+
+
+def facts(setting: Setting) -> dict[str, Any]:
+    """The card and its TFLOP/s in a large matrix product in bfloat16; on the CPU the threads."""
     if setting.device == "cpu":
         return {"threads": torch.get_num_threads()}
-    eager, mode = setting._replace(compiled=False), FlopCounterMode(display=False)
-    for mask in setting.mask:
-        step = ours(eager, mask)
-        with mode:
-            step()
-        for name, row in rows.items():
-            if name.startswith(f"ours, {mask}"):
-                row["tflops"] = mode.get_total_flops() / row["ms"] / 1e9
     size = 8192
-    a = torch.rand(size, size, device=setting.device, dtype=torch.bfloat16)
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for number in range(13):
         if number == 3:
             start.record()
-        a @ a
+        a @ b
     end.record()
     torch.cuda.synchronize()
     return {

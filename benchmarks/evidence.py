@@ -3,6 +3,7 @@
     python -m benchmarks.evidence digits                        # all arms, seeds 0 to 4
     python -m benchmarks.evidence mnist --data-dir DIR --arms pgd "mask min"
     python -m benchmarks.evidence cifar10 --data FILE --device cuda --seeds 0
+    python -m benchmarks.evidence overfit --data-dir DIR        # and large-eps, full: regimes.py
     python -m benchmarks.evidence tables                        # docs/evidence.md from the rows
 
 Appends to benchmarks/results/evidence_<data set>.csv and leaves out what is there, so it can be
@@ -30,11 +31,13 @@ from spatlib.data import as_dataset
 from spatlib_torch import engine
 from spatlib_torch.models import preact_resnet
 
-from . import evidence_tables
+from . import evidence_tables, regime_arms, regimes
 from .evidence_arms import ARMS, control
 from .harness import append, rows_of
+from .regime_arms import REGIMES
 
 RUNS = Path("runs", "evidence")
+OTHERS = ("study_overfit", "study_full", "judges_digits")  # tables of other scripts
 JUDGE_SEED = 1000  # an ordinary PGD-AT network of its own
 STEPS, RESTARTS = 100, 2
 
@@ -246,12 +249,20 @@ def experiment(chosen: argparse.Namespace) -> Experiment:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser("evidence", __doc__, "tables")
-    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    options = parser("evidence", __doc__, *REGIMES, "tables")
+    options.add_argument("--arms", nargs="+", metavar="ARM")
     options.add_argument("--seeds", nargs="+", type=int)
+    options.add_argument("--minutes", type=float, help="of a regime: after them, stop where it is")
     chosen = options.parse_args(arguments)
     if chosen.dataset == "tables":
-        evidence_tables.write(SETTINGS)
+        evidence_tables.write([*SETTINGS, *REGIMES, *OTHERS])
+        return
+    known: Any = regime_arms.ARMS if chosen.dataset in REGIMES else ARMS
+    chosen.arms = chosen.arms or list(known)
+    if not set(chosen.arms) <= set(known):
+        options.error(f"--arms must be among {', '.join(known)}")
+    if chosen.dataset in REGIMES:
+        regimes.run(chosen)
         return
     runs, file = experiment(chosen), f"evidence_{chosen.dataset}"
     for seed in chosen.seeds or range(runs.setting.seeds):

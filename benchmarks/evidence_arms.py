@@ -109,14 +109,14 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
     def smoothed(y: Any, logits: Any) -> Any:
         return (1 - SMOOTHING) * one_hot(y, logits) + SMOOTHING / logits.shape[1]
 
-    def smoothed_outer(*arguments: Any) -> Any:
+    def smoothed_outer(*arguments: Any, **named: Any) -> Any:
         with mock.patch.object(ops, "one_hot", smoothed):
-            return outer(*arguments)
+            return outer(*arguments, **named)
 
     if kind == "ordinary":
 
         def ordinary(*arguments: Any) -> Monitor:
-            return Monitor(*arguments[:-1], ordinary=True)
+            return Monitor(*arguments[:4], ordinary=True)
 
         return [(sys.modules["spatlib.train"], "Monitor", ordinary)]
     if kind == "labels":

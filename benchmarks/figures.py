@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sheet(target, images[:SHOWN], labels[:SHOWN], runs)
     for arm in ("standard", "pgd"):
         for seed in range(runs.setting.seeds):
-            print(arm, seed, common_gradient(runs.trained(arm, seed).model.eval(), images))
+            print(arm, seed, common_gradient(runs.trained(arm, seed).model.eval(), images, labels))
     drift(target, runs)
 
 
@@ -134,15 +134,19 @@ def gradients(model: nn.Module, x: Tensor, *, centred: bool) -> Tensor:
     )
 
 
-def common_gradient(model: nn.Module, x: Tensor) -> str:
-    """What a mask by the sign of the mean logit would have to go by."""
+def common_gradient(model: nn.Module, x: Tensor, y: Tensor) -> str:
+    """What a mask by the sign of the mean logit, or of all margins, would have to go by."""
     own, centred = (gradients(model, x, centred=chosen) for chosen in (False, True))
     share = own.mean(dim=0).flatten(1).norm(dim=1) / centred.flatten(2).norm(dim=2).mean(dim=0)
     agree = (own > 0).all(dim=0) | (own < 0).all(dim=0)
+    margins = own - own[y, torch.arange(len(x))]
+    margins[y, torch.arange(len(x))] = margins.sum(dim=0)  # of the label itself: any that agrees
+    rivals = (margins > 0).all(dim=0) | (margins < 0).all(dim=0)
     return (
         f"gradient of the mean logit: {share.median():.1%} of the mean length of the centred "
         f"class gradients (median over {len(x)} examples); all logits agree in sign at "
-        f"{agree.float().mean():.2%} of the inputs' numbers"
+        f"{agree.float().mean():.2%} of the inputs' numbers, the margins to all rivals at "
+        f"{rivals.float().mean():.1%}"
     )
 
 

@@ -28,16 +28,20 @@ Times = dict[str, list[float]]
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    goes_on: Callable[[Times], bool] = lambda _: True,
 ) -> tuple[Times, dict[str, float]]:
     """Seconds of each call, by arm: every round calls every arm once, each time in another order.
 
-    An arm has to return after its work is done (synchronise a device, read a result).
+    An arm has to return after its work is done (synchronise a device, read a result). ``goes_on``
+    is told the times after every round, and says whether there is another.
 
     Returns:
         The timed rounds, and the seconds of the very first call (compilation, tracing).
     """
-    first = {name: _seconds(arm) for name, arm in arms.items()}
+    first = {name: seconds_of(arm) for name, arm in arms.items()}
     for _ in range(warmup - 1):
         for arm in arms.values():
             arm()
@@ -46,7 +50,9 @@ def interleaved(
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            times[name].append(_seconds(arms[name]))
+            times[name].append(seconds_of(arms[name]))
+        if not goes_on(times):
+            break
     return times, first
 
 
@@ -55,7 +61,8 @@ def ratios(times: Times, base: str) -> dict[str, dict[str, float]]:
     rows = {}
     for name, seconds in times.items():
         pairs = [mine / its for mine, its in zip(seconds, times[base], strict=True)]
-        low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
+        several = pairs if len(pairs) > 1 else pairs * 2  # one alone has no quartiles
+        low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
         rows[name] = {
             "ms": 1e3 * statistics.median(seconds),
             "ratio": middle,
@@ -91,11 +98,12 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     return info
 
 
-def save(name: str, content: Mapping[str, Any]) -> None:
-    """Write ``results/<name>.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(content, indent=1, sort_keys=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+def save(name: str, content: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write ``<name>.json`` in results or another folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / f"{name}.json", folder / f"{name}.json.part"
+    part.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -126,7 +134,8 @@ def peak_resident() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Of one call."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .setting import Arm, Setting
+from .setting import SIZES, Arm, Setting
 
-EPS, ALPHA, BETA = 8 / 255, 2 / 255, 6.0
+EPS, ALPHA = SIZES["Linf"]
+BETA = 6.0
 Network = Callable[[Setting], nn.Module]
 Batch = Callable[[Setting], tuple[Tensor, Tensor]]
 Build = Callable[[], Arm]
@@ -32,6 +33,8 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
 
     add("by hand", by_hand)
     add("by hand, channels_last", by_hand, channels_last=True)
+    if setting.device != "cpu":
+        add("by hand, one CUDA graph, channels_last", by_hand, channels_last=True, captured=True)
     if setting.loss == "trades":
         add("by hand, clean pass at each step", by_hand, again=True)
         add(
@@ -43,10 +46,15 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
     if setting.compiled:
         add("by hand, compiled", by_hand, compiled=True)
         add("by hand, compiled, channels_last", by_hand, compiled=True, channels_last=True)
-    elif setting.loss == "pgd" and setting.precision == "float32":
+    if setting.loss == "pgd" and importlib.util.find_spec("torchattacks"):
+        if setting.precision == "bfloat16":
+            add("torchattacks, channels_last", torchattacks_pgd, channels_last=True)
+        elif not setting.compiled:
+            add("torchattacks", torchattacks_pgd)
+    plain = (setting.loss, setting.norm, setting.precision) == ("pgd", "Linf", "float32")
+    if plain and not setting.compiled:
         add("loss.backward() at each step", with_backward)
         for name, build in (
-            ("torchattacks", torchattacks_pgd),
             ("foolbox", foolbox_pgd),
             ("art", art_trainer),
         ):
@@ -74,10 +82,12 @@ def by_hand(
     channels_last: bool = False,
     compiled: bool = False,
     again: bool = False,
+    captured: bool = False,
 ) -> Arm:
     """Gradient to the input only, parameters frozen, BatchNorm in inference mode, in place.
 
     ``again``: TRADES with the clean pass in each step, as in the code of its authors.
+    ``captured``: the whole training step is one CUDA graph.
     """
     if channels_last:
         model, x = (part.to(memory_format=torch.channels_last) for part in (model, x))
@@ -94,21 +104,59 @@ def by_hand(
 
     def step() -> None:
         model.eval().requires_grad_(False)
-        with autocast(setting):
+        with autocast(setting, cached=not captured):
             clean = None
             if setting.loss == "trades" and not again:
                 clean = F.softmax(forward(x), dim=1)
-            d = torch.empty_like(x).uniform_(-EPS, EPS)
+            d = begin(setting.norm, x)
             for _ in range(setting.steps):
                 z = (x + d).clamp_(0, 1).requires_grad_()
                 (grad,) = torch.autograd.grad(ascend(forward(z), clean), z)
-                d.add_(grad.sign_(), alpha=ALPHA).clamp_(-EPS, EPS)
+                move(setting.norm, d, grad)
             z = (x + d).clamp_(0, 1)
             model.train().requires_grad_(True)
             loss = outer(setting.loss, forward, x, z, y)
         update(optimizer, loss)
 
-    return step
+    return graph_of(step) if captured else step
+
+
+def begin(norm: str, x: Tensor) -> Tensor:
+    """A random start: uniform, or on the sphere."""
+    eps = SIZES[norm][0]
+    if norm == "Linf":
+        return torch.empty_like(x).uniform_(-eps, eps)
+    d = torch.randn_like(x)
+    return d.mul_(eps / length(d))
+
+
+def move(norm: str, d: Tensor, grad: Tensor) -> None:
+    """A step along the sign and a clamp; along the direction and a scaling in L2."""
+    eps, alpha = SIZES[norm]
+    if norm == "Linf":
+        d.add_(grad.sign_(), alpha=alpha).clamp_(-eps, eps)
+    else:
+        d.add_(grad.div_(length(grad)), alpha=alpha)
+        d.mul_((eps / length(d)).clamp_(max=1))
+
+
+def length(d: Tensor) -> Tensor:
+    """In L2, (N, 1, 1, 1), and not 0."""
+    return torch.linalg.vector_norm(d, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-12)
+
+
+def graph_of(step: Callable[[], None]) -> Arm:
+    """As in PyTorch's notes: three steps on a stream of their own, then one that is recorded."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def outer(
@@ -146,12 +194,23 @@ def with_backward(setting: Setting, model: nn.Module, x: Tensor, y: Tensor) -> A
     return step
 
 
-def torchattacks_pgd(setting: Setting, model: nn.Module, x: Tensor, y: Tensor) -> Arm:
+def torchattacks_pgd(
+    setting: Setting, model: nn.Module, x: Tensor, y: Tensor, *, channels_last: bool = False
+) -> Arm:
     import torchattacks
 
-    attack = torchattacks.PGD(model, eps=EPS, alpha=ALPHA, steps=setting.steps, random_start=True)
-    optimizer = optimizer_of(model)
-    return lambda: update(optimizer, F.cross_entropy(model(attack(x, y)), y))
+    if channels_last:  # the inputs need not be, and its PGDL2 takes views of them
+        model = model.to(memory_format=torch.channels_last)
+    (eps, alpha), kind = SIZES[setting.norm], {"Linf": "PGD", "L2": "PGDL2"}[setting.norm]
+    how = {"eps": eps, "alpha": alpha, "steps": setting.steps, "random_start": True}
+    attack, optimizer = getattr(torchattacks, kind)(model, **how), optimizer_of(model)
+
+    def step() -> None:
+        with autocast(setting):
+            loss = F.cross_entropy(model(attack(x, y)), y)
+        update(optimizer, loss)
+
+    return step
 
 
 def foolbox_pgd(setting: Setting, model: nn.Module, x: Tensor, y: Tensor) -> Arm:
@@ -196,6 +255,6 @@ def art_trainer(setting: Setting, model: nn.Module, x: Tensor, y: Tensor) -> Arm
     return lambda: trainer.fit(images, labels, batch_size=len(x), nb_epochs=1)
 
 
-def autocast(setting: Setting) -> AbstractContextManager[None]:
+def autocast(setting: Setting, cached: bool = True) -> AbstractContextManager[None]:
     low = setting.precision == "bfloat16"
-    return torch.autocast(setting.device, torch.bfloat16, enabled=low)
+    return torch.autocast(setting.device, torch.bfloat16, enabled=low, cache_enabled=cached)

@@ -13,7 +13,9 @@ MASKS: dict[str, dict[str, Any]] = {
     "min": {"mask": Mask()},
     "classes4": {"mask": Mask(classes=4)},
     "rms": {"mask": Mask(score="rms", probes=2)},
+    "rectified": {"smoothing": 0.0, "rectify": 0.5},  # and averaged weights; of PyTorch alone
 }
+SIZES = {"Linf": (8 / 255, 2 / 255), "L2": (0.5, 0.125)}  # eps, step size
 MLPS = {"mlp": 1024, "mlp_1ms": 256}  # width of the two hidden layers; 1 ms: of its forward pass
 Arm = Callable[[], object]
 
@@ -23,7 +25,8 @@ class Setting(NamedTuple):
 
     model: str = "small"
     loss: str = "pgd"
-    mask: Sequence[str] = tuple(MASKS)
+    norm: str = "Linf"
+    mask: Sequence[str] = tuple(MASKS)[:-1]
     classes: int = 10
     batch: int = 64
     steps: int = 10
@@ -32,5 +35,6 @@ class Setting(NamedTuple):
     compiled: bool = False
 
     def config(self, mask: str) -> SPATConfig:
-        settings = {"steps": self.steps, "step_size": 2 / 255, **MASKS[mask]}
-        return SPATConfig(eps=8 / 255, loss=self.loss, **settings)
+        eps, step_size = SIZES[self.norm]
+        settings = {"steps": self.steps, "step_size": step_size, **MASKS[mask]}
+        return SPATConfig(eps=eps, norm=self.norm, loss=self.loss, **settings)

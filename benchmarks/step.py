@@ -6,20 +6,29 @@
     python -m benchmarks.step --device cuda --model preact_resnet18 --batch 512 --precision bfloat16
 
 Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json, with
-``_selected`` at the end where ``--only`` chose the arms.
+``_selected`` at the end where ``--only`` chose the arms: first what is known before any timing, and
+anew with every arm and round, so that what ends it early leaves the rest. An arm that fails, or
+for which ``--seconds`` leave no time, is named there with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from .harness import hardware, interleaved, ratios, save, table
-from .setting import MASKS, MLPS, Setting
+from .harness import RESULTS, Times, hardware, interleaved, ratios, save, seconds_of, table
+from .setting import MASKS, MLPS, SIZES, Arm, Setting
+
+NETWORKS = ("small", "preact_resnet18", "wrn34_10", "tiny", *MLPS)
+BUILDING = 2 / 3  # of the time there is; then the rounds begin with the arms that are there
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,48 +37,98 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", choices=("small", "preact_resnet18", *MLPS), default="small")
+    parser.add_argument("--model", choices=NETWORKS, default="small")
     parser.add_argument("--loss", choices=("pgd", "trades", "mart"), default="pgd")
-    parser.add_argument("--mask", nargs="+", choices=MASKS, default=tuple(MASKS))
+    parser.add_argument("--norm", choices=SIZES, default="Linf")
+    parser.add_argument("--mask", nargs="+", choices=MASKS, default=Setting().mask)
     for name in ("classes", "batch", "steps"):
         parser.add_argument(f"--{name}", type=int, default=Setting._field_defaults[name])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all of it")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the file")
     parser.add_argument("--only", nargs="+", default=[""], help="arms whose names begin so")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = vars(parser.parse_args(arguments))
-    rounds, only, peak = (options.pop(key) for key in ("rounds", "only", "peak"))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    limited = math.isfinite(seconds := options.pop("seconds"))
+    end = time.monotonic() + seconds
+    rounds, out, only, peak = (options.pop(key) for key in ("rounds", "out", "only", "peak"))
     from . import arms_torch  # after the options, which need no PyTorch
 
     setting = Setting(**options)
     builders = arms_torch.builders(setting)
     if peak is not None:
-        print(json.dumps(arms_torch.peak(setting, builders[peak])))
+        print(json.dumps(arms_torch.peak(builders[peak])))
         return
     base = next(iter(builders))
     chosen = [arm for arm in builders if arm == base or arm.startswith(tuple(only))]
-    times, first = interleaved({arm: builders[arm]() for arm in chosen}, rounds)
-    rows = ratios(times, base)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    for arm, row in rows.items():
-        row |= {
-            "first_s": first[arm],
-            "peak_mib": _peak_of(given, arm),
-            "images_per_s": 1e3 * setting.batch / row["ms"],
-        }
-    facts = arms_torch.finish(setting, rows)
-    print(table(_printed(rows)), *(f"{key}: {value}" for key, value in facts.items()), sep="\n")
     differs = [
         "compiled" if value is True else str(value)
         for key, value in setting._asdict().items()
         if key not in ("device", "mask") and value != getattr(Setting(), key)
     ]
-    save(
-        "_".join(["step_torch", setting.device, *differs, *["selected"] * (only != [""])]),
-        {"setting": setting._asdict(), "hardware": hardware(setting.device), **facts, "arms": rows},
-    )
+    name = "_".join(["step_torch", setting.device, *differs, *["selected"] * (only != [""])])
+    content: dict[str, Any] = {
+        "setting": setting._asdict(),
+        "hardware": hardware(setting.device),
+        **arms_torch.facts(setting),
+        "gflop_per_image": arms_torch.gflop_per_image(setting),
+        "left_out": {},
+        "arms": {},
+    }
+    keep = partial(save, name, content, out)
+    keep()
+    measure({arm: builders[arm] for arm in chosen}, content, keep, rounds, end)
+    for arm, row in content["arms"].items() if setting.device == "cpu" and not limited else ():
+        row["peak_mib"] = _peak_of(given, arm)
+        keep()
+    heads = [key for key in content if key not in ("setting", "hardware", "arms")]
+    print(_table(content["arms"]), *(f"{key}: {content[key]}" for key in heads), sep="\n")
+
+
+def measure(
+    builders: Mapping[str, Callable[[], Arm]],
+    content: dict[str, Any],
+    keep: Callable[[], None],
+    rounds: int,
+    end: float,
+) -> None:
+    """Put a row for each arm into ``content``, which ``keep`` writes, until ``end`` is near."""
+    from .arms_torch import allocated
+
+    setting, work, rows = (content[key] for key in ("setting", "gflop_per_image", "arms"))
+    began, arms, times = time.monotonic(), dict[str, Arm](), Times()
+
+    def told(times: Times) -> bool:
+        for arm, row in ratios(times, next(iter(times))).items():
+            images = 1e3 * setting["batch"] / row["ms"]
+            done = work.get(arm.removeprefix("ours, "), work["off"])
+            rows[arm] |= {**row, "images_per_s": images, "tflops": done * images / 1e3}
+        keep()
+        return time.monotonic() < end
+
+    for arm, build in builders.items():
+        if arms and time.monotonic() - began > BUILDING * (end - began):
+            content["left_out"][arm] = "no time for it"
+            continue
+        try:
+            before = allocated()
+            step = build()
+            row = {"first_s": seconds_of(step)}
+            if before is not None:
+                row["peak_mib"] = allocated(peak=True) - before
+            step()
+            times[arm] = [seconds_of(step)]
+        except Exception as error:  # of one arm among many
+            content["left_out"][arm] = f"{type(error).__name__}: {error}"[:500]
+        else:
+            arms[arm], rows[arm] = step, row
+            told(times)
+    if arms:
+        interleaved(arms, rounds, 1, told)
 
 
 def _peak_of(arguments: Sequence[str], arm: str) -> float:
@@ -79,19 +138,19 @@ def _peak_of(arguments: Sequence[str], arm: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _printed(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return table(
         {
             "arm": arm,
             "ms": f"{row['ms']:.0f}",
             "ratio": f"{row['ratio']:.2f}",
             "quartiles": f"{row['low']:.2f}–{row['high']:.2f}",
-            "peak MiB": f"{row['peak_mib']:.0f}",
+            "peak MiB": f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
             "images/s": f"{row['images_per_s']:.0f}",
-            **({"TFLOP/s": f"{row['tflops']:.1f}"} if "tflops" in row else {}),
+            "TFLOP/s": f"{row['tflops']:.2g}",
         }
         for arm, row in rows.items()
-    ]
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ With p = p(x), p' = p(x'), x' held constant, and e_y the one-hot label:
     mart    -log p'_y - log(1 - max_{k != y} p'_k) + beta KL(p || p') (1 - p_y)
                                                                  (Wang et al., 2020)
 
+With r > 0 the label is (1 - r) l + r softmax(z_avg) instead, z_avg the logits of averaged weights,
+held constant, at the input of the loss's cross-entropy: x' for pgd, x for trades.
+
 With a label l of probabilities (not for mart) -log p_y is the cross-entropy -sum_k l_k log p_k, and
 e_y is l.
 
@@ -22,7 +25,7 @@ import numpy as np
 
 from .arrays import Array
 from .models import Classifier
-from .target import log_softmax, logsumexp, objective, probabilities
+from .target import log_softmax, logsumexp, objective, probabilities, softmax
 
 
 def runner_up(z: Array, y: int) -> int:
@@ -65,6 +68,12 @@ def loss_and_cotangents(
         to_z_adv = p_adv - e_y + boosted_z_adv + beta * doubt * kl_z_adv
         return value, to_z, to_z_adv
     raise ValueError(f'loss must be "pgd", "trades" or, for hard labels, "mart", not {loss!r}')
+
+
+def rectified(label: int | Array, z: Array, r: float) -> Array:
+    """Return (1 - r) label + r softmax(z), the probabilities (K,) that the weights descend to."""
+    pairs = zip(probabilities(label, z.size), softmax(z), strict=True)
+    return np.array([(1 - r) * before + r * read for before, read in pairs])
 
 
 def outer_loss(

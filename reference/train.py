@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .arrays import Array
 from .attack import attack, mask_at
-from .losses import outer_loss
+from .losses import outer_loss, rectified
 from .models import Classifier
 
 
@@ -37,9 +37,12 @@ def train_step(
     probes: Array | None,
     noise: Array | None = None,
     channels: int,
+    rectify: float = 0.0,
+    average: Classifier | None = None,
 ) -> float:
     """Mask, attack and differentiate every example, take one SGD step, return the mean loss.
 
+    With an average of the weights the label is rectified by it.
     x, starts (N, D), y (N,), soft (N, K), probes (n_probes, N, K) or None, noise (N, P) or None.
     With g the mean over the examples of the parameter gradients, v <- momentum v + g and
     w <- w - lr v (torch's SGD: the rate is not in the velocity). `velocity` and the parameters
@@ -79,6 +82,8 @@ def train_step(
             channels=channels,
             start=starts[n],
         )
+        if average is not None:
+            label = rectified(label, average.logits(clean if loss == "trades" else x_adv), rectify)
         value, gradients = outer_loss(model, clean, x_adv, label, loss=loss, beta=beta)
         losses.append(value)
         for accumulated, gradient in zip(total, gradients, strict=True):

@@ -13,6 +13,7 @@ from .data import as_array
 from .engines import engine_of, load_extra
 from .errors import check_batch, check_range, checked, classes_of, expect
 from .evaluate import attacked_examples
+from .report import ATTACKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +108,24 @@ def audit(
 
 def compare_attacks(
     networks: Any, data: Any, config: SPATConfig, count: int, shown: int, seed: int, ssim: bool
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the judge of ``networks`` says of attacks on their first, the target; and pictures."""
+) -> tuple[dict[str, Any], tuple[np.ndarray, list[Any]]]:
+    """What the judge of ``networks`` says of attacks on their first; what :func:`drift` draws."""
     target, judge = networks
     engine, reader = engine_of(target), engine_of(judge)
-    facts, pictures, worst = dict[str, Any](), dict[str, np.ndarray](), list[int]()
+    facts, columns, worst = dict[str, Any](), list[Any](), list[int]()
     own: Any = {"bounds": config.bounds, "ssim": ssim, "check_logits": config.check_logits}
     for name, attack in {"training": config, "pgd": plain_pgd(config, config.steps)}.items():
         found = attacked_examples(engine, target, data, attack, count, seed)
-        x, x_adv, y = found["x"], found["x_adv"], found["y"]
-        first, then = (np.moveaxis(v, -1, 1) if reader.CHANNELS_FIRST else v for v in (x, x_adv))
-        report = audit(judge, first, then, y, **own)
+        y, pair = found["y"], (found["x"], found["x_adv"])
+        inputs = [np.moveaxis(v, -1, 1) if reader.CHANNELS_FIRST else v for v in pair]
+        report = audit(judge, inputs[0], inputs[1], y, **own)
         fooled = (found["adversarial"] != y)[found["clean"] == y]
         facts[name] = report.as_json() | {"success": float(fooled.sum() / max(len(fooled), 1))}
-        read = reader.logits(judge, then).argmax(axis=1)
-        pictures |= {"x": x, "y": y, f"{name} x_adv": x_adv, f"{name} read": read}
+        head = f"{ATTACKED[name]}\nsuccess {facts[name]['success']:.1%}, drift {report.drift:.1%}"
+        for title, x, part in zip(("input", head), pair, inputs, strict=True):
+            log_p = ops.log_softmax(reader.logits(judge, part).astype(float))
+            columns.append((title, x, log_p.argmax(axis=1), np.exp(log_p.max(axis=1))))
         worst += report.drifted[:shown]
+    del columns[2]  # the input again
     chosen = list(dict.fromkeys(worst))[:shown]
-    return facts, {name: values[chosen] for name, values in pictures.items()}
+    return facts, (y[chosen], [(head, *(v[chosen] for v in rest)) for head, *rest in columns])

@@ -2,43 +2,47 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, Union, get_type_hints
+from textwrap import fill
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
 import spatlib
 
-from . import RECIPES, Mask, SPATConfig, Threat, TrainConfig, plots
+from . import RECIPES, Mask, SPATConfig, plots
 from .audit import compare_attacks
 from .data import Dataset, as_dataset, is_pair, load_data
 from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
-from .runs import EVALUATION, KEPT, Run, load_model
+from .monitor import best_epoch
+from .networks import NETWORKS
+from .options import DEFAULT, NUMBERS, Maybe, named, recipes
+from .page import page
+from .report import audit_table, table
+from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
 
-DEFAULT = "digits"  # the recipe where none is named
 OWN = ("model", "data")  # which a factory may make
-NUMBERS = tyro.constructors.ConstructorRegistry()
+MODEL = f"One of {', '.join(NETWORKS)}, or factory package.module:name; default: the recipe's."
+ABOUT = "Semantics-preserving adversarial training: train and measure classifiers."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 1 if training broke down, 2 for bad input, 3 for files, 130 for Ctrl-C."""
-    commands: Any = Train | Evaluate | Audit | Show | Recipes
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
-    how: dict[str, Any] = {"prog": "spatlib", "description": spatlib.__doc__, "config": style}
+    how: Any = {"prog": "spatlib", "description": ABOUT, "config": style, "registry": NUMBERS}
+    commands, command = cast(Any, Train | Evaluate | Audit | Show | Recipes), cast(Any, None)
     try:
-        tyro.cli(commands, args=arguments, registry=NUMBERS, **how)()
+        command = tyro.cli(commands, args=arguments, **how)
+        command()
         sys.stdout.flush()
     except SpatlibError as error:
-        text = re.sub("(resume|overwrite)=True", r"--\1", str(error))
         if not isinstance(error, PeerError):
-            print(f"spatlib: {text}", file=sys.stderr)
+            print(f"spatlib: {named(str(error), command)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
     except OSError as error:
         if error.filename is None:  # that of the output, whose rest is dropped
@@ -48,62 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"spatlib: {what}: make room, or choose another place", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("spatlib: interrupted; a run directory can be resumed", file=sys.stderr)
+        print("spatlib: interrupted; with --run-dir it goes on by --resume", file=sys.stderr)
         return 130
     return 0
 
 
-@NUMBERS.primitive_rule
-def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Numbers may be fractions, 8/255; the settings refuse by name what is no number."""
-
-    def parse(given: list[str]) -> Any:
-        upper, slash, lower = given[0].partition("/")
-        with suppress(ValueError, ZeroDivisionError):
-            return float(upper) / float(lower if slash else 1)
-        return given[0]
-
-    spec: Any = tyro.constructors.PrimitiveConstructorSpec
-    number = spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
-    return number if info.type is float else None
-
-
-def _choices() -> Any:
-    """The recipes as subcommands; their result is the settings that were given, by group."""
-    choices = []
-    for name, recipe in RECIPES.items():
-        config, mask, training = recipe.config, recipe.config.mask or Mask(), recipe.training
-        kinds = {"threat": (Threat, config), "attack": (SPATConfig, config), "mask": (Mask, mask)}
-        groups: dict[str, Any] = {"recipe": tyro.conf.Suppress[str]}
-        for group, (kind, values) in (kinds | {"training": (TrainConfig, training)}).items():
-            hints, options = get_type_hints(kind) | {"mask": bool}, dict[str, Any]()
-            for field in kind.__annotations__:  # without those of the class that it extends
-                value = getattr(values, field)
-                hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
-                options[field] = Annotated[hints[field], tyro.conf.arg(help_behavior_hint=hint)]
-            typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
-            typed.__doc__ = kind.__doc__  # has the help on each
-            groups[group] = typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]
-        given: Any = TypedDict(name, groups)  # type: ignore[misc]
-        how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
-        about = tyro.conf.subcommand(name, description=recipe.summary, **how)
-        choices.append(Annotated[given, about])
-    return Union[tuple(choices)]  # noqa: UP007
-
-
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a robust classifier: spatlib train [RECIPE] [OPTIONS]. A recipe has its own --help."""
+    """Train a robust classifier by one of these recipes (each has its own --help)."""
 
-    settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_choices)]
-    model: str | None = None  # Name, or factory package.module:name; default: the recipe's.
-    data: str | None = None  # Name, path of a .npz file, or factory; default: the recipe's.
-    data_dir: Path | None = None  # Where the files of named data are, or are downloaded to.
-    limit: int | None = None  # Take the first so many examples, for training and for testing.
-    backend: str | None = None  # torch (the default), tf, or one that a package registered.
-    run_dir: str | None = None  # Directory for settings, metrics, weights, checkpoints, plots.
-    resume: bool = False  # Go on with the run in run_dir (needs no other option), or begin one.
-    overwrite: bool = False  # Delete the run in run_dir first.
+    settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=recipes)]
+    model: Annotated[Maybe[str], tyro.conf.arg(help=MODEL)] = None
+    data: Maybe[str] = None  # digits, mnist, cifar10, cifar100, .npz or factory; else the recipe's.
+    data_dir: Maybe[Path] = None  # Where the files of named data are, or are downloaded to.
+    limit: Maybe[int] = None  # Take the first so many examples, for training and for testing.
+    backend: Maybe[str] = None  # torch (the default), tf, or one that a package registered.
+    run_dir: Maybe[str] = None  # Keep settings, metrics, weights, checkpoints and plots there.
+    resume: bool = False  # Go on with the run in --run-dir (no other option needed), or begin one.
+    overwrite: bool = False  # Delete the run in --run-dir first.
 
     def __call__(self) -> None:
         groups, terminal = self.settings, sys.stdout.isatty()
@@ -130,22 +96,29 @@ class Train:
         data = _loaded(data, source, place) if place else None
         how = _of(recipe, "config", "training") if alone else {"recipe": recipe}
         how |= _of(self, "backend", "run_dir", "resume", "overwrite")
+        speaks = os.environ.get("RANK", "0") == "0"
+        if self.run_dir is None and speaks:
+            what = "the network will not be kept: pass --run-dir DIRECTORY to keep it"
+            print(f"spatlib: {what}", file=sys.stderr, flush=True)
         result = spatlib.train(model, data, **how, on_epoch=None if terminal else _say)
-        if not terminal and os.environ.get("RANK", "0") == "0":
+        if not terminal and speaks:
             _say(_of(result, "metrics", "measured_on"))
+        elif self.run_dir is not None and speaks:
+            print(f"kept in {self.run_dir}: look at it by spatlib show {self.run_dir} --html")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """A run whose network is looked at."""
 
-    run: tyro.conf.Positional[Path]  # Directory of the run; the results are written there too.
-    weights: Literal["best", "ema", "last"] | None = None  # Default: the first that there are.
-    model: str | None = None  # Factory package.module:name of the network, if that was your own.
-    data: str | None = None  # Name, path or factory; default: as in the training, unless your own.
-    data_dir: Path | None = None  # Where the files of the data are; default: as in the training.
-    eps: float | None = None  # Radius; default: that of the training.
-    steps: int | None = None  # Steps of each attack; default: that of the training.
+    # Directory of the run; the results are written there too.
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    weights: Maybe[Literal["best", "ema", "last"]] = None  # Default: the first that there are.
+    model: Maybe[str] = None  # Factory package.module:name of the network, if that was your own.
+    data: Maybe[str] = None  # Name, path or factory; default: as in the training, unless your own.
+    data_dir: Maybe[Path] = None  # Where the files of the data are; default: as in the training.
+    eps: Maybe[float] = None  # Radius; default: that of the training.
+    steps: Maybe[int] = None  # Steps of each attack; default: that of the training.
     seed: int = 0  # Fixes starts and masks.
 
     def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
@@ -166,15 +139,15 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Trained):
-    """Measure a run's network, clean and under attack, on the test data if there are any."""
+    """Measure a run's network, clean and under attack, on test data if there are any."""
 
-    # Any of pgd, margin, targeted, apgd-ce, apgd-t, apgd, autoattack; default: as in Python.
-    attacks: tuple[str, ...] | None = None
+    # Of pgd, margin, targeted, apgd-ce, apgd-t, apgd, autoattack; else pgd, margin (L2: apgd too).
+    attacks: Annotated[Maybe[tuple[str, ...]], tyro.conf.arg(metavar="ATTACK ...")] = None
     steps: int = 20  # Steps of each attack.
     restarts: int = 1  # Random restarts of each attack.
     batch_size: int = 256  # Examples per pass.
-    device: str | None = None  # Default: the CPU.
-    limit: int | None = None  # Measure the first so many; default: as many as after the training.
+    device: Maybe[str] = None  # Default: the CPU.
+    limit: Maybe[int] = None  # Measure the first so many; default: as many as after the training.
     worst_only: bool = False  # Attack with each what all before it left: the worst figure, sooner.
     keep: bool = False  # Write who is right and the perturbed inputs to evaluation.npz.
 
@@ -188,23 +161,19 @@ class Evaluate(Trained):
         how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, measured, threat, **how)
         facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
-        _say(facts, f"{report}\n{part} data")
-        run.write(EVALUATION, json.dumps(facts, indent=2).encode())
+        _say(facts, table({"model": report}, f"; {part} data"))
+        _write(run, EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:
-            run.write(KEPT, report.as_npz())
+            _write(run, KEPT, report.as_npz())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Trained):
-    """Ask another run's network how far this run's training attack and plain PGD move the meaning.
-
-    Both have its eps and steps. Success is the share of its correct examples that an attack fools:
-    a weaker one must not be mistaken for one that keeps the meaning.
-    """
+    """Ask the network of another run how far attacks on this one move the meaning."""
 
     judge: Path  # Directory of a run of another seed on the same data, adversarially trained.
-    judge_model: str | None = None  # Factory of its network, if that was your own.
-    examples: int = 256  # Attack the first so many, of the test data if there are any.
+    judge_model: Maybe[str] = None  # Factory of its network, if that was your own.
+    examples: int = 256  # Attack the first so many (of batches the first), of test data if any.
     ssim: bool = False  # Measure the structural similarity too (needs scikit-image).
     shown: int = 6  # Pictures of the examples that drifted most.
 
@@ -215,29 +184,32 @@ class Audit(Trained):
         built = from_factory("judge_model", self.judge_model, self.seed)
         judge, other = load_model(self.judge, self.weights, built)
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
-        if its != own:
-            raise ConfigError(f"judge learnt {its}, the run {own}: train a judge on the same data")
+        require(its == own, "judge", f"be trained on the same data, {own}", its)
         how = _of(self, "shown", "seed", "ssim", count="examples")
-        found, pictures = compare_attacks((model, judge), data.measured, config, **how)
+        found, (y, columns) = compare_attacks((model, judge), data.measured, config, **how)
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
-        _say(facts)
-        run.write("audit.json", json.dumps(facts, indent=2).encode())
-        if pictures["x"].ndim == 4 and len(pictures["x"]):
-            run.write("audit.png", plots.drift(pictures, config.bounds))
+        _say(facts, audit_table(facts))
+        _write(run, AUDIT, json.dumps(facts, indent=2).encode())
+        if len(y) and columns[0][1].ndim == 4:
+            _write(run, DRIFT, plots.drift(y, columns, config.bounds, data.class_names))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show(Trained):
-    """Draw a run's training curves, and test images with mask (if any) and perturbation."""
+    """Draw a run's training curves, and images with mask (if any) and perturbation."""
 
     count: int = 8  # Images on the sheet.
+    html: bool = False  # Write report.html too: settings, pictures, evaluation, audit on one page.
 
     def __call__(self) -> None:
         net, run, config, data = self.open()
         shown = attacked_examples(engine_of(net), net, data.measured, config, self.count, self.seed)
-        run.write("curves.png", plots.curves(run.history()))
-        run.write("sheet.png", plots.sheet(shown, config.bounds))
-        print(run.directory / "curves.png", run.directory / "sheet.png", sep="\n")
+        history = run.history()
+        _write(run, CURVES, plots.curves(history, config, best_epoch(history)), True)
+        if shown["x"].ndim == 4:
+            _write(run, SHEET, plots.sheet(shown, config.bounds, data.class_names), True)
+        if self.html:
+            _write(run, PAGE, page(run), True)
 
 
 @dataclass(frozen=True)
@@ -245,10 +217,19 @@ class Recipes:
     """List the recipes."""
 
     def __call__(self) -> None:
-        print(*(f"{name:18} {recipe.summary}" for name, recipe in RECIPES.items()), sep="\n")
+        wide = 80 if sys.stdout.isatty() else 1000
+        for name, recipe in RECIPES.items():
+            print(fill(f"{name:18} {recipe.summary}", wide, subsequent_indent=19 * " "))
 
 
-def _say(facts: dict[str, Any], text: str | None = None) -> None:
+def _write(run: Run, name: str, content: bytes, always: bool = False) -> None:
+    """Write a file of the run, and in a terminal its name."""
+    run.write(name, content)
+    if always or sys.stdout.isatty():
+        print(run.directory / name)
+
+
+def _say(facts: dict[str, Any], text: object = None) -> None:
     """Print the text, if there is one, in a terminal, the facts as JSON elsewhere."""
     print(text if text and sys.stdout.isatty() else json.dumps(facts), flush=True)
 
@@ -258,7 +239,7 @@ def _loaded(data: Any, source: dict[str, Any], place: dict[str, Any]) -> Any:
     if data is None or isinstance(data, str):
         return load_data(**source | place)
     others = [name for name in place if name != "name"]
-    require(not others, "data", "be a name beside data_dir or limit, not a factory", others)
+    require(not others, "data", "be a name beside --data-dir or --limit, not a factory", others)
     return data
 
 

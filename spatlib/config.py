@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .errors import checked, require, settle
 
-SCORES = ("min", "mean", "rms", "neutral", "random")
-AUGMENTS = ("none", "crop", "crop-flip")
-SCHEDULES = ("constant", "onecycle", "cosine", "piecewise")
 PADDING = 4  # pixels by which "crop" can shift
+STANDARD = "standard"  # ordinary training; also the subdirectory of a run with that baseline
+METHODS = {"pgd": "PGD-AT", "trades": "TRADES", "mart": "MART"}  # by loss, without what SPAT adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +25,12 @@ class Threat:
     """
 
     eps: float
-    norm: str = "Linf"
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
     bounds: tuple[float, float] = (0.0, 1.0)
     check_logits: bool = True
 
     def __post_init__(self) -> None:
-        settle(self, eps="(0, inf)", norm=("Linf", "L2", "L1"), check_logits=bool)
+        settle(self, eps="(0, inf)")
         valid = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
         require(valid, "bounds", "be a pair (lower, upper), the range of the inputs", self.bounds)
         lower, upper = (checked("bounds", value, "(-inf, inf)") for value in self.bounds)
@@ -57,7 +56,7 @@ class Mask:
             in PyTorch and the last in Keras.
     """
 
-    score: str = "min"
+    score: Literal["min", "mean", "rms", "neutral", "random"] = "min"
     keep: float = 0.5
     floor: float = 0.5
     classes: int | None = None
@@ -65,15 +64,14 @@ class Mask:
     channel_axis: int | None = None
 
     def __post_init__(self) -> None:
-        settle(self, score=SCORES, keep="(0, 1]", floor="[0, 1]", probes=1)
-        settle(self, classes=2, channel_axis=1)
+        settle(self, keep="(0, 1]", floor="[0, 1]", classes=2, probes=1, channel_axis=1)
         what = "be None for score='rms', which covers all classes at once (set probes instead)"
         require(self.score != "rms" or self.classes is None, "classes", what, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SPATConfig(Threat):
-    """A threat model and the training attack on it, by default what did best in docs/evidence.md.
+    """A threat model and the training attack on it; docs/evidence.md says why the defaults.
 
     Args:
         steps: Number of ascent steps.
@@ -88,24 +86,28 @@ class SPATConfig(Threat):
             reading of arXiv:2009.10978); 0 is plain PGD-AT, TRADES or MART.
         guard: Shrink ``smoothing`` per example where it would pull the example back.
         mask: The shared-pixel mask, or None.
+        rectify: r in [0, 1) of the label (1 - r) y + r softmax(z) of the outer loss, z the logits
+            of averaged weights (docs/method.md, ours; ``pgd`` and ``trades``); 0: the label alone.
     """
 
     steps: int = 10
     step_size: float | None = None
-    random_start: str = "uniform"
-    attack_mode: str = "eval"
-    loss: str = "pgd"
+    random_start: Literal["uniform", "gaussian", "none"] = "uniform"
+    attack_mode: Literal["eval", "train"] = "eval"
+    loss: Literal["pgd", "trades", "mart"] = "pgd"
     beta: float = 6.0
     smoothing: float = 0.1
     guard: bool = True
     mask: Mask | None = None
+    rectify: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)")
+        settle(self, steps=1, step_size="(0, inf)", beta="[0, inf)", smoothing="[0, 1)")
+        settle(self, rectify="[0, 1)")
         checked("step_size", self.alpha, "(0, inf)")  # that of 2.5 eps / steps too
-        settle(self, random_start=("uniform", "gaussian", "none"), attack_mode=("eval", "train"))
-        settle(self, loss=("pgd", "trades", "mart"), smoothing="[0, 1)", guard=bool)
+        what = "be 0 for mart, which needs hard labels (use pgd or trades)"
+        require(self.rectify == 0 or self.loss != "mart", "rectify", what, self.rectify)
         require(isinstance(self.mask, Mask | None), "mask", "be a spatlib.Mask or None", self.mask)
         if self.loss == "trades" and (self.smoothing == 0 or self.guard):
             what = "be 'uniform' or 'gaussian' for trades (at x its gradient is rounding noise)"
@@ -120,6 +122,17 @@ class SPATConfig(Threat):
     def masked(self) -> bool:
         """Whether a mask differs from all ones."""
         return self.mask is not None and self.mask.keep < 1 and self.mask.floor < 1
+
+    @property
+    def method(self) -> str:
+        """What it is called in print: PGD-AT, TRADES or MART unless it is smoothed or masked."""
+        return "SPAT" if self.smoothing or self.masked else METHODS[self.loss]
+
+    @property
+    def baselines(self) -> "dict[str, SPATConfig]":
+        """By name, what it is compared with: ordinary training, and the method without SPAT."""
+        plain = replace(self, smoothing=0.0, mask=None)
+        return {STANDARD: self} | ({plain.method: plain} if self.method == "SPAT" else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SPATConfig":
@@ -158,12 +171,16 @@ class TrainConfig:
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
             or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
+            ``"auto"`` (torch): bfloat16 where the device has instructions for it, else float32.
+        deterministic: Only algorithms that give equal bits, which are slower on CUDA; the whole
+            process has them until the training ends (TensorFlow: until the process does).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.
         ema: Decay, e.g. 0.999, of an average of the weights to validate and return; 0: none.
         clip_grad_norm: Largest L2 norm of the gradient of all weights; longer ones are shortened.
         patience: Stop after so many epochs at full eps without a better robust validation accuracy.
         checkpoint_minutes: Save a run at least so often (not in Keras), and after each epoch.
-        baseline: For a model given by name, train and report an ordinary one of that seed too.
+        baseline: For a model given by name, first train and report two of that seed: an ordinary
+            one, and one by PGD-AT, TRADES or MART, without what SPAT adds.
         progress: Show a progress bar (in a terminal only) and print the final table.
     """
 
@@ -173,14 +190,15 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_decay: bool = True
-    schedule: str = "onecycle"
+    schedule: Literal["constant", "onecycle", "cosine", "piecewise"] = "onecycle"
     eps_warmup: int = 0
     seed: int = 0
-    augment: str = "none"
+    augment: Literal["none", "crop", "crop-flip"] = "none"
     validation: int = 0
     num_workers: int = 0
     device: str | None = None
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    deterministic: bool = False
     compile: bool = False
     ema: float = 0.0
     clip_grad_norm: float | None = None
@@ -192,10 +210,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         settle(self, epochs=1, batch_size=1, eps_warmup=0, seed=0, validation=0, num_workers=0)
         settle(self, lr="(0, inf)", momentum="[0, 1)", weight_decay="[0, inf)", ema="[0, 1)")
-        settle(self, schedule=SCHEDULES, augment=AUGMENTS, bias_decay=bool)
-        settle(self, precision=("float32", "bfloat16", "float16"), checkpoint_minutes="[0, inf)")
-        settle(self, clip_grad_norm="(0, inf)", patience=1)
-        settle(self, compile=bool, baseline=bool, progress=bool)
+        settle(self, checkpoint_minutes="[0, inf)", clip_grad_norm="(0, inf)", patience=1)
         what = f"be below epochs ({self.epochs}) to end at full eps (lower it or train longer)"
         require(self.eps_warmup < self.epochs, "eps_warmup", what, self.eps_warmup)
         what = "be None without validation (set validation, the examples to hold out)"

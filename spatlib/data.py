@@ -1,7 +1,7 @@
 """Data for training: named sets, a .npz file, arrays, or anything that yields batches."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
@@ -14,6 +14,7 @@ from .errors import AnyPath, checked, expect, only, require
 
 PARTS, ROWS = ("train", "test", "validation"), 1002  # of a data set; of x in a fingerprint
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,16 @@ class Dataset:
         """What accuracies are reported of: the test data, else the training data."""
         return self.train if self.test is None else self.test
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Those of CIFAR-10, or that the measured data or the data set in them have, else ()."""
+        parts = [self.measured]
+        while (inner := getattr(parts[-1], "dataset", None)) is not None and len(parts) < 9:
+            parts.append(inner)  # a loader of a subset of a data set, and so on
+        named = [getattr(p, name, ()) for p in parts for name in ("classes", "class_names")]
+        known = CIFAR10 if self.source and self.source["name"] == "cifar10" else ()
+        return next((names for names in named if isinstance(names, list | tuple) and names), known)
+
 
 def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = None) -> Dataset:
     """Load a named data set or a ``.npz`` file: images (N, H, W, C), integer labels (N,).
@@ -43,7 +54,7 @@ def load_data(name: AnyPath, dir: AnyPath | None = None, *, limit: int | None = 
             fine labels (uint8, 0..255), or the path of a file of arrays x_train, y_train and
             perhaps x_test, y_test, or x and y: images (N, H, W) or (N, H, W, 1 or 3), other x as
             they are, labels (N,) or (N, 1).
-        dir: Where the official files are (docs/using.md); what is missing is downloaded to it and
+        dir: Where the official files are (docs/data.md); what is missing is downloaded to it and
             checked by SHA-256. Default: the user's cache directory.
         limit: Take the first so many examples of each part; default all.
 

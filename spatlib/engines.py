@@ -40,14 +40,15 @@ class Engine(Protocol):
     ) -> Rows: ...
     # Train with the other processes of a launcher: the number of this one, and of how many.
     def together(self) -> AbstractContextManager[tuple[int, int]]: ...
-    # All weights, as the content of a safetensors file.
+    # All weights, as the content of a safetensors file. An engine may have precision(model, device)
+    # too: what precision="auto" becomes there.
     def weights(self, model: Any) -> bytes: ...
     # Put back what weights() gave; DataError if it is that of another architecture.
     def load_weights(self, model: Any, content: bytes, source: str = "weights") -> None: ...
-    # x' of a batch and the mask (None: all ones), as arrays in the engine's layout.
+    # The first examples, x and y, at most count of them and a batch; x' and the mask: as arrays.
     def perturb(
-        self, model: Any, x: Any, y: Any, config: SPATConfig, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+        self, model: Any, data: Any, config: SPATConfig, count: int, seed: int = 0
+    ) -> Iterator[np.ndarray]: ...
     # Logits (N, K) of arrays in the engine's layout, in inference mode.
     def logits(self, model: Any, x: Any, batch_size: int = 256) -> np.ndarray: ...
     # The logits at x, and the map from a cotangent (N, K) to the gradient in x, once.
@@ -67,9 +68,24 @@ def by_itself() -> Iterator[tuple[int, int]]:
     yield 0, 1
 
 
-def pack(save: Callable[..., bytes], tensors: Mapping[str, Any], meta: Any = None) -> bytes:
-    """Named tensors and JSON in one file; ``save`` is that of safetensors for the framework."""
-    return save(dict(tensors), metadata={OURS: json.dumps(meta)})
+def pack(
+    save: Any, empty: Any, raw: Callable[[Any], Any], tensors: Mapping[str, Any], meta: Any = None
+) -> Iterator[bytes]:
+    """A safetensors file of named tensors and JSON: its header, then tensor by tensor.
+
+    In the header that safetensors' ``save`` makes of empty tensors, shapes and places are filled in
+    (its order aligns all of them); ``raw`` gives the memory of a tensor when its turn has come.
+    """
+    kinds = {name: empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    header, end = json.loads(save(kinds, metadata={OURS: json.dumps(meta)})[8:]), 0
+    order = [name for name in header if name in tensors]
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] |= {"shape": [*tensors[name].shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    yield from (raw(tensors[name]) for name in order)
 
 
 def unpack(load: Callable[[bytes], Any], content: bytes, source: str) -> tuple[dict[str, Any], Any]:

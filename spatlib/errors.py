@@ -6,8 +6,9 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 AnyPath = str | os.PathLike[str]
 ROUNDING = 1e-6  # share of the input range by which inputs may leave it
@@ -99,7 +100,13 @@ def checked(name: str, value: Any, rule: Any) -> Any:
 
 
 def settle(settings: Any, **rules: Any) -> None:
-    """Make fields of frozen settings what :func:`checked` returns; None may stay where default."""
+    """Make fields of frozen settings what :func:`checked` returns; None may stay where default.
+
+    Booleans and choices (Literal) need no rule.
+    """
+    for each in fields(settings):
+        if each.type is bool or get_origin(each.type) is Literal:
+            rules[each.name] = get_args(each.type) or bool
     for name, rule in rules.items():
         value = getattr(settings, name)
         if value is not None or getattr(type(settings), name, rule) is not None:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from . import autoattack
 from .config import SPATConfig, Threat, fold, plain_pgd
@@ -21,7 +20,7 @@ from .data import as_array, as_dataset, is_pair
 from .engines import Engine, engine_of
 from .errors import checked, expect, require, require_type, warn_of_holes
 from .recipes import Recipe, find_recipe
-from .report import Report
+from .report import Report, bar
 
 TITLES = {
     "pgd": "PGD-{steps}",
@@ -97,7 +96,7 @@ def evaluate(
     asked = [Evaluation(each, attacks, steps, restarts, seed, worst_only) for each in threats]
     data = chosen.data if data is None and chosen else data
     data = as_dataset(data, engine.CHANNELS_FIRST).measured
-    how = {"batch_size": batch_size, "device": device, "disable": None if progress else True}
+    how = {"batch_size": batch_size, "device": device, "progress": progress}
     reports = [measure(engine, model, data, each, keep, **how) for each in asked]
     return reports if several else reports[0]
 
@@ -105,31 +104,24 @@ def evaluate(
 def measure(
     engine: Engine, model: Any, data: Any, evaluation: "Evaluation", keep: bool = False, **how: Any
 ) -> Report:
-    """The report of an evaluation; ``how``: ``batch_size``, ``device`` and tqdm's ``disable``."""
-    how = {"batch_size": 256, "device": None, "disable": True} | how
-    bar: dict[str, Any] = {"disable": how.pop("disable"), "unit": "batch", "leave": False}
-    bar["desc"] = f"{evaluation.threat.norm} eps {evaluation.threat.eps:.4g}"
-    bar["total"] = math.ceil(len(data[1]) / how["batch_size"]) if is_pair(data) else None
-    return evaluation.report(tqdm(engine.survivors(model, data, evaluation, **how), **bar), keep)
+    """The report of an evaluation; ``how``: ``batch_size``, ``device`` and ``progress``."""
+    how = {"batch_size": 256, "device": None, "progress": False} | how
+    shown = {"progress": how.pop("progress"), "unit": "batch"}
+    shown["desc"] = f"measuring, {evaluation.threat.norm} eps {evaluation.threat.eps:.4g}"
+    shown["total"] = math.ceil(len(data[1]) / how["batch_size"]) if is_pair(data) else None
+    return evaluation.report(bar(engine.survivors(model, data, evaluation, **how), **shown), keep)
 
 
 def attacked_examples(
     engine: Engine, model: Any, data: Any, config: SPATConfig, count: int = 8, seed: int = 0
 ) -> dict[str, Any]:
     """The first examples under the training attack, channels last, and the labels read in them."""
-    batch = data if is_pair(data) else next(iter(data))
-    several = all(getattr(part, "shape", ()) for part in batch)
-    expect(several, "data must be arrays or batches to show its first examples: use a DataLoader")
-    x, y = (part[:count] for part in batch)
-    x_adv, mask = engine.perturb(model, x, y, config, seed)
-    x, y = as_array(x), as_array(y).reshape(len(x), -1)
-    if x.dtype == np.uint8:
-        lower, upper = config.bounds
-        x = (lower + (upper - lower) * (x / 255)).astype(x_adv.dtype)
+    x, y, x_adv, mask = engine.perturb(model, data, config, count, seed)
     clean, adversarial = (engine.logits(model, part).argmax(axis=1) for part in (x, x_adv))
-    shown = {"x": x, "x_adv": x_adv, "mask": np.ones_like(x) if mask is None else mask}
+    shown = {"x": x, "x_adv": x_adv, "mask": mask}
     if engine.CHANNELS_FIRST:
         shown = {name: np.moveaxis(value, 1, -1) for name, value in shown.items()}
+    y = y.reshape(len(x), -1)
     label = y.argmax(axis=1) if y.shape[1] > 1 else y[:, 0]
     return {**shown, "y": label, "clean": clean, "adversarial": adversarial}
 

@@ -4,26 +4,28 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .config import TrainConfig
 from .data import as_array
 from .engines import Rows
 from .errors import require, warn_of_holes
-from .runs import BEST, CHECKPOINT, EMA, LAST, STANDARD, Run
+from .report import bar
+from .runs import BEST, CHECKPOINT, EMA, LAST, Run
 
 CLEAN, ROBUST, SINGLE = "val_clean", "val_pgd10", "val_pgd1"  # accuracies on held-out data
 MEANS = ("loss", "adv_accuracy", "stall_rate", "hole_rate")  # over the examples of an epoch
-SHOWN = ("loss", "adv_accuracy", CLEAN, ROBUST)  # by the progress bar
+# By the progress bar, in few columns.
+SHOWN = {"loss": "loss={:.3g}", "adv_accuracy": "adv={:.0%}", CLEAN: "val={:.0%}"}
+SHOWN |= {ROBUST: "pgd10={:.0%}"}
 READ_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 COLLAPSE = 0.5  # robust accuracy has collapsed when it is below this share of its best
-Content = Callable[[], bytes]
+Content = Callable[[], bytes | Iterable[bytes]]  # whole, or part by part
 
 
 @dataclass(eq=False)
@@ -36,22 +38,23 @@ class Monitor:
     on_epoch: Callable[[dict[str, Any]], None] | None = None  # called with each new row
     ordinary: bool = False  # the training is without attack
     callbacks: Sequence[Any] = ()  # of Keras
-    best_weights: bytes | None = field(default=None, init=False)  # if there is validation
+    label: str = "SPAT"  # of the network in print
+    turn: str = ""  # which of how many it is
     signal: int | None = field(default=None, init=False)  # the number of one that stops the run
     _saved: float = field(default_factory=time.monotonic, init=False)
     _rows: Rows = field(default_factory=list, init=False)  # not yet in metrics.csv
+    _best: bytes | None = field(default=None, init=False)  # where no file has them
 
     def __post_init__(self) -> None:
         # What is highest in the best epoch: without attack robustness is best before training.
         self.measure = CLEAN if self.ordinary else ROBUST
-        self.label = STANDARD if self.ordinary else "SPAT"
 
     def progress(self, steps: int) -> Any:
         """A bar for all steps; ConfigError if the schedule needs their number, unknown if 0."""
         schedule, what = self.training.schedule, "be 'constant' for data without a len()"
         require(steps > 0 or schedule == "constant", "schedule", what, schedule)
-        hidden = None if self.training.progress else True  # None: shown in a terminal only
-        return tqdm(total=steps or None, desc=self.label, unit="step", leave=False, disable=hidden)
+        shown: Any = {"progress": self.training.progress, "unit": "step", "total": steps or None}
+        return bar(desc=f"{self.label} {self.turn}".rstrip(), **shown)
 
     def checkpoint(self) -> bytes | None:
         """The checkpoint to go on from, if there is one; a new run deletes old files now."""
@@ -65,14 +68,18 @@ class Monitor:
             warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
         if self.run is not None and history:
             self.run.write_history(history)  # the process may have ended before the last one
-            self.best_weights = self.run.read(BEST)
+            self._best = self.run.read(BEST) if self.run.silent else None
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""
         late = time.monotonic() - self._saved >= 60 * self.training.checkpoint_minutes
         return self.run is not None and (late or self.signal is not None)
 
-    def save(self, checkpoint: bytes | None) -> None:
+    def best_weights(self) -> bytes | None:
+        """Those of the best epoch so far, if there is validation."""
+        return self._best if self.run is None or self.run.silent else self.run.read(BEST)
+
+    def save(self, checkpoint: bytes | Iterable[bytes] | None) -> None:
         """Write the checkpoint, if any, and after it new rows; then obey a signal, if one came."""
         if self.run is not None and checkpoint is not None:
             self.run.write(CHECKPOINT, checkpoint)
@@ -99,15 +106,17 @@ class Monitor:
                 what = f"{last[ROBUST]:.3f} under PGD, {last[SINGLE]:.3f} under one step"
                 text = f"catastrophic overfitting in epoch {last['epoch']:g}, accuracy {what}"
                 warnings.warn(f"{text}: take more or smaller steps", RuntimeWarning, stacklevel=2)
-        if best_epoch(history, self.measure) == history[-1]["epoch"]:
-            self.best_weights = (averaged or weights)()
-            if self.run is not None:
-                self.run.write(BEST, self.best_weights)
         if self.run is not None:
             self.run.write(LAST, weights())
             if averaged is not None:
                 self.run.write(EMA, averaged())
             self._rows = list(history)
+        if best_epoch(history, self.measure) == history[-1]["epoch"]:
+            if self.run is not None and not self.run.silent:
+                self.run.write(BEST, self.run.directory / (EMA if averaged else LAST))
+            else:
+                made = (averaged or weights)()
+                self._best = made if isinstance(made, bytes) else b"".join(made)
         if self.on_epoch is not None:
             self.on_epoch({"network": self.label, **history[-1]})
 
@@ -142,7 +151,8 @@ def best_epoch(history: Rows, measure: str = ROBUST) -> int | None:
     return int(max(validated, key=lambda row: row[measure])["epoch"]) if validated else None
 
 
-def show(bar: Any, step: int, row: Mapping[str, float]) -> None:
+def show(progress: Any, step: int, row: Mapping[str, float]) -> None:
     """Move the bar to this step, with measures of its epoch beside it."""
-    bar.update(step - bar.n)
-    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
+    progress.update(step - progress.n)
+    shown = (form.format(row[name]) for name, form in SHOWN.items() if name in row)
+    progress.set_postfix_str(", ".join(shown))

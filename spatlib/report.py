@@ -1,14 +1,23 @@
-"""The accuracies of a model under attack: what is reported, how sure it is, and how it prints."""
+"""The accuracies of a model under attack: what is reported, how sure it is, and how it is shown."""
 
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from io import BytesIO
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .config import Threat
 
+ATTACKED = {"training": "training attack", "pgd": "plain PGD"}
+SHARES = ("success", "drift")  # of what the target and the judge read correctly
+MEASURES = (*SHARES, "evidence_lost", "rival_gain", "entropy_gain", "l2", "ssim")
+EQUAL = "A weaker attack drifts less: compare drift at equal success."
 Z = 1.959963984540054  # 97.5 % of a standard normal variable are below it
 
 
@@ -50,7 +59,10 @@ class Report:
         return file.getvalue()
 
     def __str__(self) -> str:
-        return table({"model": self}, self)
+        return str(table({"model": self}))
+
+    def _repr_html_(self) -> str:  # of notebooks
+        return table({"model": self}).html()
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -60,16 +72,60 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return low, 1 - high  # exactly 0 and 1 at the ends
 
 
-def table(rows: dict[str, Report], shared: Report) -> str:
-    """Reports on the same data and threat model as aligned text, one row each."""
-    grid = [["", *(shared.attacks.get(key, key) for key in shared.metrics)]]
-    for name, report in rows.items():
-        shares = ((report.metrics[key], *report.interval[key]) for key in shared.metrics)
-        cells = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
-        grid.append([name, *cells])
-    first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
-    text = ["  ".join([name.ljust(first), *map(str.rjust, row, widths)]) for name, *row in grid]
-    starts = f"{shared.restarts} random start{'s' * (shared.restarts != 1)}"
-    threat = f"{shared.threat.norm} eps {shared.threat.eps:.4g}"
-    note = f"accuracy [95 % interval] on {shared.count} examples; attacks: {threat}, {starts}"
-    return "\n".join([*text, note])
+def bar(iterable: Any = None, *, progress: bool, **how: Any) -> Any:
+    """A progress bar, in a terminal (None: only there) or a notebook."""
+    hidden = False if "ipykernel" in sys.modules else None
+    return tqdm(iterable, leave=False, disable=hidden if progress else True, **how)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells, whose first row and column say what is in the others, and a note on all of them."""
+
+    cells: list[list[str]]
+    note: str
+
+    def __str__(self) -> str:
+        first, *rest = [max(map(len, column)) for column in zip(*self.cells, strict=True)] or [0]
+        rows = ([name.ljust(first), *map(str.rjust, row, rest)] for name, *row in self.cells)
+        return "\n".join([*map("  ".join, rows), fill(self.note, 80)])
+
+    def html(self) -> str:
+        """The same for a page or a notebook, with all text escaped."""
+        body = ""
+        for down, row in enumerate(self.cells):
+            body += "<tr>"
+            for across, cell in enumerate(row):
+                scope = f'th scope="{"row" if down else "col"}"'
+                body += f"<{'td' if (down and across) or not cell else scope}>{escape(cell)}"
+        return f"<table><caption>{escape(self.note)}</caption>{body}</table>"
+
+
+def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
+    """Reports on the same data and threat model: a row for each metric, a column for each one."""
+    found = {name: report for name, report in networks.items() if report is not None}
+    if not found:
+        return Table([], "not evaluated")
+    *_, last = found.values()
+    cells = [["", *found]]
+    for key in last.metrics:
+        shares = ((report.metrics[key], *report.interval[key]) for report in found.values())
+        row = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
+        cells.append([last.attacks.get(key, key), *row])
+    starts = f"{last.restarts} random start{'s' * (last.restarts != 1)}"
+    threat = f"{last.threat.norm} eps {last.threat.eps:.4g}"
+    of = f"accuracy [95 % interval] on {last.count} examples; attacks: {threat}, {starts}{note}"
+    return Table(cells, of)
+
+
+def audit_table(facts: dict[str, Any]) -> Table:
+    """What ``audit.json`` holds, a column for each attack."""
+    attacks = facts["attacks"]
+    cells = [["", *(ATTACKED.get(name, name) for name in attacks)]]
+    for name in MEASURES:
+        values, form = [each[name] for each in attacks.values()], ".1%" if name in SHARES else ".3g"
+        if None not in values:  # ssim was not asked for, or the judge read nothing correctly
+            cells.append([name.replace("_", " "), *(format(v, form) for v in values)])
+    last = [*attacks.values()][-1]
+    note = f"judge {facts['judge']} reads {last['known']} of {last['count']} examples correctly"
+    return Table(cells, f"{note}; {facts['norm']} eps {facts['eps']:.4g}. {EQUAL}")

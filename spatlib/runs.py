@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
@@ -26,11 +26,12 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetens
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
 EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
+AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.png"
+PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, KEPT, "audit.json", "audit.png", "curves.png", "sheet.png", *READ)
+FILES = (EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
 PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
-STANDARD = "standard"  # subdirectory with the baseline, a run of its own
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
 # Settings that may differ when a run goes on; data are known by their fingerprint.
@@ -38,6 +39,7 @@ CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers
 FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
+Content = bytes | Iterable[bytes] | Path  # whole, in parts, or another file's, not written twice
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
@@ -65,8 +67,9 @@ class Run:
         self.settings = {**found} if resume else {}
         self.resumed = bool(self.settings)
         self._old = [] if self.resumed else [self.directory]  # whose files begin() deletes
-        if found and overwrite and found["training"]["baseline"]:
-            baseline = Run(self.directory / STANDARD, overwrite=True)  # an error if another's
+        own = overwrite and found and found["training"]["baseline"]
+        for name in SPATConfig.from_dict(found["config"]).baselines if own else ():
+            baseline = Run(self.directory / name, overwrite=True)  # an error if another's
             self._old.insert(0, baseline.directory)
         # The lock of a process that ended is free: those that it forked do not hold it.
         self._lock = FileLock(self.directory / LOCK, blocking=False, thread_local=False)
@@ -161,29 +164,26 @@ class Run:
         what = "is missing" if content is None else "is damaged, or that of another run"
         raise DataError(f"{path} {what}: {PUT_BACK}{hint}")
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: Content) -> None:
         """Replace a file whole: a process killed here leaves the old content or the new."""
         if self.silent:
             return
-        if name in READ:  # first the checksums of both, and of each other file one
-            if (self.parent or self)._lock.is_locked:  # else no training has begun
-                (self.directory / SUMS).stat()  # an error if another directory is in its place
-            known = _sums(self.directory / SUMS) or {}
-            sums = {other: known.get(other, [NONE])[-1:] for other in READ}
-            sums[name].append(sha256(content).hexdigest())
-            self._replace(SUMS, json.dumps(sums).encode())
+        if name in READ and (self.parent or self)._lock.is_locked:  # else no training has begun
+            (self.directory / SUMS).stat()  # an error if another directory is in its place
         self._replace(name, content)
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def _replace(self, name: str, content: Content) -> None:
         path, temporary = self.directory / name, self.directory / f".{name}.part"
         with _naming(path):
             try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                found = _put(temporary, content)
+                if name in READ:  # first the checksums of both, and of each other file one
+                    known = _sums(self.directory / SUMS) or {}
+                    sums = {other: known.get(other, [NONE])[-1:] for other in READ}
+                    sums[name] += sums[content.name] if isinstance(content, Path) else [found]
+                    self._replace(SUMS, json.dumps(sums).encode())
                 temporary.replace(path)
-            finally:  # one that a killed writer left is written over
+            finally:
                 temporary.unlink(missing_ok=True)
 
     def history(self) -> Rows:
@@ -247,6 +247,23 @@ def _naming(path: Path) -> Iterator[Path]:
         yield path
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _put(path: Path, content: Content) -> str:
+    """Write a new file, flushed to the disk; the SHA-256 of what was written."""
+    found = sha256()
+    path.unlink(missing_ok=True)  # of a killed writer, or a link to elsewhere
+    if isinstance(content, Path):
+        with suppress(OSError):  # of file systems without links
+            os.link(content, path)
+        content = b"" if path.exists() else content.read_bytes()
+    with path.open("ab") as file:
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
+            found.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return found.hexdigest()
 
 
 def _sums(path: Path) -> dict[str, list[str]] | None:

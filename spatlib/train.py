@@ -3,20 +3,20 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from . import plots
-from .config import SPATConfig, TrainConfig
+from .config import STANDARD, SPATConfig, TrainConfig
 from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
 from .engines import Engine, load_engine
-from .errors import BackendError, ConfigError, NonFiniteError, expect, require, require_type
+from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
-from .monitor import CLEAN, ROBUST, SINGLE, Monitor
+from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
-from .report import Report, table
-from .runs import STANDARD, Run
+from .report import Report, Table, table
+from .runs import CURVES, SHEET, Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
 
@@ -35,19 +35,23 @@ class Result:
     training: TrainConfig
     measured_on: str = "test"  # or "training" if there are no other data
     report: Report | None = None  # on the model
-    baseline: Report | None = None  # on an ordinary network of its architecture, schedule and seed
+    # On others of its architecture, schedule and seed: "standard" and "PGD-AT", "TRADES" or "MART".
+    baselines: dict[str, Report] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The accuracies of ``report``, empty if there is none."""
         return {} if self.report is None else self.report.metrics
 
+    def _table(self) -> Table:
+        training = "; these are the training data" * (self.measured_on == "training")
+        return table(self.baselines | {self.config.method: self.report}, training)
+
     def __str__(self) -> str:
-        if self.report is None:
-            return "not evaluated"
-        rows = {} if self.baseline is None else {"standard": self.baseline}
-        text = table(rows | {"SPAT": self.report}, self.report)
-        return text if self.measured_on == "test" else f"{text}; these are the training data"
+        return str(self._table())
+
+    def _repr_html_(self) -> str:  # of notebooks
+        return self._table().html()
 
 
 def train(
@@ -124,6 +128,8 @@ def train(
     if training is None:
         training = chosen.training if chosen else TrainConfig()
     require_type("training", training, TrainConfig)
+    what = "be above 0, such as 0.999, for rectify, which reads the averaged weights"
+    require(config.rectify == 0 or training.ema > 0, "ema", what, training.ema)
     # The values of a recipe of ours are for its own optimizer; others are what the user means.
     ours = [r.training for r in RECIPES.values() if not own and chosen and r.data == chosen.data]
     for name in SGD if optimizer is not None and not saved else ():
@@ -152,6 +158,9 @@ def train(
             what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
+        if training.precision == "auto" and hasattr(engine, "precision"):  # settled once for a run
+            found = was.get("precision") or engine.precision(model, training.device)
+            training = replace(training, precision=found)
         if rank:  # the first process speaks
             on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
@@ -168,23 +177,30 @@ def train(
             facts["fingerprint"] = {part: fingerprint(getattr(dataset, part)) for part in PARTS}
             run.describe(facts, engine.threads())
 
-        # The baseline comes first, and is gone before the network that is returned is made.
+        # Baselines come first, and each is gone before the next network is made.
         on = "training" if dataset.test is None else "test"
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-        fit, baseline = partial(_fit, engine, dataset, on_epoch, optimizer), None
-        if training.baseline:
-            part = run and run.part(STANDARD)
-            baseline = fit(replace(result, model=build()), part, STANDARD).report
-        result = fit(replace(result, model=build(), baseline=baseline), run, "SPAT", callbacks)
+        fit = partial(_fit, engine, dataset, on_epoch, optimizer)
+        compared = config.baselines if training.baseline else {}
+        parts = [run and run.part(label) for label in compared]  # errors before the training
+        names = [*compared, config.method]
+        if compared:
+            names = [f"{name} {turn}/{len(names)}" for turn, name in enumerate(names, 1)]
+        for (label, method), part, name in zip(compared.items(), parts, names, strict=False):
+            report: Any = fit(replace(result, model=build(), config=method), part, name).report
+            result.baselines[label] = report
+        result = fit(replace(result, model=build()), run, names[-1], callbacks)
         if run is not None and not rank:
             try:
-                run.write("curves.png", plots.curves(result.history))
-                if is_pair(dataset.measured) and len(dataset.measured[0].shape) == 4:
-                    some = min(8, training.batch_size)
-                    shown = attacked_examples(engine, result.model, dataset.measured, config, some)
-                    run.write("sheet.png", plots.sheet(shown, config.bounds))
-            except (BackendError, OSError) as error:  # such as a full disk
+                drawn = plots.curves(result.history, config, best_epoch(result.history))
+                run.write(CURVES, drawn)
+                some = min(8, training.batch_size)
+                shown = attacked_examples(engine, result.model, dataset.measured, config, some)
+                if shown["x"].ndim == 4:
+                    drawn = plots.sheet(shown, config.bounds, dataset.class_names)
+                    run.write(SHEET, drawn)
+            except Exception as error:  # a full disk, a network that takes no other batch
                 warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)
@@ -207,6 +223,7 @@ def _fit(
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan)
+    label, _, turn = label.partition(" ")  # which of how many
     if ordinary := label == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
@@ -217,16 +234,17 @@ def _fit(
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
     look_at = validate if held is not None else None
-    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks)
+    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label, turn)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)
     except NonFiniteError as error:
         error.result = replace(result, history=error.history)
         raise
-    if monitor.best_weights is not None:
-        engine.load_weights(model, monitor.best_weights)
-    report = look(model, data.measured, Evaluation(config), device=plan.device)
+    if (best := monitor.best_weights()) is not None:
+        engine.load_weights(model, best)
+    how: Any = {"device": plan.device, "progress": plan.progress}
+    report = look(model, data.measured, Evaluation(config), **how)
     return replace(result, history=history, report=report)
 
 

@@ -119,7 +119,31 @@ def _attacking(
         yield partial(vjp, model, train), Draws(seed)
 
 
-_calls = Calls(ops, _attacking, partial(ops.logits_of, training=True))
+def averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[Tensor]:
+    """Those of the weights that the optimizer keeps, before its first update the weights."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    if not optimizer.built:
+        optimizer.build(weights)
+    found = [v for v in optimizer.variables if v.path.endswith("average")]
+    what = "have use_ema=True for rectify, which reads averaged weights"
+    require(len(found) == len(weights), "optimizer", what, optimizer.name)
+    first = optimizer.iterations == 0
+    return [tf.where(first, *pair) for pair in zip(weights, found, strict=True)]
+
+
+def averaged(network: keras.Model, x: Tensor, own: list[Tensor] | None = None) -> Tensor:
+    """Its logits in inference mode, without gradient; ``own`` in the place of its weights."""
+
+    def read(x: Tensor, training: bool) -> Tensor:
+        if own is None:
+            return network(x, training=training)
+        return network.stateless_call(own, network.non_trainable_variables, x, training=training)[0]
+
+    with unmoved(network):
+        return tf.stop_gradient(ops.logits_of(read, x))
+
+
+_calls = Calls(ops, _attacking, partial(ops.logits_of, training=True), averaged)
 attacked, outer = _calls.attacked, _calls.outer
 
 
@@ -163,6 +187,7 @@ def spat_loss(
     *,
     x_adv: Tensor | None = None,
     weights: Tensor | None = None,
+    average: keras.Model | None = None,
     reduction: str = "mean",
     generator: keras.random.SeedGenerator | None = None,
     validate: bool = True,
@@ -174,7 +199,7 @@ def spat_loss(
     :func:`perturb` before the tape and pass ``x_adv``.
     """
     batch, validate = (model, x, y, config), validate and tf.executing_eagerly()
-    return _calls.spat_loss(batch, x_adv, weights, reduction, generator, validate)
+    return _calls.spat_loss(batch, (x_adv, weights, average), reduction, generator, validate)
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]

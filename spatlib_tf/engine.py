@@ -45,11 +45,13 @@ def fit(
     require(training.precision == "float32", "precision", what, training.precision)
     what = "be 0 for tf (a PyDataset has workers of its own)"
     require(training.num_workers == 0, "num_workers", what, training.num_workers)
+    if training.deterministic:  # TensorFlow has no public way back
+        tf.config.experimental.enable_op_determinism()
     check(model, data, config, training)
     what = "have weights to train (set trainable on some of its layers)"
     require(bool(model.trainable_weights), "model", what, model.name)
     if monitor.ordinary:  # cross-entropy, whatever the loss
-        config = replace(config, loss="pgd")
+        config = replace(config, loss="pgd", rectify=0)
     trainer = Trainer(monitor, model, config)
     strategy = trainer.distribute_strategy
     replicas, clip = strategy.num_replicas_in_sync, training.clip_grad_norm
@@ -148,13 +150,13 @@ def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) 
 
 
 def perturb(
-    model: keras.Model, x: Any, y: Any, config: SPATConfig, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray | None]:
+    model: keras.Model, data: Any, config: SPATConfig, count: int, seed: int = 0
+) -> Iterator[np.ndarray]:
     """See :class:`spatlib.engines.Engine`."""
-    x, y = next(batches(model, (x, y), len(x), config))
+    x, y = (part[:count] for part in next(batches(model, data, count, config)))
     source = keras.random.SeedGenerator(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
-    return found.x.numpy(), None if found.mask is None else found.mask.numpy()
+    return map(np.asarray, (x, y, found.x, tf.ones_like(x) if found.mask is None else found.mask))
 
 
 def logits(model: keras.Model, x: Any, batch_size: int = 256) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -139,7 +139,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
 def weights(model: keras.Model) -> bytes:
     """All weights, as the content of a safetensors file; of a SPATModel, those of its base."""
-    return _packed(model.weights)
+    return b"".join(_packed(model.weights))
 
 
 def load_weights(model: keras.Model, content: bytes, source: str = "weights") -> None:
@@ -147,9 +147,10 @@ def load_weights(model: keras.Model, content: bytes, source: str = "weights") ->
     _put(model.weights, content, source)
 
 
-def _packed(values: Sequence[Any], meta: Any = None) -> bytes:
+def _packed(values: Sequence[Any], meta: Any = None) -> Iterator[bytes]:
     """Arrays or variables by position: names may repeat, and change from process to process."""
-    return pack(save, {str(i): np.asarray(value) for i, value in enumerate(values)}, meta)
+    arrays = {str(i): np.asarray(value) for i, value in enumerate(values)}
+    return pack(save, np.empty, np.ndarray.tobytes, arrays, meta)
 
 
 def _put(variables: Sequence[Any], content: bytes, source: str) -> Any:

@@ -19,7 +19,7 @@ from spatlib.errors import checked, only, require, require_type, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
-from .attack import Draws, attacked, next_seed, outer, unmoved, vjp
+from .attack import Draws, attacked, averaged, averages, next_seed, outer, unmoved, vjp
 from .batches import Seen, check_batch
 from .ops import Tensor
 
@@ -167,13 +167,16 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         loss_scale = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         floats = [v for v in self.base.non_trainable_variables if loss_scale and "float" in v.dtype]
         kept = [(v, tf.identity(v.value)) for v in floats]
+        weights, average = self.trainable_weights, None
+        if self.config.rectify:
+            own = averages(self.optimizer, weights)
+            average = partial(averaged, self.base, own=own)
         with tf.GradientTape() as tape:
-            losses, logits = outer(self.base, x, attack.x, labels, self.config)
+            losses, logits = outer(self.base, x, attack.x, labels, self.config, average=average)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
-        weights = self.trainable_weights
 
         def update(grads: list[Tensor]) -> None:
             self.optimizer.apply(grads, weights)

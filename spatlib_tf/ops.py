@@ -95,9 +95,9 @@ def as_tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """ConfigError unless it is a Keras model."""
-    require(isinstance(model, keras.Model), "model", "be a keras.Model that returns logits", model)
+    require(isinstance(model, keras.Model), name, "be a keras.Model that returns logits", model)
 
 
 def check_device(device: str | None) -> None:

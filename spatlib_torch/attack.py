@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spatlib.config import SPATConfig
 from spatlib.core.calls import Calls
-from spatlib.errors import expect
+from spatlib.errors import expect, require
 
 from . import ops
 from .graphs import uncompiled
@@ -90,7 +90,16 @@ def _attacking(
         yield partial(vjp, module), source if ours else Draws(source)
 
 
-_calls = Calls(ops, _attacking, ops.logits_of, bare)
+def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None) -> Tensor:
+    """Its logits in inference mode, without gradient; ``own`` in the place of its parameters."""
+    devices = {str(p.device) for p in network.parameters()} - {str(x.device)}
+    require(not devices, "average", f"be on the device of x, {x.device} (move it there)", devices)
+    with attack_state(network) as module:  # where no parameter asks for a gradient
+        read: Any = partial(torch.func.functional_call, bare(module), own or {})
+        return ops.logits_of(read, x)
+
+
+_calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
 attacked, outer = _calls.attacked, _calls.outer
 
 
@@ -134,6 +143,7 @@ def spat_loss(
     *,
     x_adv: Tensor | None = None,
     weights: Tensor | None = None,
+    average: nn.Module | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
     validate: bool = True,
@@ -144,10 +154,12 @@ def spat_loss(
     it evaluates :func:`spatlib.core.target.outer_loss` with the model as it stands: in one forward
     pass for ``pgd``, in two for ``trades`` and ``mart``, clean first (as BatchNorm sees them).
     With ``weights`` (N,), not negative, it is the mean over the N examples of weight times loss;
-    with ``reduction="none"`` there is no mean, but a value for each example (N,).
+    with ``reduction="none"`` there is no mean, but a value for each example (N,). ``average`` is
+    the network whose softmax ``config.rectify`` mixes into the label, such as swa_utils'
+    AveragedModel: in inference mode, without gradient, its state comes back as it was.
     """
-    batch = model, x, y, config
-    return _calls.spat_loss(batch, x_adv, weights, reduction, generator, validate)  # type: ignore[no-any-return]
+    batch, own = (model, x, y, config), (x_adv, weights, average)
+    return _calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]
 
 
 def shared_mask(

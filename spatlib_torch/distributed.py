@@ -49,8 +49,9 @@ def together() -> Iterator[tuple[int, int]]:
         except ValueError as error:
             what = f"WORLD_SIZE is set, but not how the processes meet ({cause(error)})"
             raise BackendError(f"{what}: begin them by torchrun, or unset it for one") from error
-        if torch.accelerator.is_available():
-            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        own = int(os.environ.get("LOCAL_RANK", rank))
+        if own < torch.accelerator.device_count():
+            torch.accelerator.set_device_index(own)  # else the training is on the CPU
         # A process that torchrun began anew would else find the addresses of those that ended.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = distributed.PrefixStore(attempt, found)  # type: ignore[attr-defined]

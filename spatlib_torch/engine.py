@@ -18,7 +18,7 @@ from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
-from spatlib.data import fingerprint, is_pair
+from spatlib.data import as_array, fingerprint, is_pair
 from spatlib.errors import check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
@@ -57,8 +57,9 @@ def fit(
     batches.workers = training.num_workers
     batches.check_shares()
     if monitor.ordinary:  # cross-entropy, whatever the loss
-        config = replace(config, loss="pgd")
-    with keeping_globals(device) as undo, monitor.progress(training.epochs * len(batches)) as bar:
+        config = replace(config, loss="pgd", rectify=0)
+    globals_kept = keeping_globals(device, training.deterministic)
+    with globals_kept as undo, monitor.progress(training.epochs * len(batches)) as bar:
         cudnn = torch.backends.cudnn  # the quickest of its algorithms for each shape
         undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
         cudnn.benchmark = not cudnn.deterministic
@@ -201,14 +202,23 @@ def _looked_through(
 
 
 def perturb(
-    model: nn.Module, x: Any, y: Any, config: SPATConfig, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """x' of a batch and the mask (None: all ones)."""
-    x, y, _ = next(_looked_through(model, (x, y), config, None, len(x)))
-    source = torch.Generator(x.device).manual_seed(seed)
+    model: nn.Module, data: Any, config: SPATConfig, count: int, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """See :class:`spatlib.engines.Engine`."""
+    x, y, _ = next(_looked_through(model, data, config, None, count))
+    x, y, source = x[:count], y[:count], torch.Generator(x.device).manual_seed(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
-    mask = None if found.mask is None else found.mask.float().numpy(force=True)
-    return found.x.float().numpy(force=True), mask
+    return map(as_array, (x, y, found.x, torch.ones_like(x) if found.mask is None else found.mask))
+
+
+def precision(model: Any, device: str | None) -> str:
+    """What ``"auto"`` is for this model, or its name, there: bfloat16 where it has units for it."""
+    kind = placed(nn.Identity() if isinstance(model, str) else model, device).type
+    known = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    fast = known.get("amx_bf16") or known.get("avx512_bf16")
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:

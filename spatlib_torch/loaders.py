@@ -1,5 +1,6 @@
 """Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
 
+import os
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
@@ -24,6 +26,7 @@ from .ops import check_model
 # follows from one, no state of a generator is saved.
 ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS has equal bits where it is :4096:8 or :16:8
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
 Epoch = Generator[tuple[Tensor, Tensor, Rows], None, None]
@@ -39,12 +42,24 @@ def seed_globals(seed: int, device: torch.device) -> None:
             torch.get_device_module(device).manual_seed(seed)
 
 
-def keeping_globals(device: torch.device) -> ExitStack:
-    """A context that puts all that :func:`seed_globals` seeds back as it was."""
+def keeping_globals(device: torch.device, deterministic: bool = False) -> ExitStack:
+    """A context that puts all that :func:`seed_globals` seeds back as it was.
+
+    ``deterministic``: in it, and in the whole process, only algorithms that give equal bits run.
+    """
     undo, others = ExitStack(), [device] if device.type != "cpu" else []
     undo.callback(random.setstate, random.getstate())
     undo.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
     undo.enter_context(torch.random.fork_rng(others, device_type=device.type))
+    if deterministic:
+        undo.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("error")
+        for name, value in {"deterministic": True, "benchmark": False}.items():
+            undo.callback(setattr, cudnn, name, getattr(cudnn, name))
+            setattr(cudnn, name, value)
+        if CUBLAS not in os.environ:
+            undo.callback(os.environ.pop, CUBLAS, None)
+            os.environ[CUBLAS] = ":4096:8"
     return undo
 
 

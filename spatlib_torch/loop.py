@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from .distributed import agreeing, collected, step_alike
 from .graphs import Replayed, uncompiled
 from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
 from .ops import logits_of, prepare
-from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put, weights
+from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
@@ -102,7 +103,7 @@ class Loop:
         self.kept = clones(self._model() | self.average)
         raw = clones(self.trained if self.average else {})
         latest = partial(packed, bare(self.model).state_dict() | raw)
-        averaged = partial(weights, self.model) if self.average else None
+        averaged = (lambda: packed(bare(self.model).state_dict())) if self.average else None
         fill(self.trained, self.average)
         try:
             self.monitor.epoch(self.history, self.model, latest, averaged)
@@ -130,8 +131,9 @@ class Loop:
         moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
         moved, y = prepare(moved, y, config, validate=False)
         x_adv, *rates = self.attack(seed(ATTACK), (config, rows, len(self.history)), moved, y)
+        own = partial(attack.averaged, model, own=self.average) if config.rectify else None
         with self.casting:
-            losses, logits = attack.outer(model, moved, x_adv, y, config)
+            losses, logits = attack.outer(model, moved, x_adv, y, config, average=own)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
@@ -195,7 +197,7 @@ class Loop:
         module = bare(self.model)
         return dict(module.named_parameters()) | dict(module.named_buffers())
 
-    def _checkpoint(self) -> bytes:
+    def _checkpoint(self) -> Iterator[bytes]:
         module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
         state, optimizer = optimizer_state(self.optimizer, self.trained)
         parts: dict[str, Named] = {"model": module.state_dict(), "average": self.average}

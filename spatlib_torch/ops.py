@@ -100,11 +100,15 @@ def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     return (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, name: str = "model") -> None:
     """ConfigError unless it is a module that autograd can go through."""
     what, known = "be a torch.nn.Module that returns logits", isinstance(model, nn.Module)
-    require(known, "model", what, model)
+    require(known, name, what, model)
     sharded = {"FSDPModule", "FullyShardedDataParallel"} & {k.__name__ for k in type(model).__mro__}
-    require(not sharded, "model", f"{what}, whole (FSDP is not supported)", type(model).__name__)
+    require(not sharded, name, f"{what}, whole (FSDP is not supported)", type(model).__name__)
+    kinds = [kind for module in model.modules() for kind in type(module).__mro__]
+    foreign = any(kind.__module__.partition(".")[0] == "keras" for kind in kinds)
+    how = "not of Keras, whose BatchNorm would not move here (run Keras on TensorFlow)"
+    require(not foreign, name, f"{what}, {how}", type(model).__name__)
     made = any(p.is_inference() for p in model.parameters() if not is_lazy(p))
-    require(not made, "model", f"{what}, made outside torch.inference_mode", type(model).__name__)
+    require(not made, name, f"{what}, made outside torch.inference_mode", type(model).__name__)

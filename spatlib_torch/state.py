@@ -51,6 +51,10 @@ def attack_state(
             own = dict(module.named_buffers(recurse=False))
             known = {name: buffer for name, buffer in own.items() if not is_lazy(buffer)}
             module.training &= mode == "train" and len(known) == len(own)
+            if isinstance(module, nn.RNNBase) and not module.training:
+                # cuDNN goes back through it in training mode alone: there, then, without dropout.
+                undo.callback(setattr, module, "dropout", module.dropout)
+                module.training, module.dropout = True, 0.0
             known |= dict(module.named_parameters(recurse=False)) if foreign else {}
             for name, buffer in known.items():
                 undo.callback(_put_back, module, name, buffer, buffer.detach().clone())
@@ -84,15 +88,19 @@ def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> No
             buffer.data.copy_(value)
 
 
-def packed(named: Named, meta: Any = None) -> bytes:
-    """A safetensors file of copies on the host, as tensors that share memory are refused."""
-    copies = {name: t.detach().cpu().clone().contiguous() for name, t in named.items()}
-    return pack(safetensors.torch.save, copies, meta)
+def packed(named: Named, meta: Any = None) -> Iterator[bytes]:
+    """A safetensors file in parts, of which each comes to the host when it is due."""
+
+    def raw(tensor: Tensor) -> Any:
+        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return copy.flatten().view(torch.uint8).numpy()
+
+    return pack(safetensors.torch.save, torch.empty, raw, named, meta)
 
 
 def weights(model: nn.Module) -> bytes:
     """All parameters and buffers, as the content of a safetensors file."""
-    return packed(bare(model).state_dict())
+    return b"".join(packed(bare(model).state_dict()))
 
 
 def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> None:

@@ -39,6 +39,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", default=",".join(BACKENDS), help="which of them to test")
+    parser.addoption("--rehearse", action="store_true", help="tests of a GPU, on the CPU instead")
     parser.addoption("--verification", action="store_true", help="write docs/verification.md")
 
 
@@ -75,16 +76,27 @@ def engine(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded(request: pytest.FixtureRequest) -> None:
     """Networks that a test does not seed itself are the same in every run."""
-    import keras
+    if request.node.get_closest_marker("gpu"):  # which need no TensorFlow
+        import torch
 
-    keras.utils.set_random_seed(0)  # of PyTorch too
+        torch.manual_seed(0)
+    else:
+        import keras
+
+        keras.utils.set_random_seed(0)  # of PyTorch too
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the tests of a GPU run."""
+    return "cpu" if request.config.getoption("--rehearse") else "cuda"
 
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write empty pictures: drawn ones take a second each, and test_cli looks at them."""
+    """Runs write empty pictures: drawn ones take a second each, and test_plots looks at them."""
     for name in ("curves", "sheet"):
         monkeypatch.setattr(f"spatlib.plots.{name}", lambda *_: b"")
 
@@ -124,7 +136,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return train_digits(directory), directory
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    of_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_gpu and not config.getoption("--rehearse"):
+        import torch
+
+        if not torch.cuda.is_available():
+            config.hook.pytest_deselected(items=of_gpu)
+            items[:] = [item for item in items if item not in of_gpu]
     for item in items:
         test: Any = getattr(item, "obj", None)
         if is_hypothesis_test(test) and not hasattr(test.hypothesis.inner_test, "__wrapped__"):

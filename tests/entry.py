@@ -72,9 +72,18 @@ class Entry(Protocol):
         """As they are now, in the shapes of :func:`initial_weights`."""
 
     def train_step(
-        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        seed: int,
+        average: list[np.ndarray] | None = None,
     ) -> float:
-        """One update by the loss of the method, and that loss before it; random masks by seed."""
+        """One update by the loss of the method, and that loss before it; random masks by seed.
+
+        ``average`` are weights as :meth:`weights` has them.
+        """
 
     def shared_mask(
         self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int

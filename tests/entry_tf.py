@@ -77,6 +77,7 @@ class TFEngine(Entry):
             ],
         )
         self.model.set_weights(weights)
+        self.average = keras.models.clone_model(self.model)
         self.optimizer = keras.optimizers.SGD(lr, momentum=momentum)
         self.optimizer.build(self.model.trainable_weights)
         self.generator = keras.random.SeedGenerator(0)
@@ -85,9 +86,17 @@ class TFEngine(Entry):
         return self.model.get_weights()
 
     def train_step(
-        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        seed: int,
+        average: list[np.ndarray] | None = None,
     ) -> float:
         self.generator.state.assign([seed, 0])
+        if average is not None:
+            self.average.set_weights(average)
         batch = tf.constant(to_last(x)), tf.constant(y), tf.constant(to_last(start))
         return float(self.graph_step(*batch, config))
 
@@ -96,7 +105,7 @@ class TFEngine(Entry):
         own = self.model, x, y, config
         x_adv = spatlib_tf.perturb(*own, start=start, generator=self.generator)
         with tf.GradientTape() as tape:
-            loss = spatlib_tf.spat_loss(*own, x_adv=x_adv)
+            loss = spatlib_tf.spat_loss(*own, x_adv=x_adv, average=self.average)
         weights = self.model.trainable_weights
         self.optimizer.apply(tape.gradient(loss, weights), weights)
         return loss

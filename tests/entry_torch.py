@@ -41,10 +41,21 @@ class TorchNetwork(nn.Module):
         return self.function(x)
 
 
+class OnHost:
+    """Draws of a device, where NumPy can take them."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def __getattr__(self, name: str) -> Callable[..., torch.Tensor]:
+        return lambda *given: getattr(self.draws, name)(*given).cpu()
+
+
 class TorchEngine(Entry):
     """Trained by spat_loss and torch.optim.SGD."""
 
     module = torch_engine
+    device = "cpu"
 
     def __init__(
         self,
@@ -54,7 +65,8 @@ class TorchEngine(Entry):
         precision: str = "float64",
     ) -> None:
         first, second = nn.Linear(len(weights[0]), HIDDEN), nn.Linear(HIDDEN, CLASSES)
-        self.model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second).double()
+        model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), second)
+        self.model = model.to(self.device, torch.float64)
         self.parameters = [first.weight, first.bias, second.weight, second.bias]
         with torch.no_grad():
             for parameter, value in zip(self.parameters, weights, strict=True):
@@ -64,15 +76,29 @@ class TorchEngine(Entry):
             self.model = nn.Sequential(Cast(precision), self.model.to(getattr(torch, precision)))
 
     def weights(self) -> list[np.ndarray]:
-        return [p.detach().numpy().T.copy() for p in self.parameters]
+        return [p.numpy(force=True).T.copy() for p in self.parameters]
+
+    def _tensor(self, value: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(value, device=self.device)
+
+    @classmethod
+    def _generator(cls, seed: int) -> torch.Generator:
+        return torch.Generator(cls.device).manual_seed(seed)
 
     def train_step(
-        self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig, seed: int
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        start: np.ndarray,
+        config: SPATConfig,
+        seed: int,
+        average: list[np.ndarray] | None = None,
     ) -> float:
-        batch, source = map(torch.as_tensor, (x, y)), torch.Generator().manual_seed(seed)
-        own = self.model, *batch, config
-        x_adv = spatlib_torch.perturb(*own, start=torch.as_tensor(start), generator=source)
-        loss = spatlib_torch.spat_loss(*own, x_adv=x_adv)
+        own = self.model, self._tensor(x), self._tensor(y), config
+        begin, source = self._tensor(start), self._generator(seed)
+        x_adv = spatlib_torch.perturb(*own, start=begin, generator=source)
+        network = None if average is None else TorchEngine(average).model
+        loss = spatlib_torch.spat_loss(*own, x_adv=x_adv, average=network)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -81,14 +107,9 @@ class TorchEngine(Entry):
     def shared_mask(
         self, x: np.ndarray, y: np.ndarray, config: SPATConfig, seed: int
     ) -> np.ndarray:
-        mask = spatlib_torch.shared_mask(
-            self.model,
-            torch.as_tensor(x),
-            torch.as_tensor(y),
-            config,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        return mask.flatten(1).numpy()
+        batch, source = map(self._tensor, (x, y)), self._generator(seed)
+        mask = spatlib_torch.shared_mask(self.model, *batch, config, generator=source)
+        return mask.flatten(1).numpy(force=True)
 
     def perturb(
         self,
@@ -100,18 +121,18 @@ class TorchEngine(Entry):
     ) -> np.ndarray:
         return spatlib_torch.perturb(
             self.model,
-            torch.as_tensor(x),
-            torch.as_tensor(y),
+            self._tensor(x),
+            self._tensor(y),
             config,
-            start=torch.as_tensor(start),
-            mask=None if mask is None else torch.as_tensor(mask),
-        ).numpy()
+            start=self._tensor(start),
+            mask=None if mask is None else self._tensor(mask),
+        ).numpy(force=True)
 
     def stall_rate(
         self, x: np.ndarray, y: np.ndarray, start: np.ndarray, config: SPATConfig
     ) -> float:
-        batch = torch.as_tensor(x), torch.as_tensor(y)
-        found = attacked(self.model, *batch, config, own=(torch.as_tensor(start), None))
+        batch = self._tensor(x), self._tensor(y)
+        found = attacked(self.model, *batch, config, own=(self._tensor(start), None))
         return float(found.stalls.mean())
 
     def evaluate(
@@ -127,7 +148,7 @@ class TorchEngine(Entry):
     ) -> dict[str, float]:
         def look(_: Any, inputs: tuple[torch.Tensor]) -> None:
             if seen is not None:
-                seen.append(inputs[0].detach().numpy().copy())
+                seen.append(inputs[0].numpy(force=True).copy())
 
         with self.model.register_forward_pre_hook(look):
             data = torch.as_tensor(x), torch.as_tensor(y)
@@ -143,12 +164,12 @@ class TorchEngine(Entry):
         grads = torch.autograd.grad(value, leaves, materialize_grads=True)
         return torch.stack(grads).numpy()
 
-    @staticmethod
-    def draws(config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
-        draws = Draws(torch.Generator().manual_seed(seed))
-        label = torch.eye(CLASSES, dtype=torch.float64)[[0] * count]
-        pixels = torch.zeros((count, 1, HEIGHT, WIDTH), dtype=torch.float64)
-        return mask_draws(draws, config.mask, label, pixels)
+    @classmethod
+    def draws(cls, config: SPATConfig, count: int, seed: int) -> tuple[Any, Any, Any]:
+        like = torch.zeros((), dtype=torch.float64, device=cls.device)
+        label = like.new_tensor(np.eye(CLASSES)[[0] * count])
+        draws: Any = OnHost(Draws(cls._generator(seed)))
+        return mask_draws(draws, config.mask, label, like.new_zeros((count, 1, HEIGHT, WIDTH)))
 
     network = TorchNetwork
     uniform_like = torch.rand_like

@@ -78,9 +78,9 @@ class Keeper(Monitor):
     def due(self) -> bool:
         return True
 
-    def save(self, checkpoint: bytes | None) -> None:
+    def save(self, checkpoint: Any) -> None:
         assert checkpoint is not None
-        self.kept.append(checkpoint)
+        self.kept.append(b"".join(checkpoint))
 
 
 class Until(Monitor):

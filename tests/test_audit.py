@@ -202,4 +202,4 @@ def test_the_command_compares_the_training_attack_with_pgd(
     assert f"judge is the run itself, {target}: train another" in capsys.readouterr().err
     edit(judge, lambda settings: settings["data"].update(name="mnist"))
     assert main(["audit", str(target), "--judge", str(judge)]) == 2
-    assert "train a judge on the same data" in capsys.readouterr().err
+    assert "judge must be trained on the same data, digits" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import torch
 import spatlib_tf.attack
 import spatlib_tf.batches
 import spatlib_torch.loaders
-from spatlib.config import AUGMENTS
 from spatlib_torch.attack import Draws
 
 HEIGHT, WIDTH, CHANNELS, LOWER = 6, 5, 2, -0.5
@@ -72,7 +71,7 @@ def batch(count: int, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng(0).random((count, HEIGHT, WIDTH, CHANNELS)).astype(dtype)
 
 
-@pytest.mark.parametrize("kind", AUGMENTS[1:])
+@pytest.mark.parametrize("kind", ["crop", "crop-flip"])
 @pytest.mark.parametrize("framework", ENGINES)
 def test_every_version_of_an_image_comes_and_no_other(framework: str, kind: str) -> None:
     image = batch(1)[0]

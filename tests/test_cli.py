@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatlib import RECIPES, SPATConfig, TrainConfig, load_data, plots
+from spatlib import RECIPES, SPATConfig, TrainConfig, load_data
 from spatlib.cli import main
 from spatlib.runs import EVALUATION, Run
 
 from .running import edit
 
 OPTIONS = "--epochs 2 --steps 1 --batch-size 128 --no-baseline --seed 3 --limit 600"
-QUICK = tuple(OPTIONS.split())
+QUICK, JSON_NPZ = tuple(OPTIONS.split()), ("json", "npz")
 BACKENDS = pytest.mark.parametrize("framework", ["torch", "tf"])
 
 
@@ -40,7 +40,10 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 @BACKENDS
 def test_train_evaluate_show(
-    framework: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    framework: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
         return main([str(argument) for argument in arguments]), *capsys.readouterr()
@@ -72,32 +75,27 @@ def test_train_evaluate_show(
     assert (report["measured_on"], report["seed"]) == ("test", 0)
     assert json.loads((directory / EVALUATION).read_bytes()) == report
 
-    code, out, error = run("show", directory, "--count", "3")
+    code, out, error = run("show", directory, "--count", "3", "--html")
     assert code == 0, error
-    pictures = [Path(line) for line in out.splitlines()]
+    *pictures, page = [Path(line) for line in out.splitlines()]
     assert [picture.name for picture in pictures] == ["curves.png", "sheet.png"]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert page == directory / "report.html"
+    assert "PGD-20" in page.read_text()  # what evaluation.json holds
 
     quick = ("--attacks", "pgd", "--limit", "20", "--eps", "1/255", "--keep")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # capsys' own
     code, out, error = run("evaluate", directory, *quick)
     assert code == 0, error
+    assert "PGD-20" in out
+    assert out.splitlines()[-2:] == [str(directory / f"evaluation.{kind}") for kind in JSON_NPZ]
+    facts = json.loads((directory / EVALUATION).read_bytes())
     with np.load(directory / "evaluation.npz", allow_pickle=False) as arrays:
-        assert arrays["outcomes_pgd20"].mean() == lines(out)[0]["metrics"]["pgd20"]
+        assert arrays["outcomes_pgd20"].mean() == facts["metrics"]["pgd20"]
         x_adv = arrays["x_adv_pgd20"]  # of one channel, first or last
         moved = np.abs(x_adv - load_data("digits").test[0][:20].reshape(x_adv.shape)).max()
     assert 0 < moved <= 1 / 255 + 1e-6
-    assert lines(out)[0]["count"] == 20
-    assert lines(out)[0]["threat"]["eps"] == 1 / 255
-
-
-def test_the_sheet_has_a_column_for_the_mask_if_there_is_one() -> None:
-    def width(mask: float) -> int:
-        images = {name: np.zeros((2, 4, 4, 1)) for name in ("x", "x_adv")}
-        shown = {**images, "mask": np.full((2, 4, 4, 1), mask)}
-        labels = {name: np.zeros(2, int) for name in ("y", "clean", "adversarial")}
-        return int.from_bytes(plots.sheet(shown | labels, (0, 1))[16:20], "big")  # of a PNG
-
-    assert width(0.5) / width(1.0) == pytest.approx(4 / 3, rel=0.01)
+    assert (facts["count"], facts["threat"]["eps"]) == (20, 1 / 255)
 
 
 def test_a_killed_run_is_resumed_by_its_directory_alone(
@@ -211,7 +209,7 @@ def test_an_existing_run_is_kept(
         printed = capsys.readouterr().err
         assert f"{tmp_path}, which has config.json, must hold a run" in printed
         assert "or a config.json of another program" in printed
-        assert "choose another run_dir" in printed
+        assert "choose another --run-dir" in printed
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "{}"
     run = tmp_path / "run"
     train = ("train", *QUICK, "--limit", "60", "--epochs", "1", "--run-dir", str(run))
@@ -228,7 +226,7 @@ def test_an_existing_run_is_kept(
 def test_a_terminal_shows_the_bar_and_a_table() -> None:
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 120))
-    process = start("train", *QUICK, stdout=follower, stderr=follower)
+    process = start("train", *QUICK, "--baseline", stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
     while True:
@@ -241,9 +239,12 @@ def test_a_terminal_shows_the_bar_and_a_table() -> None:
         shown += piece
     assert process.wait(timeout=60) == 0
     text = shown.decode()
-    assert "SPAT: 100%" in text
+    assert "standard 1/3: 100%" in text
+    assert "SPAT 3/3: 100%" in text
+    assert "measuring, Linf eps 0.15:   0%" in text
+    assert "the network will not be kept: pass --run-dir DIRECTORY to keep it" in text
     assert "step/s" in text
     assert "loss=" in text
-    assert "adv_accuracy=" in text
+    assert "adv=" in text
     assert "margin PGD-20 (CW)" in text
     assert "{" not in text

@@ -123,7 +123,7 @@ def test_it_is_asked_for_again_and_never_imported_by_a_file(
     refused(capsys, f"evaluate a {data} --model keras_factories:network", "the 2 arrays of this")
 
 
-def test_a_data_set_of_items_is_evaluated_and_not_drawn(
+def test_a_data_set_of_items_is_evaluated_and_drawn(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = "--model factories:network --data factories:Items"
@@ -131,7 +131,9 @@ def test_a_data_set_of_items_is_evaluated_and_not_drawn(
     (report,) = called(capsys, f"evaluate a {own} --attacks pgd")
     assert report["count"] == 24
     refused(capsys, f"evaluate a {own} --limit 3", "limit must be left out for data in batches")
-    refused(capsys, f"show a {own}", "data must be arrays or batches", "use a DataLoader")
+    Path("a", "sheet.png").unlink()  # of the training
+    called(capsys, f"show a {own}")
+    assert Path("a", "sheet.png").exists()
 
 
 def test_the_recipe_of_imagenet_is_rehearsed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,8 +145,13 @@ def test_the_recipe_of_imagenet_is_rehearsed(capsys: pytest.CaptureFixture[str])
     config, training = Run("a", resume=True).configs()
     assert config == spatlib.RECIPES["imagenet"].config
     assert (training.schedule, training.weight_decay) == ("cosine", 1e-4)
-    refused(capsys, "train imagenet", "model must be a network that returns logits")
-    refused(capsys, "train imagenet --model factories:small", "data must be (x, y)", "NoneType")
+    refused(capsys, "train imagenet --run-dir b", "model must be a network that returns logits")
+    refused(
+        capsys,
+        "train imagenet --run-dir b --model factories:small",
+        "data must be (x, y)",
+        "NoneType",
+    )
 
 
 def test_factories_of_keras(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +172,7 @@ def test_factories_of_keras(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data factories:nothing", ("data must name a factory that returns it, got None",)),
         ("--data factories:dict", ("data must name a factory", "AttributeError")),
         ("--data builtins:object", ("data must be (x, y)", "got object")),
-        ("--data factories:pictures --limit 3", ("data_dir or limit", "['limit']")),
+        ("--data factories:pictures --limit 3", ("--data-dir or --limit", "['limit']")),
     ],
 )
 def test_a_bad_factory_is_refused_before_anything_is_written(

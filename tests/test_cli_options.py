@@ -6,13 +6,14 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import spatlib.cli
 from spatlib import RECIPES, Mask, Recipe, SPATConfig, TrainConfig
-from spatlib.cli import main
+from spatlib.cli import Evaluate, Train, main
+from spatlib.options import named
 
 from .test_cli import npz
 
@@ -86,9 +87,9 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("train --seed 18446744073709551616", ("seed must be an integer in [0, 2**63)",)),
         ("show nowhere", ("run_dir must hold a run", "nowhere without config.json")),
         ("train --backend jax", ("backend", "'torch'")),
-        ("train --resume", ("run_dir",)),
-        ("train --run-dir=", ("run_dir must name a directory, got ''",)),
-        ("train --run-dir= --resume", ("run_dir must name a directory, got ''",)),
+        ("train --resume", ("--run-dir must name the run",)),
+        ("train --run-dir=", ("--run-dir must name a directory, got ''",)),
+        ("train --run-dir= --resume", ("--run-dir must name a directory, got ''",)),
         ("train --data nothing.npz --eps 0.1", ("'nothing.npz'",)),
         ("train --data nothing.npz", ("data must be digits, which", "pass --eps", "'nothing.npz'")),
         ("train mnist --data cifar10", ("data must be mnist, which", "pass --eps", "'cifar10'")),
@@ -98,16 +99,19 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("train --eps 8/0", ("eps must be a number in (0, inf), got '8/0'",)),
         ("train --lr much", ("lr must be a number in (0, inf), got 'much'",)),
         ("train --epochs 0", ("epochs must be",)),
-        ("train --mask.keep 3/2", ("keep must be a number in (0, 1]",)),
+        ("train --mask.keep 3/2", ("--mask.keep must be a number in (0, 1]",)),
         ("train mnist --no-mask --mask.keep 1/2", ("--no-mask", "keep")),
-        ("train mnist --epochs 3 --eps-warmup 3", ("eps_warmup must be below epochs (3)",)),
+        ("train mnist --epochs 3 --eps-warmup 3", ("--eps-warmup must be below epochs (3)",)),
     ],
 )
 def test_bad_input_is_said_in_a_sentence(
     arguments: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments.split()) == 2
-    printed = capsys.readouterr().err
+    # Some are found only when the training begins.
+    printed = capsys.readouterr().err.removeprefix(
+        "spatlib: the network will not be kept: pass --run-dir DIRECTORY to keep it\n"
+    )
     assert printed.startswith("spatlib: ")
     assert printed.count("\n") == 1
     for word in words:
@@ -119,6 +123,7 @@ def test_bad_input_is_said_in_a_sentence(
     [
         "train --epsilon 1",
         "train --epochs many",
+        "train --norm L7",
         "train svhn",
         "train --recipe digits",
         "train --eps 1/8 mnist",
@@ -156,7 +161,40 @@ def test_every_setting_is_an_option_with_the_default_of_the_recipe(
     recipe = RECIPES[arguments[-1] if len(arguments) > 1 else "digits"]
     assert f"0.5 in L2. (default: {recipe.config.eps:g})" in text
     assert f"Passes over the training data. (default: {recipe.training.epochs})" in text
-    assert f"Learning rate (the peak of ``onecycle``). (default: {recipe.training.lr:g})" in text
+    assert f"Learning rate (the peak of onecycle). (default: {recipe.training.lr:g})" in text
+    for option, kind in {"loss": SPATConfig, "schedule": TrainConfig, "mask.score": Mask}.items():
+        choices = get_args(kind.__annotations__[option.removeprefix("mask.")])
+        assert f"--{option} {{{','.join(choices)}}}" in text
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "audit", "show", "recipes"])
+def test_nothing_is_wider_than_the_terminal(
+    command: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    if command == "recipes":
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main((command,)) == 0
+    else:
+        with pytest.raises(SystemExit):
+            main((*command.split(), "--help"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "usage:" not in line]
+    assert max(map(len, lines)) <= columns
+
+
+def test_an_error_names_options_and_leaves_paths_and_other_words_alone() -> None:
+    train = Train(settings={})
+    text = "run_dir must be new, got /a/run_dir/b and 'data_dir': go on by resume=True, guard=False"
+    assert named(text, train) == (
+        "--run-dir must be new, got /a/run_dir/b and 'data_dir': go on by --resume, --no-guard"
+    )
+    assert named("keep must be, floor=1, eps_warmup and x must", train) == (
+        "--mask.keep must be, floor=1, --eps-warmup and x must"
+    )
+    evaluate = Evaluate(run=Path("a"))
+    text = "run_dir must hold a run; keep must be, worst_only=False"
+    assert named(text, evaluate) == "run_dir must hold a run; --keep must be, --no-worst-only"
 
 
 def test_help_names_the_recipes_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

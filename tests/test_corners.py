@@ -49,7 +49,7 @@ def test_a_network_of_ones_own_gets_no_baseline_of_a_recipe_and_is_told_so() -> 
     assert recipe.training.baseline
     with pytest.warns(UserWarning, match="no baseline: the recipe's is for networks built by name"):
         result = spatlib.train(linear(), digits(), recipe=recipe)
-    assert result.baseline is None
+    assert result.baselines == {}
     assert not result.training.baseline
 
 

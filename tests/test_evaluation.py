@@ -200,19 +200,17 @@ def test_data_of_ones_own_need_a_threat() -> None:
         spatlib.evaluate(network(), arrays())
 
 
-def test_result_prints_the_baseline_above_spat(capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_prints_the_baselines_beside_spat(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"steps": 1, "epochs": 1, "baseline": True}
     result = spatlib.train(recipe=RECIPES["digits"].change(**settings))
-    head, standard, spat, note = str(result).splitlines()
-    assert "PGD-20" in head
-    assert standard.startswith("standard")
-    assert spat.startswith("SPAT")
+    head, *lines, note = str(result).splitlines()
+    assert head.split() == ["standard", "PGD-AT", "SPAT"]
+    assert [re.split(" {2,}", line)[0] for line in lines][1] == "PGD-20"
     assert "450 examples" in note
     assert "0.15" in note
-    for line, report in ((standard, result.baseline), (spat, result.report)):
-        assert [f"{100 * value:.1f}" for value in report.metrics.values()] == [
-            number.removesuffix(" %") for number in re.findall(r"[\d.]+ %", line)
-        ]
+    columns = zip(*(re.findall(r"([\d.]+) %", line) for line in lines), strict=True)
+    for shown, report in zip(columns, (*result.baselines.values(), result.report), strict=True):
+        assert list(shown) == [f"{100 * value:.1f}" for value in report.metrics.values()]
         assert set(report.metrics) == METRICS
     assert result.measured_on == "test"
     assert str(result) in capsys.readouterr().out
@@ -224,7 +222,7 @@ def test_only_progress_prints(progress: bool, capsys: pytest.CaptureFixture[str]
     config = SPATConfig(eps=EPS, steps=1)
     result = spatlib.train(network(), arrays(), config=config, training=quick)
     assert (str(result) in capsys.readouterr().out) == progress
-    assert "standard" not in str(result)
+    assert str(result).split("\n")[0].split() == ["SPAT"]  # no baseline
 
 
 def test_result_without_evaluation_says_so() -> None:

@@ -108,13 +108,40 @@ def test_an_error_inside_the_framework_is_named_too(tmp_path: Path) -> None:
     assert "libcudart.so: cannot open" in message
 
 
+KERAS_ON_TORCH = """
+import os
+os.environ["KERAS_BACKEND"] = "torch"
+import torch, keras, spatlib
+from spatlib_torch import spat_loss
+layers = [keras.layers.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+model = keras.Sequential(layers)
+inside = torch.nn.Sequential(torch.nn.Flatten(), model)
+x, y, config = torch.rand(8, 4), torch.arange(8) % 3, spatlib.SPATConfig(eps=0.1)
+"""
+
+
+def test_models_of_keras_on_pytorch_are_refused_as_their_batchnorm_would_not_move() -> None:
+    refused = "ConfigError | model must be a torch.nn.Module that returns logits, not of Keras"
+    other = "BackendError | spatlib_tf needs Keras on TensorFlow, got Keras on torch"
+    actions = {
+        "spat_loss(model, x, y, config)": refused,
+        "spat_loss(inside, x, y, config)": refused,
+        "spatlib.train(inside, (x, y), config=config)": refused,
+        "spatlib.evaluate(model, (x, y), config)": other,
+        "import spatlib_tf": other,
+    }
+    code = KERAS_ON_TORCH + "".join(CAUGHT.format(action=action) for action in actions)
+    for line, expected in zip(run(code).splitlines(), actions.values(), strict=True):
+        assert line.startswith(expected)
+
+
 CHECKS = {
     "spatlib.SPATConfig(eps=8)": "ConfigError | eps",
     "spatlib.SPATConfig(eps=1, bounds=(1, 0))": "ConfigError | bounds",
     "spatlib.TrainConfig(epochs=0)": "ConfigError | epochs",
     "spatlib.Mask(keep=0)": "ConfigError | keep",
     "spatlib.Threat(eps=0.1, norm='L7')": "ConfigError | norm",
-    "perturb(model, 2 * x, y, config)": "DataError | x",
+    "perturb(model, 2 + x, y, config)": "DataError | x",
     "perturb(model, x, y + 9, config)": "DataError | y",
     "perturb(model, x, y, config, mask=x + 1)": "DataError | mask",
     "perturb(model, x, y, config, start=x[:1, :3])": "DataError | start",

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import reference
 from reference.losses import loss_and_cotangents
 from spatlib.core.ops import Array, Ops
-from spatlib.core.target import outer_loss
+from spatlib.core.target import outer_loss, rectified
 
 from .backends import Backend
 from .record import agree, at_most
@@ -137,6 +138,21 @@ def test_loss_and_gradients_of_soft_labels_equal_the_oracle(
     slopes = np.stack([found[1:] for found in exact], axis=1)
     near = rounding(case, 6.0)[:, None]
     agree(gradients, slopes, atol=near, scale=np.abs(case.logits).max())
+
+
+@given(case=cases(), r=st.sampled_from((0.1, 0.5, 0.9)))
+def test_rectified_labels_are_probabilities_and_equal_the_oracle(
+    backend: Backend, case: Case, r: float
+) -> None:
+    label = backend.call(rectified, case.one_hot, case.clean, r)
+    shifted = rows(case.clean) - rows(case.clean).max(axis=1, keepdims=True)
+    examples = zip(case.y.tolist(), shifted, strict=True)
+    exact = [reference.losses.rectified(y, z, r) for y, z in examples]
+    ulp = float(np.finfo(case.clean.dtype).eps)
+    near = ULPS * ulp * (1 + np.ptp(rows(case.clean), axis=1))[:, None]
+    agree(label, exact, atol=near, scale=np.abs(case.clean).max())
+    assert label.dtype == case.clean.dtype
+    np.testing.assert_array_equal(rows(label) >= 0, True)
 
 
 @over_dtypes

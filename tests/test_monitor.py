@@ -182,7 +182,7 @@ def test_rows_are_written_after_the_checkpoint_that_has_them(tmp_path: Path) -> 
     again = Monitor(TRAINING, None, Run(tmp_path, resume=True))
     assert again.checkpoint() == b"checkpoint"
     again.resume(history)
-    assert again.best_weights == b"averaged"
+    assert again.best_weights() == b"averaged"
 
 
 def test_the_result_so_far_comes_with_a_loss_that_is_not_finite(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_recipe_decides_all_that_is_left_out(name: str, as_name: bool, recorder:
         0,
         {"shape": shape, "classes": classes, "mean": recipe.mean, "std": recipe.std},
     )
-    assert recorder.calls["build"] == [expected] * (1 + recipe.training.baseline)
+    assert recorder.calls["build"] == [expected] * (3 if recipe.training.baseline else 1)
     model, _, config, training, _ = recorder.calls["fit"][-1]
     assert (config, training) == (recipe.config, recipe.training)
     assert (result.model, result.config, result.training) == (model, config, training)
@@ -73,7 +73,22 @@ def test_name_of_data_chooses_its_recipe(name: str, monkeypatch: pytest.MonkeyPa
 
 def test_the_baseline_does_not_wait_for_an_attack_to_grow(recorder: Recorder) -> None:
     spatlib.train(recipe=RECIPES["mnist"].change(baseline=True))
-    assert [call[3].eps_warmup for call in recorder.calls["fit"]] == [0, 5]
+    assert [call[3].eps_warmup for call in recorder.calls["fit"]] == [0, 5, 5]
+
+
+@pytest.mark.parametrize("loss", ["pgd", "trades", "mart"])
+def test_the_baselines_are_what_spat_is_compared_with(loss: str, recorder: Recorder) -> None:
+    names, settings = {"pgd": "PGD-AT", "trades": "TRADES", "mart": "MART"}, {"loss": loss}
+    spat = RECIPES["digits"].change(**settings, mask=Mask())
+    plain = spat.change(smoothing=0, mask=None)
+    result = spatlib.train(recipe=spat)
+    *_, (_, _, method, _, label), (_, _, own, _, last) = recorder.calls["fit"]
+    assert (label, method, last, own) == (names[loss], plain.config, "SPAT", spat.config)
+    assert str(result).splitlines()[0].split() == [*result.baselines, last]
+    # A method that is plain itself is called by its name, and compared with ordinary training.
+    result = spatlib.train(recipe=plain.change(mask=Mask(keep=1)))
+    assert [call[4] for call in recorder.calls["fit"]][3:] == ["standard", names[loss]]
+    assert str(result).splitlines()[0].split() == ["standard", names[loss]]
 
 
 def test_a_recipe_is_changed_setting_by_setting(recorder: Recorder) -> None:
@@ -152,7 +167,7 @@ def test_the_baseline_of_a_recipe_is_left_out_for_a_network_of_ones_own(recorder
         result = spatlib.train(network, recipe="digits")
     assert [call[0] for call in recorder.calls["fit"]] == [network]
     assert result.training == replace(RECIPES["digits"].training, baseline=False)
-    assert result.baseline is None
+    assert result.baselines == {}
     with pytest.warns(UserWarning, match="no baseline"):
         spatlib.train(network, recipe=RECIPES["digits"].change(epochs=5))
     asked = {"config": STEP, "training": replace(QUICK, baseline=True)}
@@ -164,7 +179,10 @@ def test_the_baseline_of_a_recipe_is_left_out_for_a_network_of_ones_own(recorder
         )
 
 
-@pytest.mark.parametrize("label", ["standard", "SPAT"])
+TRAINED = ["standard", "PGD-AT", "SPAT"]
+
+
+@pytest.mark.parametrize("label", TRAINED)
 def test_the_network_whose_loss_is_not_finite_is_in_the_error(
     label: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,9 +195,9 @@ def test_the_network_whose_loss_is_not_finite_is_in_the_error(
     with pytest.raises(NonFiniteError, match="step 3") as caught:
         spatlib.train(recipe="digits")
     result = caught.value.result
-    assert result.model == {"standard": "built 1", "SPAT": "built 2"}[label]
+    assert result.model == f"built {1 + TRAINED.index(label)}"
     assert (result.history, result.report) == ([{"epoch": 1}], None)
-    assert (result.baseline is None) == (label == "standard")
+    assert [*result.baselines] == TRAINED[: TRAINED.index(label)]
 
 
 LABELS: dict[str, Any] = {
@@ -203,12 +221,16 @@ def test_data_decide_shape_and_classes(form: str, recorder: Recorder) -> None:
 @pytest.mark.parametrize("framework", ["torch", "tf"])
 def test_a_network_by_name_is_built_and_trained_next_to_its_baseline(framework: str) -> None:
     x, y = own((2, 4, 6) if framework == "torch" else (4, 6, 2))
-    training = replace(QUICK, baseline=True)
-    result = spatlib.train("small_cnn", (x, y), backend=framework, config=STEP, training=training)
+    plain = {
+        "config": replace(STEP, smoothing=0, mask=None),
+        "training": replace(QUICK, baseline=True),
+    }
+    result = spatlib.train("small_cnn", (x, y), backend=framework, **plain)
     logits = result.model(torch.as_tensor(x) if framework == "torch" else x)
     assert tuple(logits.shape) == (16, 4)
     assert isinstance(result.model, torch.nn.Module if framework == "torch" else keras.Model)
-    assert set(result.baseline.metrics) == set(result.metrics)
+    ((name, baseline),) = result.baselines.items()
+    assert (name, set(baseline.metrics)) == ("standard", set(result.metrics))
     assert len(result.history) == 1
 
 

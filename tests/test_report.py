@@ -101,17 +101,29 @@ def fast(model: Any, x: Any, y: Any) -> Any:
     return x
 
 
+def hostile_report() -> Report:
+    """With an attack of a name that would be markup."""
+
+    def named(model: Any, x: Any, y: Any) -> Any:
+        return x
+
+    named.__name__ = "<script>&"
+    return sample((named,))
+
+
 def test_the_table_names_every_attack_and_the_threat() -> None:
-    head, row, note = str(sample((fast, "pgd", "targeted", "margin"), 50, 3)).splitlines()
-    assert re.split(r" {2,}", head.strip()) == [
+    head, *rows, note = str(sample((fast, "pgd", "targeted", "margin"), 50, 3)).splitlines()
+    assert head.strip() == "model"
+    names, cells = zip(*(re.split(r" {2,}", row) for row in rows), strict=True)
+    assert names == (
         "clean",
         "fast",
         "PGD-50",
         "targeted margin PGD-50 (9 targets)",
         "margin PGD-50 (CW)",
         "worst",
-    ]
-    assert re.split(r" {2,}", row)[:3] == ["model", "100.0 % [67.6, 100.0]", "87.5 % [52.9, 97.8]"]
+    )
+    assert cells[:2] == ("100.0 % [67.6, 100.0]", "87.5 % [52.9, 97.8]")
     assert note == (
         "accuracy [95 % interval] on 8 examples; attacks: Linf eps 0.15, 3 random starts"
     )

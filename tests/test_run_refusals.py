@@ -75,7 +75,9 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_never_touched(
     assert content(directory) == before
 
 
-@pytest.mark.parametrize("name", [CHECKPOINT, METRICS, LAST, BEST, EMA, "curves.png", "audit.json"])
+@pytest.mark.parametrize(
+    "name", [CHECKPOINT, METRICS, LAST, BEST, EMA, "curves.png", "report.html"]
+)
 @pytest.mark.parametrize("mode", [{}, {"resume": True}, {"overwrite": True}], ids=str)
 def test_a_file_that_has_our_name_but_no_run_is_never_touched(
     name: str, mode: dict[str, Any], tmp_path: Path
@@ -99,16 +101,19 @@ def test_a_run_is_kept_without_being_asked(own: Any) -> None:
     assert content(own[1]) == before
 
 
-@pytest.mark.parametrize("foreign", [CHECKPOINT, "config.json"])
-def test_a_foreign_file_in_the_place_of_the_baseline_is_never_touched(
-    foreign: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [("standard", CHECKPOINT), ("standard", "config.json"), ("PGD-AT", "config.json")],
+)
+def test_a_foreign_file_in_the_place_of_a_baseline_is_never_touched(
+    name: str, foreign: str, tmp_path: Path
 ) -> None:
-    both, place = RECIPE.change(baseline=True), tmp_path / "standard" / foreign
+    both, place = RECIPE.change(baseline=True), tmp_path / name / foreign
     place.parent.mkdir()
     place.write_text("{}")
-    with pytest.raises(ConfigError, match=r"standard, which has .*, must hold a run"):
+    with pytest.raises(ConfigError, match=rf"{name}, which has .*, must hold a run"):
         train_digits(tmp_path, recipe=both)
-    assert content(tmp_path) == {"standard": None, f"standard/{foreign}": b"{}"}
+    assert content(tmp_path) == {name: None, f"{name}/{foreign}": b"{}"}
     place.unlink()
     train_digits(tmp_path, recipe=both)
     (place.parent / "config.json").unlink()
@@ -116,19 +121,22 @@ def test_a_foreign_file_in_the_place_of_the_baseline_is_never_touched(
     place.write_text("{}")
     before = content(tmp_path)
     for recipe in (both, RECIPE):
-        with pytest.raises(ConfigError, match=r"standard, which has .*, must hold a run"):
+        with pytest.raises(ConfigError, match=rf"{name}, which has .*, must hold a run"):
             train_digits(tmp_path, recipe=recipe, overwrite=True)
         assert content(tmp_path) == before
 
 
-def test_a_run_in_the_place_of_the_baseline_is_of_another(digits: Any, tmp_path: Path) -> None:
-    train_digits(tmp_path / "standard")
+@pytest.mark.parametrize("name", ["standard", "PGD-AT"])
+def test_a_run_in_the_place_of_a_baseline_is_of_another(name: str, tmp_path: Path) -> None:
+    train_digits(tmp_path / name)
     train_digits(tmp_path)
-    before = content(tmp_path / "standard")
-    with pytest.raises(ConfigError, match=r"run_dir must be new, got .*standard with a run"):
+    before = content(tmp_path)
+    with pytest.raises(ConfigError, match=rf"run_dir must be new, got .*{name} with a run"):
         train_digits(tmp_path, recipe=RECIPE.change(baseline=True), overwrite=True)
+    assert content(tmp_path) == before
     train_digits(tmp_path, overwrite=True)
-    assert content(tmp_path / "standard") == before
+    after = content(tmp_path)
+    assert {k: v for k, v in before.items() if name in k}.items() <= after.items()
 
 
 @pytest.mark.parametrize("value", ["", 5, None])

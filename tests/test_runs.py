@@ -105,12 +105,15 @@ def test_the_baseline_has_a_run_of_its_own_which_is_overwritten_too(tmp_path: Pa
     standard, run = load_model(tmp_path / "standard")
     assert saved(tmp_path / "standard") == saved(tmp_path) == run.settings
     measured = spatlib.evaluate(standard, DIGITS, both.config).metrics
-    assert measured == result.baseline.metrics
+    assert measured == result.baselines["standard"].metrics
     assert weights(standard) != weights(load_model(tmp_path)[0])
     again = train_digits(tmp_path, recipe=both, resume=True)
-    assert (again.metrics, again.baseline.metrics) == (result.metrics, result.baseline.metrics)
+    for one, other in zip(again.baselines.values(), result.baselines.values(), strict=True):
+        assert one.metrics == other.metrics
+    assert again.metrics == result.metrics
     train_digits(tmp_path, overwrite=True)
-    assert [path.name for path in (tmp_path / "standard").rglob("*") if path.is_file()] == []
+    for name in both.config.baselines:
+        assert [path.name for path in (tmp_path / name).rglob("*") if path.is_file()] == []
 
 
 def test_the_best_epoch_of_the_baseline_is_that_of_the_best_clean_accuracy(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_the_best_epoch_of_the_baseline_is_that_of_the_best_clean_accuracy(tmp_p
             told.append((row["val_clean"], row["val_pgd10"], best))
 
     settings = {"epochs": 5, "batch_size": 16, "validation": 30, "schedule": "constant"}
-    recipe = RECIPE.change(baseline=True, **settings)
+    recipe = RECIPE.change(baseline=True, smoothing=0, **settings)  # no other baseline
     data = spatlib.load_data("digits", limit=150)
     spatlib.train(data=data, recipe=recipe, run_dir=tmp_path, on_epoch=read)
     clean, robust, files = zip(*told, strict=True)

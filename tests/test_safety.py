@@ -94,8 +94,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 
 
 def test_keras_sets_its_precision_and_workers_itself() -> None:
-    with pytest.raises(ConfigError, match="set_global_policy"):
-        train("tf", precision="bfloat16")
+    for precision in ("bfloat16", "auto"):
+        with pytest.raises(ConfigError, match="set_global_policy"):
+            train("tf", precision=precision)
     with pytest.raises(ConfigError, match=r"num_workers must be 0 for tf .*, got 1"):
         train("tf", num_workers=1)
 
@@ -157,14 +158,14 @@ def test_the_baseline_of_a_run_has_a_run_of_its_own(tmp_path: Path) -> None:
     settings = {"data": data, "recipe": recipe, "run_dir": tmp_path}
     rows: list[dict[str, Any]] = []
     result = spatlib.train(**settings, on_epoch=rows.append)
-    assert [row["network"] for row in rows] == ["standard", "SPAT"]
+    assert [row["network"] for row in rows] == ["standard", "PGD-AT", "SPAT"]
     standard, _ = spatlib.load_model(tmp_path / "standard")
     again = spatlib.evaluate(standard, data).metrics
-    assert again == result.baseline.metrics
+    assert again == result.baselines["standard"].metrics
     both = zip(values(standard), values(result.model), strict=True)
     assert any((mine != its).any() for mine, its in both)
     resumed = spatlib.train(run_dir=tmp_path, resume=True)
-    assert resumed.baseline.metrics == result.baseline.metrics
+    assert resumed.baselines["standard"].metrics == result.baselines["standard"].metrics
     spatlib.train(**settings, overwrite=True)
 
 
@@ -177,7 +178,7 @@ def test_ordinary_training_keeps_the_bounds() -> None:
     result = spatlib.train("small_cnn", (x, y), config=config, training=training)
     floats = (x.astype(np.float32) / 255) * 2 - 1
     same = spatlib.train("small_cnn", (floats, y), config=config, training=training)
-    assert result.baseline.metrics == same.baseline.metrics
+    assert result.baselines["standard"].metrics == same.baselines["standard"].metrics
     assert result.metrics == same.metrics
 
 

@@ -16,9 +16,9 @@ from spatlib.core.target import stalled
 
 from .backends import Backend
 from .entry import CHANNELS, HEIGHT, WIDTH, initial_weights
+from .following import COUNT, batch
 from .record import agree
 from .test_target import Case, ascended, cases, ulps
-from .test_trajectories import COUNT, batch
 
 
 @pytest.mark.verifies

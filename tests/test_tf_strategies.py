@@ -41,7 +41,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_several_workers_are_still_beyond_keras() -> None:
-    """Where this fails, docs/using.md can say that they work."""
+    """Where this fails, docs/several-gpus.md can say that they work."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
     addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
     workers = []

@@ -150,12 +150,11 @@ def test_recipe_trains_the_baseline_and_prints_the_table(
         backend="tf",
         recipe=RECIPES["digits"].change(steps=1, epochs=1, batch_size=256),
     )
-    head, standard, robust, note = str(result).splitlines()
-    assert "PGD-20" in head
-    assert standard.startswith("standard")
-    assert robust.startswith("SPAT")
+    head, clean, pgd, *_, note = str(result).splitlines()
+    assert head.split() == ["standard", "PGD-AT", "SPAT"]
+    assert (clean.split()[0], pgd.split()[0]) == ("clean", "PGD-20")
     assert "450 examples" in note
-    assert set(result.baseline.metrics) == set(result.metrics) == METRICS
+    assert set(result.baselines["standard"].metrics) == set(result.metrics) == METRICS
     assert str(result) in capsys.readouterr().out
 
 

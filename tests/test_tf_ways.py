@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -15,7 +15,6 @@ import tensorflow as tf
 import spatlib
 import spatlib_tf
 from spatlib import Mask, SPATConfig, Threat
-from spatlib.config import SCORES
 from spatlib.core.feasible import random_start
 from spatlib.core.survivors import Attacked, survivors
 from spatlib.evaluate import Evaluation
@@ -68,6 +67,7 @@ def in_every_way(make: Callable[[], Callable[..., Any]], xla: bool) -> list[list
     return found
 
 
+SCORES = get_args(Mask.__annotations__["score"])
 MASKS = {score: Mask(score=score, floor=0.25) for score in SCORES}
 MASKS["classes"] = Mask(classes=3, floor=0.25)
 

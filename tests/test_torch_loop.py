@@ -224,7 +224,7 @@ class Averages(Monitor):
 
     def epoch(self, history: Any, model: Any, weights: Any, averaged: Any = None) -> None:
         used = {name: value.clone() for name, value in model.state_dict().items()}
-        self.seen.append((load(weights()), load(averaged()), used))
+        self.seen.append((*(load(b"".join(part())) for part in (weights, averaged)), used))
 
 
 def test_the_average_of_a_network_with_weight_norm_is_validated_and_returned() -> None:

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
-from ..errors import check_range, check_same_shape, checked, require_type, warn_of_holes
+from ..errors import check_range, check_same_shape, checked, require, require_type, warn_of_holes
 from . import labels
 from .attack import Adversarial, adversarial
 from .feasible import Draws
 from .mask import Vjp, begin, channel_axis, finish, shared_mask
 from .ops import Array
-from .target import outer_loss
+from .target import outer_loss, rectified
 
 Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
 GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0), "weights": (0.0, math.inf)}  # ranges
@@ -33,6 +34,7 @@ class Calls(NamedTuple):
     # Of model, x, config, random source and start: the model set up, the core's vjp and draws.
     attacking: Callable[..., AbstractContextManager[tuple[Vjp, Draws]]]
     forward: Callable[[Any, Array], Array]  # (model, x) -> logits (N, K) for the outer loss
+    averaged: Callable[[Any, Array], Array]  # the same in inference mode, without gradient
     bare: Callable[[Any], Any] = lambda model: model  # out of its wrappers, as attacks lock it
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
@@ -41,9 +43,14 @@ class Calls(NamedTuple):
         return self.attacked(*batch, own=own, source=source, check=validate).x
 
     def spat_loss(
-        self, batch: Batch, x_adv: Any, weights: Any, reduction: str, source: Any, validate: bool
+        self, batch: Batch, own: Any, reduction: str, source: Any, validate: bool
     ) -> Array:
+        """``own`` are the user's x_adv, weights and average."""
         model, x, y, config = batch = self._prepared(*batch, validate)
+        x_adv, weights, average = own
+        if config.rectify:
+            self.ops.check_model(average, "average (for rectify)")
+            average = partial(self.averaged, average)
         checked("reduction", reduction, ("mean", "none"))
         like = y if len(y.shape) == 1 else y[:, 0]  # (N,)
         weights = self._given("weights", weights, like, validate)
@@ -52,7 +59,7 @@ class Calls(NamedTuple):
         else:
             x_adv = self._given("x_adv", x_adv, x, validate=False)
             x_adv, _ = self.ops.prepare(x_adv, y, config, validate, "x_adv")
-        losses = self.outer(model, x, x_adv, y, config, validate)[0]
+        losses, _ = self.outer(model, x, x_adv, y, config, check=validate, average=average)
         if weights is not None:
             losses = losses * self.ops.cast(weights, like=losses)
         return losses if reduction == "none" else self.ops.mean(losses)
@@ -80,14 +87,23 @@ class Calls(NamedTuple):
         self._warn(found.holes, check)
         return found._replace(x=ops.detach(found.x))
 
-    def outer(
-        self, model: Any, x: Array, x_adv: Array, y: Array, config: SPATConfig, check: bool = False
-    ) -> tuple[Array, Array]:
-        """The outer loss of each example (N,) and the logits (N, K) at x'."""
+    def outer(self, *batch: Any, check: bool = False, average: Any = None) -> tuple[Array, Array]:
+        """Of model, x, x', y and config the outer loss of each example (N,), logits (N, K) at x'.
+
+        ``average`` gives the logits of averaged weights, which ``config.rectify`` needs.
+        """
+        model, x, x_adv, y, config = batch
+        if config.rectify:  # where the cross-entropy of the loss is taken
+            read = average(x if config.loss == "trades" else x_adv)
         with alone(self.bare(model)):
             clean = None if config.loss == "pgd" else self.forward(model, x)
             logits = self.forward(model, x_adv)
         label = labels.sound(self.ops, self._label(y, config, check)(logits), config.loss)
+        if config.rectify:
+            classes, own = logits.shape[1], read.shape[1]
+            what = f"return {classes} logits, as the model does whose weights it averages"
+            require(own == classes, "average", what, own)
+            label = rectified(self.ops, label, self.ops.cast(read, like=label), config.rectify)
         return outer_loss(self.ops, config.loss, config.beta, label, clean, logits), logits
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:

@@ -101,6 +101,11 @@ def to_unit(ops: Ops, cotangent: Array) -> Array:
     return cotangent / divisor(ops, ops.max(ops.abs(cotangent), axis=1, keepdims=True))
 
 
+def rectified(ops: Ops, label: Array, logits: Array, r: float) -> Array:
+    """The label (1 - r) label + r softmax(logits), (N, K), of what averaged weights read."""
+    return (1 - r) * label + r * ops.exp(ops.log_softmax(logits))
+
+
 def outer_loss(
     ops: Ops, loss: str, beta: float, label: Array, clean: Array | None, adversarial: Array
 ) -> Array:

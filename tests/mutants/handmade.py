@@ -18,6 +18,14 @@ TF_VERDICTS = ("tests/test_points.py", "-k", "tensorflow")
 TF_DRAWS = ("tests/test_draws.py",)
 TF_STATE = (f"{FIT}attacks_leave_every_variable_as_it_was",)
 
+RECTIFY = ("tests/test_rectify.py",)
+RECTIFIED = (
+    "tests/test_trajectories.py::test_weights_with_soft_and_rectified_labels_equal_the_oracle",
+    "-k",
+    "torch",
+)
+LOOPS = ("tests/test_loops.py", "-k", "tf")
+
 TF_MASKED = (
     "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
     "-k",
@@ -127,6 +135,10 @@ CORE: dict[str, Faults] = {
             "return cotangent / divisor(ops, ops.max(ops.abs(cotangent), axis=1, keepdims=True))",
             "return 1.0 * cotangent",
         ),
+        "label forgotten by the average": (
+            "(1 - r) * label + r * ops.exp",
+            "0 * label + r * ops.exp",
+        ),
         "NaN kept": ("ops.where(grad == grad, grad, 0.0)", "1.0 * grad"),
         "ratio for a constant": ("to_unit(ops, up - ratio * down)", "to_unit(ops, 1.0 * up)"),
     },
@@ -149,6 +161,24 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "else 2 * self.forward(model, x)",
         ),
     },
+    ("spatlib/core/calls.py", RECTIFIED): {
+        "TRADES' label read at x'": (
+            'average(x if config.loss == "trades" else x_adv)',
+            "average(x_adv)",
+        ),
+    },
+    ("spatlib_torch/attack.py", RECTIFY): {
+        "average as it is trained": ("attack_state(network)", 'attack_state(network, "train")'),
+    },
+    ("spatlib_tf/attack.py", RECTIFY): {
+        "gradient into the average": (
+            "tf.stop_gradient(ops.logits_of(read, x))",
+            "ops.logits_of(read, x)",
+        ),
+    },
+    ("spatlib_tf/attack.py", LOOPS): {
+        "average begins at 0": ("[tf.where(first, *pair) for pair", "[pair[1] for pair"),
+    },
     ("spatlib_torch/state.py", STATE): {
         "parameters stay frozen": (
             'undo.callback(setattr, p, "requires_grad", p.requires_grad)',
@@ -159,6 +189,13 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             'undo.callback(setattr, module, "training", module.training)',
             "pass",
         ),
+    },
+    ("spatlib_torch/loaders.py", ("tests/test_determinism.py", "-k", "in_force")): {
+        "any algorithms": ('torch.set_deterministic_debug_mode("error")', "pass"),
+        "cuBLAS' setting stays": ("undo.callback(os.environ.pop, CUBLAS, None)", "pass"),
+    },
+    ("spatlib/runs.py", ("tests/test_run_writing.py", "-k", "once")): {
+        "the best weights written again": ("os.link(content, path)", "pass"),
     },
     ("spatlib_torch/attack.py", CONTEXTS): {
         "global generators move": (

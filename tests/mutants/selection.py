@@ -99,12 +99,14 @@ SELECTION: dict[str, tuple[str, ...]] = {
         f"{STALL}[torch-0.3]",
         f"{ALL_ONES}[torch]",
         *SOFT,
+        "tests/test_rectify.py",
         *STATE,
     ),
     "spatlib_torch/attack.py": (
         *TORCH,
         f"{STALL}[torch-0.3]",
         f"{STALL}[torch-0.0]",
+        "tests/test_rectify.py",
         *STATE,
         "tests/test_torch_plain.py",
     ),
@@ -117,6 +119,7 @@ SELECTION: dict[str, tuple[str, ...]] = {
         f"{GRAPH}the_graph_does_not_grow_with_the_steps",
         f"{GRAPH}the_graph_does_not_grow_with_the_classes",
         *ERRORS,
+        "tests/test_rectify.py",
         "tests/test_tf_strategies.py::test_two_replicas_train_as_one_device",
     ),
 }

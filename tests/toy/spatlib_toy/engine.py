@@ -134,10 +134,13 @@ def attacked(model: Linear, x: Any, y: Any, config: SPATConfig, rng: Any) -> Any
     return adversarial(ops, *own, x, config, None, None, Draws(rng))
 
 
-def perturb(model: Linear, x: Any, y: Any, config: SPATConfig, seed: int = 0) -> tuple[Any, Any]:
-    """x' and the mask (None: all ones)."""
-    found = attacked(model, x.astype(np.float64), y, config, np.random.default_rng(seed))
-    return found.x, found.mask
+def perturb(
+    model: Linear, data: Any, config: SPATConfig, count: int, seed: int = 0
+) -> Iterator[Any]:
+    """The first examples, x', and the mask."""
+    x, y = data[0][:count].astype(np.float64), data[1][:count]
+    found = attacked(model, x, y, config, np.random.default_rng(seed))
+    return iter((x, y, found.x, xp.ones_like(x) if found.mask is None else found.mask))
 
 
 def survivors(

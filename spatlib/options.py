@@ -1,0 +1,69 @@
+"""The settings as options of the command line, and options in the place of their names."""
+
+import re
+from contextlib import suppress
+from dataclasses import fields
+from typing import Annotated, Any, TypedDict, TypeVar, Union, get_type_hints
+
+import tyro
+
+from .config import Mask, SPATConfig, Threat, TrainConfig
+from .recipes import RECIPES
+
+DEFAULT = "digits"  # the recipe where none is named
+NUMBERS = tyro.constructors.ConstructorRegistry()
+SETTINGS = {each.name: each.name for kind in (SPATConfig, TrainConfig) for each in fields(kind)}
+SETTINGS |= {each.name: f"mask.{each.name}" for each in fields(Mask)}
+T = TypeVar("T")
+Maybe = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]  # the help says what is in force
+
+
+@NUMBERS.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Numbers may be fractions, 8/255; the settings refuse by name what is no number."""
+
+    def parse(given: list[str]) -> Any:
+        upper, slash, lower = given[0].partition("/")
+        with suppress(ValueError, ZeroDivisionError):
+            return float(upper) / float(lower if slash else 1)
+        return given[0]
+
+    spec: Any = tyro.constructors.PrimitiveConstructorSpec
+    number = spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
+    return number if info.type is float else None
+
+
+def recipes() -> Any:
+    """The recipes as subcommands; their result is the settings that were given, by group."""
+    choices = []
+    for name, recipe in RECIPES.items():
+        config, mask, training = recipe.config, recipe.config.mask or Mask(), recipe.training
+        kinds = {"threat": (Threat, config), "attack": (SPATConfig, config), "mask": (Mask, mask)}
+        groups: dict[str, Any] = {"recipe": tyro.conf.Suppress[str]}
+        for group, (kind, values) in (kinds | {"training": (TrainConfig, training)}).items():
+            hints, options = get_type_hints(kind) | {"mask": bool}, dict[str, Any]()
+            for field in kind.__annotations__:  # without those of the class that it extends
+                value = getattr(values, field)
+                hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
+                options[field] = Annotated[hints[field], tyro.conf.arg(help_behavior_hint=hint)]
+            typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]
+            typed.__doc__ = str(kind.__doc__).replace("``", "")  # has the help on each
+            groups[group] = typed if kind is Mask else tyro.conf.OmitArgPrefixes[typed]
+        given: Any = TypedDict(name, groups)  # type: ignore[misc]
+        how: Any = {"default": {"recipe": name}, "is_default": name == DEFAULT}
+        about = tyro.conf.subcommand(name, description=recipe.summary, **how)
+        choices.append(Annotated[given, about])
+    return Union[tuple(choices)]  # noqa: UP007
+
+
+def named(text: str, command: Any) -> str:
+    """An error with the options of the command in the place of the names in Python."""
+
+    def option(found: re.Match[str]) -> str:
+        name, rest = found.groups()
+        known = name if hasattr(command, name) else SETTINGS.get(name)
+        if known is None or not ("_" in name or rest):
+            return found[0]
+        return "--" + "no-" * (rest == "=False") + known.replace("_", "-") + rest.split("=")[0]
+
+    return re.sub(r"(?<![\w./'-])([a-z]\w+)(=True|=False| must|)(?![\w./'-])", option, text)

@@ -1,0 +1,51 @@
+"""A run on one page of HTML, which needs neither network nor script; all text in it is escaped."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from html import escape
+from importlib import resources
+from string import Template
+
+from .config import Threat
+from .errors import expect, reading
+from .report import Report, audit_table, table
+from .runs import AUDIT, CONFIG, CURVES, DRIFT, EVALUATION, SHEET, Run
+
+LAYOUT = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
+
+
+def page(run: Run) -> bytes:
+    """What files of a run say, if they are there; DataError for one that is damaged."""
+    body = ""
+    for heading, (name, show) in PARTS.items():
+        path = run.directory / name
+        with reading(path, "delete it, or write it anew"):
+            shown = show(path.read_bytes()) if path.exists() else f"There is no {name} yet."
+        body += f"<section><h2>{heading}</h2>{shown}</section>\n"
+    title = escape(f"spatlib run {run.directory.name}")
+    return LAYOUT.substitute(title=title, body=body).encode()
+
+
+def _evaluation(content: bytes) -> str:
+    facts = json.loads(content)
+    known = {each.name: facts[each.name] for each in fields(Report) if each.compare}
+    report = Report(**known | {"threat": Threat(**facts["threat"])})
+    return table({"model": report}, f"; {facts['measured_on']} data").html()
+
+
+def _picture(text: str, content: bytes) -> str:
+    expect(content.startswith(b"\x89PNG"), "must be a PNG file")
+    return f'<img alt="{text}" src="data:image/png;base64,{b64encode(content).decode()}">'
+
+
+PARTS: dict[str, tuple[str, Callable[[bytes], str]]] = {
+    "Evaluation": (EVALUATION, _evaluation),
+    "Training": (CURVES, partial(_picture, "loss and accuracies by epoch")),
+    "Examples": (SHEET, partial(_picture, "inputs, perturbations, perturbed inputs")),
+    "Audit by another network": (AUDIT, lambda content: audit_table(json.loads(content)).html()),
+    "What it reads": (DRIFT, partial(_picture, "inputs before and after, with its readings")),
+    "Settings": (CONFIG, lambda content: f"<pre>{escape(content.decode())}</pre>"),
+}
