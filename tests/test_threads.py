@@ -106,7 +106,7 @@ def test_masks_made_in_two_threads_leave_compiled_what_is() -> None:
 
     def mask(number: int) -> None:
         if number:
-            inside[0].wait()
+            inside[0].wait(30)
         models[number][-1].register_forward_pre_hook(lambda *_: overlap(number))
         spatlib_torch.shared_mask(models[number], *test_torch_state.batch(), CONFIGS[0])
         ended.set()
