@@ -6,8 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from .config import SPATConfig, TrainConfig
 from .engines import OURS, Rows, engine_of, load_engine
-from .errors import AnyPath, ConfigError, DataError, differences, reading, require
+from .errors import AnyPath, ConfigError, DataError, differences, require
+from .storage import PUT_BACK, Content, naming, put, sums_in
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
@@ -30,7 +30,7 @@ AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.pn
 PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
 FILES = (EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
-PUT_BACK, NONE = "put the file of this run back", sha256().hexdigest()  # of no content or file
+NONE = sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"
 MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
@@ -39,7 +39,6 @@ CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers
 FREE = {f"training.{name}" for name in CHANGEABLE}
 FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
-Content = bytes | Iterable[bytes] | Path  # whole, in parts, or another file's, not written twice
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
@@ -155,9 +154,9 @@ class Run:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""
         path, hint = self.directory / name, ", or delete it" * (name in SPARE)
         for _ in range(5):  # a training may replace it between our two looks
-            with _naming(path):
+            with naming(path):
                 content = path.read_bytes() if path.exists() else None
-            known, spared = _sums(path.with_name(SUMS)), content is None and name in SPARE
+            known, spared = sums_in(path.with_name(SUMS)), content is None and name in SPARE
             found = sha256(content or b"").hexdigest()
             if known is None or spared or found in known.get(name, [NONE]):
                 return content
@@ -174,11 +173,11 @@ class Run:
 
     def _replace(self, name: str, content: Content) -> None:
         path, temporary = self.directory / name, self.directory / f".{name}.part"
-        with _naming(path):
+        with naming(path):
             try:
-                found = _put(temporary, content)
+                found = put(temporary, content)
                 if name in READ:  # first the checksums of both, and of each other file one
-                    known = _sums(self.directory / SUMS) or {}
+                    known = sums_in(self.directory / SUMS) or {}
                     sums = {other: known.get(other, [NONE])[-1:] for other in READ}
                     sums[name] += sums[content.name] if isinstance(content, Path) else [found]
                     self._replace(SUMS, json.dumps(sums).encode())
@@ -201,7 +200,7 @@ class Run:
 
     def _tell(self, row: dict[str, float]) -> None:
         """Add a row to the events of this process, if tensorboardX is there to write them."""
-        with suppress(ImportError), _naming(self.directory / "tensorboard") as place:
+        with suppress(ImportError), naming(self.directory / "tensorboard") as place:
             # SummaryWriter would write in a thread, and hang on a full disk.
             board, epoch = import_module("tensorboardX.event_file_writer"), int(row["epoch"])
             values = [{"tag": name, "simple_value": value} for name, value in row.items()]
@@ -238,41 +237,6 @@ def load_model(run_dir: AnyPath, weights: str | None = None, model: Any = None) 
     model = engine.build_model(seed=0, **known) if model is None else model
     engine.load_weights(model, content, str(run.directory / WEIGHTS[name]))
     return model, run
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[Path]:
-    """An error of the disk inside, which may have no name, has that of the file."""
-    try:
-        yield path
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _put(path: Path, content: Content) -> str:
-    """Write a new file, flushed to the disk; the SHA-256 of what was written."""
-    found = sha256()
-    path.unlink(missing_ok=True)  # of a killed writer, or a link to elsewhere
-    if isinstance(content, Path):
-        with suppress(OSError):  # of file systems without links
-            os.link(content, path)
-        content = b"" if path.exists() else content.read_bytes()
-    with path.open("ab") as file:
-        for part in [content] if isinstance(content, bytes) else content:
-            file.write(part)
-            found.update(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return found.hexdigest()
-
-
-def _sums(path: Path) -> dict[str, list[str]] | None:
-    """By name the SHA-256 of each file that is read again; None where none are known."""
-    with reading(path, PUT_BACK):
-        if not path.exists():
-            return None
-        stored = json.loads(path.read_bytes()).items()
-        return {name: [*map(str, sums)] for name, sums in stored}
 
 
 def _files(directory: Path) -> list[Path]:

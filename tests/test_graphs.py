@@ -127,18 +127,20 @@ def a_shared_mask(config: Mask) -> Callable[..., Any]:
     return function
 
 
+ATTACK = SPATConfig(eps=0.3, steps=2, loss="trades")  # settings are made outside of graphs
+THREAT = plain_pgd(Threat(eps=0.1), 2)
+
+
 def an_attack(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-    config = SPATConfig(eps=0.3, steps=2, loss="trades")
     own = by_hand(ops, grad, logits), ops.argmax_one_hot
-    found = adversarial(ops, *own, x, config, 0.1 * grad, None, Given(ops))
+    found = adversarial(ops, *own, x, ATTACK, 0.1 * grad, None, Given(ops))
     return found.x + (found.stalls + found.holes)[:, None, None, None]
 
 
 def an_evaluation(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own, label = by_hand(ops, grad, logits), ops.argmax_one_hot(logits)
-    threat, goal = plain_pgd(Threat(eps=0.1), 2), ops.argmax_one_hot(-logits)
-    net = Attacked(ops, own, lambda z: own(z)[0], threat)
-    d, *seen = placed(net, x, label, random_start(ops, x, threat, Given(ops)))
+    goal, net = ops.argmax_one_hot(-logits), Attacked(ops, own, lambda z: own(z)[0], THREAT)
+    d, *seen = placed(net, x, label, random_start(ops, x, THREAT, Given(ops)))
     found = [seen, climbed(net._replace(name="targeted"), x, label, goal, d)]
     state = begun(net, x, label, goal, d)
     for _ in range(2):
