@@ -35,11 +35,16 @@ MASKS = {
     "rms": Mask(score="rms", probes=1),
 }
 AXES = (1, 2, 3)
+# Settings are made outside of graphs.
+THREAT = plain_pgd(Threat(eps=0.1), 2)
+ATTACK = SPATConfig(eps=0.3, steps=2, loss="trades")
 
 
 def a_step(norm: str) -> Callable[..., Any]:
+    threat = Threat(eps=0.1, norm=norm)
+
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-        allowed = FeasibleSet(ops, x, Threat(eps=0.1, norm=norm))
+        allowed = FeasibleSet(ops, x, threat)
         d = allowed.begin(uniform_in_ball(ops, x, x[:, :1, :1, :1], 0.1, norm))
         return allowed.at(allowed.step(d, grad, 0.02))
 
@@ -75,7 +80,7 @@ def a_loss(loss: str) -> Callable[..., Any]:
 
 
 def an_ascent(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
-    allowed = FeasibleSet(ops, x, Threat(eps=0.1))
+    allowed = FeasibleSet(ops, x, THREAT)
 
     def look(d: Any) -> tuple[Any, ...]:  # sum of grad d - 10 d^2
         value = ops.sum(grad * d - 10 * d * d, axis=AXES)
@@ -125,10 +130,6 @@ def a_shared_mask(config: Mask) -> Callable[..., Any]:
         return mask.shared_mask(ops, x, vjp, ops.argmax_one_hot, config, Given(ops))[0]
 
     return function
-
-
-ATTACK = SPATConfig(eps=0.3, steps=2, loss="trades")  # settings are made outside of graphs
-THREAT = plain_pgd(Threat(eps=0.1), 2)
 
 
 def an_attack(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
