@@ -194,7 +194,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
         "any algorithms": ('torch.set_deterministic_debug_mode("error")', "pass"),
         "cuBLAS' setting stays": ("undo.callback(os.environ.pop, CUBLAS, None)", "pass"),
     },
-    ("spatlib/runs.py", ("tests/test_run_writing.py", "-k", "once")): {
+    ("spatlib/storage.py", ("tests/test_run_writing.py", "-k", "once")): {
         "the best weights written again": ("os.link(content, path)", "pass"),
     },
     ("spatlib_torch/attack.py", CONTEXTS): {
