@@ -77,15 +77,14 @@ def engine(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    """Networks that a test does not seed itself are the same in every run."""
-    if request.node.get_closest_marker("gpu"):  # which need no TensorFlow
-        import torch
+    """Networks and draws that a test does not seed itself are the same in every run."""
+    import torch
 
-        torch.manual_seed(0)
-    else:
+    torch.manual_seed(0)  # Keras seeds it only where it is Keras' own backend
+    if not request.node.get_closest_marker("gpu"):  # which need no TensorFlow
         import keras
 
-        keras.utils.set_random_seed(0)  # of PyTorch too
+        keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
