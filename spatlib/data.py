@@ -111,7 +111,8 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
         train, free = parts["train"], parts["validation"] is None
         count = len(train[1]) if is_pair(train) else length(train) if is_map(train) else None
         most = count - 1 if count and free else 0
-        what = f"be at most {most} (0 for batches, and beside a validation part)"
+        how = "for batches: pass spatlib.Dataset(train=..., validation=...)"
+        what = f"be at most {most} (0 beside a validation part, and {how})"
         require(validation <= most, "validation", what, validation)
         held = np.zeros(most + 1, dtype=bool)  # a mask: all frameworks' arrays can be indexed by it
         held[np.random.default_rng(seed).permutation(most + 1)[:validation]] = True
@@ -150,8 +151,10 @@ def _some(part: Any, chosen: np.ndarray) -> Any:
     if not is_pair(part):
         return Items(part, chosen)
     x, y = part
-    stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
-    return Rows(x, chosen) if stored else x[chosen], y[chosen]
+    if hasattr(x, "detach"):  # a tensor of PyTorch
+        return x[chosen], y[chosen]
+    in_memory = hasattr(x, "__array__") and not hasattr(x, "chunks")  # which h5py has, in a file
+    return Rows(np.asarray(x) if in_memory else x, chosen), y[chosen]
 
 
 def _check(where: str, part: Any) -> None:

@@ -143,6 +143,17 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
         raise DataError(f"{path} {what}: {advice}") from error
 
 
+@contextmanager
+def asking(name: str, what: str) -> Iterator[None]:
+    """Any error of a user's function inside is a ConfigError, "``name`` must ``what``, got" it."""
+    try:
+        yield
+    except SpatlibError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name} must {what}, got {cause(error)}") from error
+
+
 def cause(error: Exception) -> str:
     """The kind and the beginning of another library's error, on one line."""
     what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
@@ -176,7 +187,7 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(known, f"y must hold class indices, got {y_dtype}: cast it to integers")
     what = f"y must hold one class index per example, {shape[:1]}, or one row of probabilities"
     fits = len(labels) in (1, 2) and same(labels[:1], shape[:1])
-    expect(fits, f"{what}, got shape {labels}: pass those of x")
+    expect(fits, f"{what}, got shape {labels}: pass those of x, in batches")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:

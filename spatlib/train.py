@@ -76,8 +76,8 @@ def train(
             mode whole, another as its modules stand. Or a name in the engine's
             ``models.MODELS`` (``"wrn34_10"``), built for the images. Default: the recipe's.
         data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)`` in arrays
-            or tensors with x in ``config.bounds``, batches such as a DataLoader, for torch a
-            map-style data set of (x, y); or a pair of these, to train and to test. Images are
+            or tensors with x in ``config.bounds``, batches such as a DataLoader, a map-style
+            data set of (x, y); or a pair of these, to train and to test. Images are
             (N, C, H, W) for torch, (N, H, W, C) for tf. Default: the recipe's, or the digits.
         recipe: A :class:`spatlib.Recipe` or its name, for the arguments left out and the
             normalisation of a model that is built. Default: the one of the data's name.

@@ -20,7 +20,7 @@ from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
 from spatlib.runs import CHECKPOINT
 
 from .attack import Draws, next_seed
-from .batches import Shuffled, augment, scaled
+from .batches import Cut, augment, scaled
 from .model import SPATModel
 
 NUMBER = re.compile(r"_(\d+)(?=/|$)")
@@ -92,7 +92,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
-        if isinstance(self.data, Shuffled):
+        if isinstance(self.data, Cut):
             self.data.begin(epoch)
         self.trainer.config = warmed_up(self.config, self.training.eps_warmup, epoch)
 

@@ -19,7 +19,7 @@ from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
 from spatlib.data import as_array, fingerprint, is_pair
-from spatlib.errors import check_images, checked, require
+from spatlib.errors import asking, check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
@@ -115,9 +115,10 @@ def _optimizer(
         if not training.bias_decay:
             flat, others = ([p for p in parameters if (p.ndim < 2) is one] for one in (True, False))
             groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
-    made = make(groups) if callable(make) else make
-    made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
+    with asking("optimizer", what):
+        made = make(groups) if callable(make) else make
+    made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
