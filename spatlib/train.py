@@ -97,7 +97,8 @@ def train(
             then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
-        callbacks: For tf, keras.callbacks.Callback, in the training of ``model`` only.
+        callbacks: For tf, keras.callbacks.Callback, in the training of ``model`` only, which is
+            what they save.
 
     Returns:
         The model, its history and its accuracies. With ``training.validation`` the weights are
@@ -146,8 +147,9 @@ def train(
         training = replace(training, baseline=False)
 
     name = backend or "torch"
-    fits = name == "tf" and all(hasattr(each, "set_model") for each in callbacks)
-    what = "be keras.callbacks.Callback, for backend 'tf' only"
+    fits = name == "tf" and isinstance(callbacks, Sequence)
+    fits = fits and all(hasattr(each, "set_model") for each in callbacks)
+    what = "be a list of keras.callbacks.Callback, for backend 'tf' only"
     require(fits or not callbacks, "callbacks", what, callbacks)
     engine = load_engine(name)
     with engine.together() as (rank, size):

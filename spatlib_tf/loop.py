@@ -32,6 +32,7 @@ class Trainer(SPATModel):
     def __init__(self, monitor: Monitor, *own: Any) -> None:
         super().__init__(*own, seed=monitor.training.seed)
         self.kind, self.ordinary = monitor.training.augment, monitor.ordinary
+        self.save = self.base.save  # by callbacks: this class is no one else's
 
     def train_step(self, data: Any) -> Any:
         (x, y), *_ = pairs([data])

@@ -77,5 +77,5 @@ def test_bad_items_are_refused_before_anything_is_written(case: str, tmp_path: A
 def test_no_examples_are_held_out_of_batches() -> None:
     loader, plan = torch.utils.data.DataLoader(Items(), BATCH), TrainConfig(**QUICK, validation=4)
     for data in (loader, keras.utils.PyDataset(), np.split(np.zeros((4, *SHAPE)), 2)):
-        with pytest.raises(ConfigError, match=r"validation must be at most 0 .* pass spatlib\.Data"):
+        with pytest.raises(ConfigError, match=r"validation must be at most 0 .* spatlib\.Dataset"):
             spatlib.train(network(), data, backend="tf", config=CONFIG, training=plan)

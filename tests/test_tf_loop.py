@@ -100,7 +100,7 @@ def test_terminate_on_nan_ends_fit(optimizer: Callable[[], Any]) -> None:
 
 
 @pytest.mark.usefixtures("one_attack")
-def test_callbacks_see_the_logs_and_may_end_the_training() -> None:
+def test_callbacks_see_the_logs_save_and_may_end_the_training(tmp_path: Path) -> None:
     logged: list[dict[str, float]] = []
 
     class Ends(keras.callbacks.Callback):
@@ -109,12 +109,14 @@ def test_callbacks_see_the_logs_and_may_end_the_training() -> None:
             self.model.stop_training = epoch == 1
 
     how: dict[str, Any] = {"config": CONFIG, "training": TrainConfig(**QUICK | {"epochs": 4})}
-    result = spatlib.train(network(), arrays(), backend="tf", callbacks=[Ends()], **how)
+    used = [Ends(), keras.callbacks.ModelCheckpoint(tmp_path / "saved.keras")]
+    result = spatlib.train(network(), arrays(), backend="tf", callbacks=used, **how)
+    assert same(keras.models.load_model(tmp_path / "saved.keras"), result.model)
     assert [row["loss"] for row in result.history] == [logs["loss"] for logs in logged]
     assert len(logged) == 2
-    for backend, given in (("torch", Ends()), ("tf", print)):
-        with pytest.raises(ConfigError, match=r"callbacks must be keras\.callbacks"):
-            spatlib.train("small_cnn", arrays(), backend=backend, callbacks=[given], **how)
+    for backend, given in (("torch", [Ends()]), ("tf", [print]), ("tf", Ends())):
+        with pytest.raises(ConfigError, match=r"callbacks must be a list of keras\.callbacks"):
+            spatlib.train("small_cnn", arrays(), backend=backend, callbacks=given, **how)
 
 
 class Fails(layers.Layer):

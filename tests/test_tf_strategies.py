@@ -86,6 +86,13 @@ def test_a_network_trains_in_the_scope_it_was_made_in(replicas: dict[str, Any]) 
     assert replicas["two"]["made outside"].startswith("model must be made inside the scope")
 
 
+def test_the_data_parallelism_of_keras_still_does_nothing(replicas: dict[str, Any]) -> None:
+    """Where this fails, docs/several-gpus.md has to say what it does."""
+    found = replicas["parallel"]
+    assert_same(found, replicas["one"]["mart"])
+    assert (found["sizes"], found["devices"]) == ([BATCH], 1)
+
+
 def test_what_replicas_refuse(replicas: dict[str, Any]) -> None:
     assert replicas["two"]["odd"].startswith("batch_size must be a multiple of the 2 replicas")
     assert replicas["two"]["clipped"].startswith("clip_grad_norm must be left out under")

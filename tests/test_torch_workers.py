@@ -78,7 +78,7 @@ class Counted(IterableDataset[Any]):
 def test_no_examples_are_held_out_of_batches() -> None:
     plan = training(validation=5, epochs=1)
     for data in (Counted(), DataLoader(Pictures()), [arrays()]):
-        with pytest.raises(ConfigError, match=r"validation must be at most 0 .* pass spatlib\.Data"):
+        with pytest.raises(ConfigError, match=r"validation must be at most 0 .* spatlib\.Dataset"):
             spatlib.train(network(), data, config=CONFIG, training=plan)
     with pytest.raises(ConfigError, match="validation must be at most 13"):
         spatlib.train(network(), Pictures(), config=CONFIG, training=training(validation=14))
