@@ -151,10 +151,13 @@ def _some(part: Any, chosen: np.ndarray) -> Any:
     if not is_pair(part):
         return Items(part, chosen)
     x, y = part
-    if hasattr(x, "detach"):  # a tensor of PyTorch
-        return x[chosen], y[chosen]
-    in_memory = hasattr(x, "__array__") and not hasattr(x, "chunks")  # which h5py has, in a file
-    return Rows(np.asarray(x) if in_memory else x, chosen), y[chosen]
+    return Rows(by_rows(x), chosen), by_rows(y)[chosen]
+
+
+def by_rows(part: Any) -> Any:
+    """It as NumPy's array where an index is no row (pandas, TensorFlow), but nothing in a file."""
+    stored = hasattr(part, "chunks") or hasattr(part, "detach")  # by h5py; a tensor of PyTorch
+    return np.asarray(part) if hasattr(part, "__array__") and not stored else part
 
 
 def _check(where: str, part: Any) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
 from spatlib.core import labels
-from spatlib.data import is_map, is_pair, length, pairs
+from spatlib.data import by_rows, is_map, is_pair, length, pairs
 from spatlib.errors import ROUNDING, DataError, check_range, classes_of, expect, only, reading
 
 from . import ops
@@ -70,7 +70,7 @@ class Cut(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
         super().__init__(workers=max(1, workers))
         self.pair, self.data, self.batch_size, self.seed = is_pair(data), data, batch_size, seed
         if self.pair:
-            self.data = [np.asarray(part) if tf.is_tensor(part) else part for part in data]
+            self.data = [*map(by_rows, data)]
         self.begin(0)
 
     def begin(self, epoch: int) -> None:

@@ -21,6 +21,8 @@ from spatlib.monitor import Monitor
 from spatlib.runs import Run
 from spatlib_tf import SPATModel, engine
 
+from .test_torch_loaders import Labelled
+
 SHAPE, CLASSES, COUNT, BATCH, STEPS = (6, 6, 1), 3, 36, 8, 5  # the last batch has 4 examples
 CONFIG = SPATConfig(eps=0.1, steps=1)
 QUICK = {"epochs": 1, "batch_size": BATCH, "lr": 0.05, "schedule": "constant", "progress": False}
@@ -196,7 +198,7 @@ class Watched:
     """Rows behind an interface like that of h5py: sorted rows only, and never all at once."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.reads = values, values.shape, []
+        self.values, self.shape, self.chunks, self.reads = values, values.shape, (BATCH,), []
 
     def __len__(self) -> int:
         return len(self.values)
@@ -215,7 +217,7 @@ class Watched:
 
 def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path: Path) -> None:
     (x, y), expected, watching, mapped = arrays(), network(), network(), network()
-    fit(expected, epochs=2)
+    fit(expected, (tf.constant(x), Labelled(y)), epochs=2)
     watched = Watched(x), Watched(y)
     fit(watching, watched, epochs=2)
     reads = watched[0].reads
@@ -226,7 +228,7 @@ def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path:
         assert sorted(np.concatenate(epoch)) == list(range(COUNT))
     assert not any(np.array_equal(*pair) for pair in product(first, second))
     np.save(tmp_path / "x.npy", x)
-    fit(mapped, (np.load(tmp_path / "x.npy", mmap_mode="r"), tf.constant(y)), epochs=2)
+    fit(mapped, (np.load(tmp_path / "x.npy", mmap_mode="r"), y), epochs=2)
     assert same(watching, expected)
     assert same(mapped, expected)
 
