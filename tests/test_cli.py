@@ -246,5 +246,5 @@ def test_a_terminal_shows_the_bar_and_a_table() -> None:
     assert "step/s" in text
     assert "loss=" in text
     assert "adv=" in text
-    assert "margin PGD-20 (CW)" in text
+    assert "CW margin PGD-20" in text
     assert "{" not in text
