@@ -158,8 +158,7 @@ def test_commands_have_options_that_there_are(page: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(kind, "__call__", lambda self: None)
     text = page.read_text().replace("\\\n", "")
     blocks = "".join(re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S))
-    inline = [" ".join(each.split()) for each in re.findall(r"`(torchrun [^`]* -m [^`]*)`", text)]
-    for line in (*re.findall(r"^\$ (.*)", blocks, re.M), *inline):
+    for line in re.findall(r"^\$ (.*)", blocks, re.M):
         read(*shlex.split(line, comments=True))
 
 
