@@ -118,13 +118,11 @@ def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
     return Table(cells, of)
 
 
-def evaluation(
-    network: str, report: Any, measured_on: str, baselines: Mapping[str, Report], **how: Any
-) -> dict[str, Any]:
+def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **how: Any) -> Any:
     """What ``evaluation.json`` holds: a report, how it was made, and those of networks beside."""
     beside = {name: each.as_json() for name, each in baselines.items()}
     facts = {"network": network, "measured_on": measured_on, "baselines": beside}
-    return dict(report.as_json() | facts | how)
+    return report.as_json() | facts | how
 
 
 def evaluation_table(facts: dict[str, Any]) -> Table:
