@@ -114,16 +114,16 @@ def from_factory(option: str, given: str | None, seed: int) -> Any:
     if given is None or os.path.exists(given) or not re.fullmatch(r"[\w.]+:[\w.]+", given):
         return given
     sys.path.append(os.getcwd())  # the command spatlib, unlike python -m, does not look there
-    name = f"{option} {given}"
+    name = f"--{option.replace('_', '-')} {given}"
     with asking(name, "be a factory that can be imported, package.module:name"):
         factory = pkgutil.resolve_name(given)
     require(callable(factory), name, "be a factory, to call without arguments", factory)
     for module, seed_all in (("torch", "manual_seed"), ("keras.utils", "set_random_seed")):
         if module in sys.modules:
             getattr(sys.modules[module], seed_all)(seed % 2**32)
-    with asking(name, "return it when called without arguments (try it in Python)"):
+    with asking(name, "return what it makes, called without arguments (try it in Python)"):
         found = factory()
-    require(found is not None, name, "return it", found)
+    require(found is not None, name, "return what it makes", found)
     return found
 
 

@@ -151,7 +151,8 @@ def asking(name: str, what: str) -> Iterator[None]:
     except SpatlibError:
         raise
     except Exception as error:
-        raise ConfigError(f"{name} must {what}, got {cause(error)}") from error
+        file = f" ({found})" if (found := getattr(error, "filename", None)) else ""
+        raise ConfigError(f"{name} must {what}, got {cause(error)}{file}") from error
 
 
 def cause(error: Exception) -> str:
