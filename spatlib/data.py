@@ -156,8 +156,9 @@ def _some(part: Any, chosen: np.ndarray) -> Any:
 
 def by_rows(part: Any) -> Any:
     """It as NumPy's array where an index is no row (pandas, TensorFlow), but nothing in a file."""
-    stored = hasattr(part, "chunks") or hasattr(part, "detach")  # by h5py; a tensor of PyTorch
-    return np.asarray(part) if hasattr(part, "__array__") and not stored else part
+    fine = isinstance(part, np.ndarray) or hasattr(part, "detach")  # a tensor of PyTorch
+    stored = hasattr(part, "chunks")  # by h5py
+    return np.asarray(part) if hasattr(part, "__array__") and not (fine or stored) else part
 
 
 def _check(where: str, part: Any) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
-from spatlib.data import is_map, is_pair, length, pairs
+from spatlib.data import by_rows, is_map, is_pair, length, pairs
 from spatlib.errors import ConfigError, DataError, cause, check_images, require, shown
 
 from .attack import Draws
@@ -93,7 +93,7 @@ class Batches:
         self.count: int | None = None  # of examples, where batches are cut here
         self.size = team()[1]
         if is_pair(data):
-            self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
+            self.data, self.count = tuple(map(by_rows, data)), len(data[0])
         elif is_map(data):
             self.count = length(data)
 
@@ -185,13 +185,6 @@ class _Seeded:
 def sampled(data: Any) -> bool:
     """Whether a loader gives each of several processes examples of its own."""
     return isinstance(getattr(data, "sampler", None), DistributedSampler)
-
-
-def _by_rows(part: Any) -> Any:
-    """As NumPy's array where an index is no row (pandas, TensorFlow), but h5py's not read whole."""
-    whole = not hasattr(part, "shape") or hasattr(part, "__array__")
-    stored = isinstance(part, Tensor | np.ndarray) or hasattr(part, "chunks")
-    return np.asarray(part) if whole and not stored else part
 
 
 def _gather(part: Any, rows: Tensor) -> Any:
