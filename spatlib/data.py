@@ -150,8 +150,9 @@ def _some(part: Any, chosen: np.ndarray) -> Any:
     if not is_pair(part):
         return Items(part, chosen)
     x, y = part
-    stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
-    return Rows(x, chosen) if stored else x[chosen], y[chosen]
+    by_rows = isinstance(x, np.ndarray) or not hasattr(x, "__array__")  # not pandas, TensorFlow
+    by_rows = by_rows or hasattr(x, "chunks") or hasattr(x, "detach")  # but h5py and PyTorch
+    return Rows(x, chosen) if by_rows else x[chosen], y[chosen]
 
 
 def _check(where: str, part: Any) -> None:
