@@ -195,7 +195,7 @@ def train(
             report: Any = fit(replace(result, model=build(), config=method), part, name).report
             result.baselines[label] = report
         result = fit(replace(result, model=build()), run, names[-1], callbacks)
-        if run is not None and not rank:
+        if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
                 drawn = plots.curves(result.history, config, best_epoch(result.history))
                 run.write(CURVES, drawn)

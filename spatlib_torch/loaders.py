@@ -1,6 +1,7 @@
 """Batches on the device, from arrays, map-style data sets or loaders."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any
@@ -96,9 +97,12 @@ class Batches:
             for part, rows, (x, y) in zip(cut, own, map(self._moved, self._read(own)), strict=True):
                 yield x, y, int(rows[0]), len(x) * (rank < len(part))
             return
-        samplers: Any = [part for part in self._parts() if isinstance(part, DistributedSampler)]
-        once = (len(range(s.rank, len(s.dataset), s.num_replicas)) for s in samplers)  # then again
-        left, whole = min(once, default=inf), None
+        parts: Any = self._parts() if self.size > 1 else []
+        samplers: Any = (part for part in parts if isinstance(part, DistributedSampler))
+        once = (len(range(s.rank, len(s.dataset), s.num_replicas)) for s in samplers)
+        left, every, whole = min(once, default=inf), inf, None  # then a sampler repeats some
+        with suppress(IndexError, AttributeError, TypeError):  # so does Accelerate's loader
+            every = parts[0].total_dataset_length
         batches = ((x, y) for x, y, _ in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
         x = y = torch.empty(0, device=self.device)
         while True:
@@ -114,8 +118,9 @@ class Batches:
                 yield x[mine], y[mine], first + mine.start, len(x[mine]) * (rank < len(x))
                 first += len(x)
             else:
-                counted = int(min(len(x), left))
-                yield x, y, first + sum(counts[:rank]), counted
+                place = first + sum(counts[:rank])
+                counted = int(min(len(x), left, max(0, every - place)))
+                yield x, y, place, counted
                 left, first = left - counted, first + sum(counts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,7 +15,6 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, T
 
 import spatlib
 from spatlib import DataError
-from spatlib.data import as_dataset
 
 from .looping import (
     BATCH,
@@ -29,7 +28,6 @@ from .looping import (
     fit,
     loader,
     network,
-    state,
     training,
 )
 
@@ -98,19 +96,6 @@ def test_arrays_in_files_are_read_by_batches(form: str, tmp_path: Path) -> None:
     assert [row["loss"] for row in result.history] == [row["loss"] for row in fit((x, y))[1]]
     # All are checked, two epochs, and a measurement.
     assert stored.rows == [BATCH, BATCH, BATCH, COUNT - 3 * BATCH] * 4
-
-
-@pytest.mark.parametrize("form", [torch.as_tensor, Stored])
-def test_held_out_rows_are_gathered_by_batches(form: Any) -> None:
-    x, y = arrays()
-    held = as_dataset((form(x), torch.as_tensor(y)), True, validation=5).validation
-    assert held[0].dataset.shape == x.shape  # a view
-    plan = training(batch_size=BATCH, validation=5)
-    results = [
-        spatlib.train(network(), (part, y), config=CONFIG, training=plan) for part in (form(x), x)
-    ]
-    assert state(results[0].model) == state(results[1].model)
-    assert results[0].history[0]["val_pgd10"] == results[1].history[0]["val_pgd10"]
 
 
 @pytest.mark.parametrize(
