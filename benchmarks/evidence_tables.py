@@ -73,7 +73,7 @@ def _shown(name: str) -> str:
         return ""
     if "worst" in next(iter(found["pgd"].values())):
         return section(found)
-    return f"{course(found)}\n\n{against(found)}" if name == "overfit" else course(found)
+    return course(found) if name.startswith("study") else f"{course(found)}\n\n{against(found)}"
 
 
 def _percent(key: str, value: str) -> str:
@@ -86,7 +86,7 @@ def course(rows: Rows) -> str:
     for arm, mine in rows.items():
         line: dict[str, object] = {"arm": arm, "seeds": len(mine)}
         for name, title in NETWORKS.items():
-            keys = [key for key in next(iter(mine.values())) if key.startswith(f"{name}_robust")]
+            keys = robust(rows, name)
             each = ([row[key] for row in mine.values()] for key in (f"{name}_clean", *keys))
             line[title] = " / ".join(map(mean, each))
             apart = (mean(paired(rows, arm, "pgd", key), sign="+") for key in keys)
@@ -99,14 +99,21 @@ def against(rows: Rows) -> str:
     """Arms against their controls: paired differences of robust accuracy, 95 % intervals."""
     lines = []
     for arm, control in CONTROLS:
-        if not paired(rows, arm, control, "best_epoch"):
+        seeds = len(paired(rows, arm, control, "best_clean"))
+        if not seeds:
             continue
-        line: dict[str, object] = {"arm": arm, "control": control}
+        line: dict[str, object] = {"arm": arm, "control": control, "seeds": seeds}
         for name, title in NETWORKS.items():
-            apart = paired(rows, arm, control, f"{name}_robust8")
-            line |= {"seeds": len(apart), title: mean(apart, sign="+", errors=T95[len(apart)])}
+            apart = (paired(rows, arm, control, key) for key in robust(rows, name))
+            line[title] = " / ".join(mean(each, sign="+", errors=T95[seeds]) for each in apart)
         lines.append(line)
     return table(lines)
+
+
+def robust(rows: Rows, network: str) -> list[str]:
+    """The columns of a network's robust accuracies, one per eps."""
+    found = next(iter(rows["pgd"].values()))
+    return [key for key in found if key.startswith(f"{network}_robust")]
 
 
 def paired(rows: Rows, arm: str, control: str, key: str) -> list[float]:

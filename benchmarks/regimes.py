@@ -42,6 +42,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10
 INITIAL, ORDER = range(2)  # purposes of a seed
 PEAK, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 ATTACKS = ("pgd", "margin")
+APGD_STEPS = 30
 EAGER = 3  # steps before one is recorded, in which libraries choose their kernels
 DROPS = (0.5, 0.75)  # of the epochs, after which the rate is a tenth (Rice et al. 2020)
 
@@ -102,16 +103,21 @@ class Run:
             self._save()
         if longest and time.monotonic() + longest > deadline:
             return None
+        found = self.measured(ATTACKS, 20)
+        best = progress["best"]
+        epochs = {"best_epoch": best["model"][1], "avg_best_epoch": best["average"][1]}
+        return found | epochs | {"seconds": progress["seconds"]}
+
+    def measured(self, attacks: tuple[str, ...], steps: int) -> dict[str, Any]:
+        """Accuracies on the test images, clean and after the worst of the attacks."""
         networks = {"best": self.best["model"], "last": self.model}
         networks |= {"avg_best": self.best["average"], "avg_last": self.average}
         found: dict[str, Any] = {}
         for name, network in networks.items():
-            for eps in regime.judged:
-                worst = accuracy(network, self.parts["test"], eps, ATTACKS, 20)
+            for eps in self.regime.judged:
+                worst = accuracy(network, self.parts["test"], eps, attacks, steps)
                 found |= {f"{name}_clean": worst[0], f"{name}_robust{255 * eps:.0f}": worst[1]}
-        best = progress["best"]
-        epochs = {"best_epoch": best["model"][1], "avg_best_epoch": best["average"][1]}
-        return found | epochs | {"seconds": progress["seconds"]}
+        return found
 
     def _epoch(self) -> None:
         regime, epoch = self.regime, self.progress["epoch"]
@@ -233,20 +239,29 @@ def accuracy(
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """A row per arm and seed in evidence_<regime>.csv, seed by seed, while there is time."""
+    """A row per arm and seed in evidence_<regime>.csv, seed by seed, while there is time.
+
+    With ``apgd`` in evidence_<regime>_apgd.csv, of the networks of runs that have ended here.
+    """
     began, regime, file = time.monotonic(), REGIMES[chosen.dataset], f"evidence_{chosen.dataset}"
     deadline = math.inf if chosen.minutes is None else began + 60 * chosen.minutes
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     data = as_dataset(load_data(chosen.data or "cifar10", chosen.data_dir), channels_first=True)
     pairs = product(chosen.seeds or SEEDS, chosen.arms)
+    trained, file = keys(file), f"{file}_apgd" if chosen.apgd else file
     for seed, arm in sorted(pairs, key=lambda pair: pair[1] in LATER):
-        done = {(row["arm"], row["seed"]) for row in rows_of(file)}
-        if (arm, str(seed)) in done:
+        if (arm, str(seed)) in keys(file) or (chosen.apgd and (arm, str(seed)) not in trained):
             continue
         folder = RUNS / chosen.dataset / f"{arm.replace(' ', '_')}-{seed}"
-        row = Run(regime, ARMS[arm], seed, data, folder, device).row(deadline)
+        own = Run(regime, ARMS[arm], seed, data, folder, device)
+        row = own.measured(("apgd",), APGD_STEPS) if chosen.apgd else own.row(deadline)
         if row is not None:
             append(file, {"arm": arm, "seed": seed, **row})
             print(seed, arm, *(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
         if time.monotonic() > deadline or row is None:
             return
+
+
+def keys(file: str) -> set[tuple[str, str]]:
+    """Arms and seeds in a table."""
+    return {(row["arm"], row["seed"]) for row in rows_of(file)}

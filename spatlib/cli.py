@@ -23,7 +23,7 @@ from .monitor import best_epoch
 from .networks import NETWORKS
 from .options import DEFAULT, NUMBERS, Maybe, named, recipes
 from .page import page
-from .report import audit_table, table
+from .report import audit_table, evaluation, evaluation_table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
 
 OWN = ("model", "data")  # which a factory may make
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a robust classifier by one of these recipes (each has its own --help)."""
+    """Train a robust classifier: first a recipe, then options (each recipe has its own --help)."""
 
     settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=recipes)]
     model: Annotated[Maybe[str], tyro.conf.arg(help=MODEL)] = None
@@ -160,8 +160,9 @@ class Evaluate(Trained):
         how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
         how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, measured, threat, **how)
-        facts = report.as_json() | {"weights": self.weights, "seed": self.seed, "measured_on": part}
-        _say(facts, table({"model": report}, f"; {part} data"))
+        how = {"weights": self.weights, "seed": self.seed}
+        facts = evaluation(threat.method, report, part, {}, **how)
+        _say(facts, evaluation_table(facts))
         _write(run, EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:
             _write(run, KEPT, report.as_npz())

@@ -85,7 +85,7 @@ class SPATConfig(Threat):
         smoothing: a in [0, 1) of the ascent target q = (1 - a) b + a / K (docs/method.md, our
             reading of arXiv:2009.10978); 0 is plain PGD-AT, TRADES or MART.
         guard: Shrink ``smoothing`` per example where it would pull the example back.
-        mask: The shared-pixel mask, or None.
+        mask: The shared-pixel mask; without it every pixel has the full budget.
         rectify: r in [0, 1) of the label (1 - r) y + r softmax(z) of the outer loss, z the logits
             of averaged weights (docs/method.md, ours; ``pgd`` and ``trades``); 0: the label alone.
     """

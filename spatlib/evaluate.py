@@ -24,11 +24,11 @@ from .report import Report, bar
 
 TITLES = {
     "pgd": "PGD-{steps}",
-    "margin": "margin PGD-{steps} (CW)",
+    "margin": "CW margin PGD-{steps}",
     "targeted": "targeted margin PGD-{steps} ({targets})",
     "apgd-ce": "APGD-CE-{steps}",
     "apgd-t": "targeted APGD-DLR-{steps} ({targets})",
-    "apgd": "APGD-{steps} (CE and targeted DLR)",
+    "apgd": "APGD-{steps} (CE, T)",
 }
 PARTS = {"apgd": ("apgd-ce", "apgd-t")}  # attacks that one name stands for
 ATTACKS = ("pgd", "margin")

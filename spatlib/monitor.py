@@ -161,4 +161,4 @@ def show(progress: Any, step: int, row: Mapping[str, float]) -> None:
     """Move the bar to this step, with measures of its epoch beside it."""
     progress.update(step - progress.n)
     shown = (form.format(row[name]) for name, form in SHOWN.items() if name in row)
-    progress.set_postfix_str(", ".join(shown))
+    progress.set_postfix_str(" ".join(shown))

@@ -44,6 +44,7 @@ def recipes() -> Any:
             hints, options = get_type_hints(kind) | {"mask": bool}, dict[str, Any]()
             for field in kind.__annotations__:  # without those of the class that it extends
                 value = getattr(values, field)
+                value = bool(value) if hints[field] is bool else value  # whether there is a mask
                 hint = f"(default: {f'{value:.6g}' if isinstance(value, float) else value})"
                 options[field] = Annotated[hints[field], tyro.conf.arg(help_behavior_hint=hint)]
             typed: Any = TypedDict(kind.__name__, options, total=False)  # type: ignore[misc]

@@ -3,15 +3,13 @@
 import json
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from html import escape
 from importlib import resources
 from string import Template
 
-from .config import Threat
 from .errors import expect, reading
-from .report import Report, audit_table, table
+from .report import audit_table, evaluation_table
 from .runs import AUDIT, CONFIG, CURVES, DRIFT, EVALUATION, SHEET, Run
 
 LAYOUT = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
@@ -29,20 +27,13 @@ def page(run: Run) -> bytes:
     return LAYOUT.substitute(title=title, body=body).encode()
 
 
-def _evaluation(content: bytes) -> str:
-    facts = json.loads(content)
-    known = {each.name: facts[each.name] for each in fields(Report) if each.compare}
-    report = Report(**known | {"threat": Threat(**facts["threat"])})
-    return table({"model": report}, f"; {facts['measured_on']} data").html()
-
-
 def _picture(text: str, content: bytes) -> str:
     expect(content.startswith(b"\x89PNG"), "must be a PNG file")
     return f'<img alt="{text}" src="data:image/png;base64,{b64encode(content).decode()}">'
 
 
 PARTS: dict[str, tuple[str, Callable[[bytes], str]]] = {
-    "Evaluation": (EVALUATION, _evaluation),
+    "Evaluation": (EVALUATION, lambda content: evaluation_table(json.loads(content)).html()),
     "Training": (CURVES, partial(_picture, "loss and accuracies by epoch")),
     "Examples": (SHEET, partial(_picture, "inputs, perturbations, perturbed inputs")),
     "Audit by another network": (AUDIT, lambda content: audit_table(json.loads(content)).html()),

@@ -110,12 +110,28 @@ def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
     cells = [["", *found]]
     for key in last.metrics:
         shares = ((report.metrics[key], *report.interval[key]) for report in found.values())
-        row = (f"{100 * p:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
+        row = (f"{100 * p:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
         cells.append([last.attacks.get(key, key), *row])
     starts = f"{last.restarts} random start{'s' * (last.restarts != 1)}"
     threat = f"{last.threat.norm} eps {last.threat.eps:.4g}"
-    of = f"accuracy [95 % interval] on {last.count} examples; attacks: {threat}, {starts}{note}"
+    of = f"accuracy in % [95 % interval] on {last.count} examples; {threat}, {starts}{note}"
     return Table(cells, of)
+
+
+def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **how: Any) -> Any:
+    """What ``evaluation.json`` holds: a report, how it was made, and those of networks beside."""
+    beside = {name: each.as_json() for name, each in baselines.items()}
+    facts = {"network": network, "measured_on": measured_on, "baselines": beside}
+    return report.as_json() | facts | how
+
+
+def evaluation_table(facts: dict[str, Any]) -> Table:
+    """What ``evaluation.json`` holds, a column for each network."""
+    networks = facts["baselines"] | {facts["network"]: facts}
+    for name, values in networks.items():
+        known = {each.name: values[each.name] for each in fields(Report) if each.compare}
+        networks[name] = Report(**known | {"threat": Threat(**values["threat"])})
+    return table(networks, f"; {facts['measured_on']} data")
 
 
 def audit_table(facts: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """Train a robust classifier: settings, engine, data, model, fit, measure, plots."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
-from .report import Report, Table, table
-from .runs import CURVES, SHEET, Run
+from .report import Report, Table, evaluation, table
+from .runs import CURVES, EVALUATION, SHEET, Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
 
@@ -197,6 +198,8 @@ def train(
         result = fit(replace(result, model=build()), run, names[-1], callbacks)
         if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
+                told = evaluation(config.method, result.report, on, result.baselines)
+                run.write(EVALUATION, json.dumps(told, indent=2).encode())
                 drawn = plots.curves(result.history, config, best_epoch(result.history))
                 run.write(CURVES, drawn)
                 some = min(8, training.batch_size)
@@ -205,7 +208,7 @@ def train(
                     drawn = plots.sheet(shown, config.bounds, dataset.class_names)
                     run.write(SHEET, drawn)
             except Exception as error:  # a full disk, a network that takes no other batch
-                warnings.warn(f"no plots in {run.directory}: {error}", stacklevel=2)
+                warnings.warn(f"no results or plots in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)
         return result

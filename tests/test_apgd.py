@@ -252,7 +252,7 @@ def test_auto_pgd_is_stronger_than_pgd_and_both_parts_count(name: str) -> None:
     assert found["apgd10"] <= min(found["apgd-ce10"], found["apgd-t10"])
     assert found["apgd-ce10"] < found["pgd10"] < found["clean"]
     assert found["apgd-t10"] < found["clean"]
-    assert report.attacks["apgd10"] == "APGD-10 (CE and targeted DLR)"
+    assert report.attacks["apgd10"] == "APGD-10 (CE, T)"
     assert report.attacks["apgd-t10"] == "targeted APGD-DLR-10 (3 targets)"
 
 

@@ -57,6 +57,7 @@ def test_train_evaluate_show(
     *rows, last = lines(out)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(0 <= row["val_pgd10"] <= row["val_clean"] <= 1 for row in rows)
+    assert json.loads((directory / EVALUATION).read_bytes())["metrics"] == last["metrics"]
     config, training = Run(directory, resume=True).configs()
     assert config == SPATConfig(eps=8 / 255, steps=1)
     assert training == TrainConfig(
@@ -246,5 +247,5 @@ def test_a_terminal_shows_the_bar_and_a_table() -> None:
     assert "step/s" in text
     assert "loss=" in text
     assert "adv=" in text
-    assert "margin PGD-20 (CW)" in text
+    assert "CW margin PGD-20" in text
     assert "{" not in text

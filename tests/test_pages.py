@@ -1,18 +1,25 @@
-"""The code of README and of each page of docs/ runs as it stands, and does what they say."""
+"""The code of README and of each page of docs/ runs as it stands, and does what they say.
+
+Commands are read by the parsers that they are for, and not run.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
+import tomllib
 from dataclasses import fields
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
-from spatlib import RECIPES, Mask, SPATConfig
+from spatlib import RECIPES, Mask, SPATConfig, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -92,7 +99,12 @@ def index(names: dict[str, Any]) -> None:
     assert names["report"].metrics == names["result"].metrics
 
 
-CHECKED = (auditing, data, evaluating, index, keras, migrating, own_loop, using)
+def several_gpus(names: dict[str, Any]) -> None:
+    assert [row["epoch"] for row in names["result"].history] == [1]
+    assert names["result"].report.count == 128
+
+
+CHECKED = (auditing, data, evaluating, index, keras, migrating, own_loop, several_gpus, using)
 CHECKS = {check.__name__.replace("_", "-"): check for check in CHECKED}
 
 
@@ -115,6 +127,39 @@ def test_code_that_is_not_run_says_why(page: Path) -> None:
             assert (ROOT / path).is_file()
         else:
             assert info in ("python", "console") or info.startswith('py title="Not run'), block
+
+
+def read(command: str, *options: str) -> None:
+    """Have the parser of a command read its options."""
+    if command == "torchrun":
+        launched = parse_args(options)
+        assert (launched.module, launched.training_script) == (True, "spatlib")
+        read("spatlib", *launched.training_script_args)
+    elif command == "spatlib":
+        few = {name: RECIPES[name] for name in ("digits", "mnist", *options) if name in RECIPES}
+        with patch.dict(RECIPES, few, clear=True):  # each costs time
+            assert cli.main(options) == 0
+    elif command == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        (named,) = re.findall(r"\[(.*)\]", options[-1])
+        assert options[0] == "install"
+        assert set(named.split(",")) <= set(extras["optional-dependencies"])
+    elif command == "python":
+        assert options[0] == "-m"
+        assert find_spec(options[1])
+    else:
+        assert command == "make"
+        assert f"\n{options[0]}:" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_commands_have_options_that_there_are(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (cli.Train, cli.Evaluate, cli.Audit, cli.Show, cli.Recipes):
+        monkeypatch.setattr(kind, "__call__", lambda self: None)
+    text = page.read_text().replace("\\\n", "")
+    blocks = "".join(re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S))
+    for line in re.findall(r"^\$ (.*)", blocks, re.M):
+        read(*shlex.split(line, comments=True))
 
 
 def test_spat_on_the_digits_is_far_more_robust_than_ordinary_training(

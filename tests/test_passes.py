@@ -117,7 +117,7 @@ def test_the_worst_alone_is_the_worst_of_all_in_fewer_passes(name: str, size: in
     np.testing.assert_array_equal(worst.outcomes["worst"], every.outcomes["worst"])
     assert 0 < worst.metrics["worst"] < worst.metrics["clean"]
     assert shown[1] < 0.7 * shown[0]
-    quick, slow = "PGD-5, then margin PGD-5 (CW), then APGD-CE-5", "targeted APGD-DLR-5 (3 targets)"
+    quick, slow = "PGD-5, then CW margin PGD-5, then APGD-CE-5", "targeted APGD-DLR-5 (3 targets)"
     titles = f"{quick}, then targeted margin PGD-5 (3 targets), then {slow}"
     assert worst.attacks == {"worst": titles}
     wrong = ~worst.outcomes["worst"] & worst.outcomes["clean"]

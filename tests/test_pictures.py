@@ -22,7 +22,7 @@ from spatlib import DataError, Result, plots
 from spatlib.data import as_dataset
 from spatlib.monitor import Monitor
 from spatlib.page import page
-from spatlib.report import EQUAL, audit_table, bar, table
+from spatlib.report import EQUAL, audit_table, bar, evaluation, table
 from spatlib.runs import EVALUATION, Run
 
 from .running import CONFIG, TRAINING, copied, edit
@@ -186,7 +186,8 @@ def test_a_page_is_whole_without_a_network_and_escapes_what_files_say(
     edit(directory, lambda settings: settings.update(git="<script src=//evil></script>$title"))
     run = Run(directory, resume=True)
     assert "There is no audit.json yet." in page(run).decode()
-    facts = hostile_report().as_json() | {"measured_on": "<i>"}
+    report = hostile_report()
+    facts = evaluation("SPAT", report, "<i>", {"</style>": report})
     run.write(EVALUATION, json.dumps(facts).encode())
     run.write("audit.json", json.dumps(AUDITED).encode())
     for name in ("curves.png", "sheet.png", "audit.png"):
@@ -196,7 +197,13 @@ def test_a_page_is_whole_without_a_network_and_escapes_what_files_say(
     assert tags.sources == ["data:image/png;base64,iVBORw=="] * 3
     assert not {"script", "b", "i", "link"} & tags.seen
     assert "default-src 'none'" in text
-    for words in ("&lt;script src=//evil", "$title", "&lt;i&gt; data", "judge &lt;i&gt;&amp;"):
+    for words in (
+        "&lt;script src=//evil",
+        "$title",
+        "&lt;i&gt; data",
+        ">&lt;/style&gt;<th",
+        "judge &lt;i&gt;&amp;",
+    ):
         assert words in text
     assert "&quot;epochs&quot;: 2" in text
     assert "There is no" not in text
@@ -222,6 +229,8 @@ def test_tables_fit_eighty_columns_whatever_the_attacks() -> None:
     report = sample(("pgd", "margin", "targeted", "apgd-ce", "apgd-t", "apgd"), 20, 3)
     text = str(table({"standard": report, "SPAT": report}, "; these are the training data"))
     assert max(map(len, text.splitlines())) <= 80
+    of_train = dict.fromkeys(("standard", "PGD-AT", "SPAT"), sample(("pgd", "margin", "apgd")))
+    assert max(map(len, str(table(of_train)).splitlines())) <= 80
     assert " ".join(text.split()).endswith("3 random starts; these are the training data")
 
 
@@ -231,8 +240,8 @@ def test_a_notebook_shows_a_table_with_escaped_text() -> None:
     for shown in (report, Result(**parts, report=report, baselines={"standard": report})):
         text = shown._repr_html_()
         assert "<script>" not in text
-        assert '<th scope="row">&lt;script&gt;&amp;<td>87.5 % [52.9, 97.8]' in text
-        assert "<caption>accuracy [95 % interval] on 8 examples" in text
+        assert '<th scope="row">&lt;script&gt;&amp;<td>87.5 [52.9, 97.8]' in text
+        assert "<caption>accuracy in % [95 % interval] on 8 examples" in text
     assert '<th scope="col">standard<th scope="col">SPAT<tr>' in text
     assert "not evaluated" in Result(**parts)._repr_html_()
 

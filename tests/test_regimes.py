@@ -16,6 +16,7 @@ from spatlib import Dataset
 from spatlib_torch.models import preact_resnet
 
 SMALL = 16 * 2**20  # bytes that a file of a piece may have
+CLEAN = [f"{name}_clean" for name in evidence_tables.NETWORKS]
 TINY = REGIMES["large-eps"]._replace(
     images=8, held=4, measured=6, pool=2, widths=(2,), batch=4, epochs=2, look=1, steps=1
 )
@@ -31,7 +32,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setitem(REGIMES, "tiny", TINY)
     own: dict[str, Any] = {"data": None, "data_dir": None, "device": "cpu", "seeds": [0]}
-    return argparse.Namespace(dataset="tiny", arms=["rectified 0.5"], minutes=None, **own)
+    return argparse.Namespace(
+        dataset="tiny", arms=["rectified 0.5"], minutes=None, apgd=False, **own
+    )
 
 
 def rows() -> list[dict[str, str]]:
@@ -48,6 +51,13 @@ def test_pieces_end_where_one_run_does(
     assert all(float(row["last_robust16"]) <= float(row["last_robust8"]) for row in whole)
     regimes.run(plan)  # what is there is left out
     assert rows() == whole
+    plan.apgd, plan.arms = True, [*plan.arms, "pgd"]  # of the run that has ended alone
+    regimes.run(plan)
+    (stronger,) = harness.rows_of("evidence_tiny_apgd")
+    assert {key: stronger[key] for key in CLEAN} == {key: whole[0][key] for key in CLEAN}
+    robust = [float(stronger[f"last_robust{eps}"]) for eps in (16, 8)]
+    assert robust == sorted(robust)
+    plan.apgd, plan.arms = False, plan.arms[:1]
     (tmp_path / "evidence_tiny.csv").unlink()
     monkeypatch.setattr(regimes, "RUNS", tmp_path / "pieces")
     plan.minutes = 1e-9

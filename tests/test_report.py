@@ -120,13 +120,11 @@ def test_the_table_names_every_attack_and_the_threat() -> None:
         "fast",
         "PGD-50",
         "targeted margin PGD-50 (9 targets)",
-        "margin PGD-50 (CW)",
+        "CW margin PGD-50",
         "worst",
     )
-    assert cells[:2] == ("100.0 % [67.6, 100.0]", "87.5 % [52.9, 97.8]")
-    assert note == (
-        "accuracy [95 % interval] on 8 examples; attacks: Linf eps 0.15, 3 random starts"
-    )
+    assert cells[:2] == ("100.0 [67.6, 100.0]", "87.5 [52.9, 97.8]")
+    assert note == ("accuracy in % [95 % interval] on 8 examples; Linf eps 0.15, 3 random starts")
     assert str(sample(("pgd",))).endswith("1 random start")
     assert str(sample((fast,))).endswith("0 random starts")
 

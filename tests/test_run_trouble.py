@@ -170,7 +170,7 @@ def test_pictures_that_cannot_be_written_do_not_take_the_result(own: Any, tmp_pa
     directory = copied(own[1], tmp_path)
     (directory / "curves.png").unlink()
     (directory / "curves.png").mkdir()
-    with pytest.warns(UserWarning, match=r"no plots in .*curves\.png"):
+    with pytest.warns(UserWarning, match=r"no results or plots in .*curves\.png"):
         assert train(directory, resume=True).metrics == own[0].metrics
 
 
@@ -188,6 +188,7 @@ def test_a_measurement_that_cannot_be_written_is_printed(
     digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = copied(digits[1], tmp_path)
+    (directory / "evaluation.json").unlink()
     (directory / "evaluation.json").mkdir()
     assert main(("evaluate", str(directory), "--attacks", "pgd", "--limit", "10")) == 3
     out, error = capsys.readouterr()

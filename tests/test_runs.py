@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 import spatlib
 from spatlib import ConfigError, Mask, SPATConfig, TrainConfig
 from spatlib.engines import load_engine
+from spatlib.report import evaluation_table
 from spatlib.runs import BEST, EMA, LAST, METRICS, Run, load_model
 
 from .running import (
@@ -76,7 +78,7 @@ def test_overwriting_deletes_what_the_run_wrote_and_nothing_else(own: Any, tmp_p
     (directory / "standard").mkdir()  # not of this run, which had no baseline
     for path in directory.glob("*.safetensors"):
         (directory / "standard" / path.name).write_bytes(b"4")
-    (directory / "evaluation.json").write_bytes(b"of the old run")
+    (directory / "audit.json").write_bytes(b"of the old run")
     before = content(directory)
     run = Run(directory, overwrite=True)
     assert content(directory) == before  # nothing is deleted before training begins
@@ -86,7 +88,7 @@ def test_overwriting_deletes_what_the_run_wrote_and_nothing_else(own: Any, tmp_p
     assert {name: after[name] for name in kept} == kept
     assert after["standard/last.safetensors"] == b"4"
     gone = {name for name in before if name not in after and "events" not in name}
-    assert gone == {BEST, EMA, "evaluation.json"}
+    assert gone == {BEST, EMA, "audit.json"}
     assert len(ours) == 1
     assert sum("spatlib" in path.name for path in events.iterdir()) == 1  # of the new run
     assert len(Run(directory, resume=True).history()) == 1
@@ -106,6 +108,8 @@ def test_the_baseline_has_a_run_of_its_own_which_is_overwritten_too(tmp_path: Pa
     assert saved(tmp_path / "standard") == saved(tmp_path) == run.settings
     measured = spatlib.evaluate(standard, DIGITS, both.config).metrics
     assert measured == result.baselines["standard"].metrics
+    shown = evaluation_table(json.loads((tmp_path / "evaluation.json").read_bytes()))
+    assert shown.cells == result._table().cells  # of all networks
     assert weights(standard) != weights(load_model(tmp_path)[0])
     again = train_digits(tmp_path, recipe=both, resume=True)
     for one, other in zip(again.baselines.values(), result.baselines.values(), strict=True):
