@@ -97,7 +97,7 @@ def share(count: int) -> slice:
     """The rows of this process among so many; of fewer rows than processes one, as others have."""
     rank, size = team()
     if count < size:
-        return slice(min(rank, count - 1), min(rank + 1, count))
+        return slice(max(min(rank, count - 1), 0), min(rank + 1, count))
     return slice(count * rank // size, count * (rank + 1) // size)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import fingerprint, is_map, is_pair, length, pairs
-from spatlib.errors import ConfigError, DataError, cause, check_images, require, shown
+from spatlib.errors import ConfigError, DataError, cause, check_batch, check_images, require, shown
 
 from .attack import Draws
 from .distributed import numbers, share, team, versions
@@ -106,7 +106,10 @@ class Batches:
         batches = ((x, y) for x, y, _ in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
         x = y = torch.empty(0, device=self.device)
         while True:
-            x, y = next(batches, (x[:0], y[:0]))
+            if batch := next(batches, None):
+                check_batch(x := batch[0], y := batch[1])
+            else:  # others may have more
+                x, y = x[:0], y[:0]
             if not any(counts := numbers(len(x), self.device)):
                 return
             kinds = self._versions(x, y)
