@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -48,6 +49,7 @@ def shared_out(_: Path) -> dict[str, Any]:
     loaders: dict[str, Any] = {
         "sampler": DataLoader(data, batch_size=8, sampler=order.sampler),
         "nested": DataLoader(data, batch_sampler=order),
+        "prepared": Accelerator(cpu=True).prepare(DataLoader(data, batch_size=8, shuffle=True)),
         "stream": DataLoader(Stream(), batch_size=4),
         "whole": DataLoader(data, batch_size=8),
         "shuffled": DataLoader(data, batch_size=8, shuffle=True),
