@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a robust classifier: first a recipe, then options (each recipe has its own --help)."""
+    """Train a robust classifier by a recipe, then options (each has its own --help)."""
 
     settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=recipes)]
     model: Annotated[Maybe[str], tyro.conf.arg(help=MODEL)] = None
