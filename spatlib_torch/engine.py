@@ -98,7 +98,8 @@ def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
         known: Any = fingerprint(data)
         if is_map(data) and not is_pair(data):  # labels of a few items
             rows = np.linspace(0, len(data) - 1, 8, dtype=int).tolist()
-            known["labels"] = [y for _, y in pairs(data[row] for row in rows)]
+            with keeping_globals(device):  # transforms draw from them
+                known["labels"] = [y for _, y in pairs(data[row] for row in rows)]
         for name, value in {"data": known, **facts}.items():
             check_alike(name, value, device)
 
