@@ -10,7 +10,7 @@ from typing import Any
 
 from . import plots
 from .config import STANDARD, SPATConfig, TrainConfig
-from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
+from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_map, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
@@ -168,6 +168,10 @@ def train(
             on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
         dataset = as_dataset(data, engine.CHANNELS_FIRST, training.validation, seed)
+        if size > 1 and training.progress:
+            cut = is_pair(dataset.train) or is_map(dataset.train)
+            batches = f"batches of {size} x {training.batch_size} examples"
+            print(f"{size} processes train on {batches if cut else 'the batches of their loaders'}")
         if isinstance(model, str):
             what = "be a network for data in batches, whose classes are not counted (see MODELS)"
             require(is_pair(dataset.train), "model", what, model)
@@ -194,7 +198,7 @@ def train(
             report: Any = fit(replace(result, model=build(), config=method), part, name).report
             result.baselines[label] = report
         result = fit(replace(result, model=build()), run, names[-1], callbacks)
-        if run is not None and not rank:
+        if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
                 told = evaluation(config.method, result.report, on, result.baselines)
                 run.write(EVALUATION, json.dumps(told, indent=2).encode())

@@ -16,7 +16,7 @@ from spatlib.core.attack import Adversarial
 from spatlib.data import length, pairs
 from spatlib.engines import pack, unpack
 from spatlib.errors import DataError, NonFiniteError, check_images, expect, require
-from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
+from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
 from .attack import Draws, next_seed
@@ -78,7 +78,8 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             require(meta["trained"] == self.trained, "model", what, self.trained)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
-            self.monitor.resume(self.history, lambda: pairs(self.data))
+            check_repeated(lambda: pairs(self.data))
+        self.monitor.begin(self.history)
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}

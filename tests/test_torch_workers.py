@@ -6,12 +6,15 @@ import multiprocessing
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import spatlib
 from spatlib import ConfigError, NonFiniteError
+from spatlib.data import as_dataset
 
-from .looping import CONFIG, COUNT, Keeper, Pictures, arrays, fit, network, state, training
+from .looping import BATCH, CONFIG, COUNT, Keeper, Pictures, arrays, fit, network, state, training
+from .test_torch_loaders import Stored
 from .test_torch_trouble import Failing
 
 
@@ -64,6 +67,19 @@ def test_examples_are_held_out_as_of_arrays() -> None:
         found.append((state(result.model), {k: v for k, v in row.items() if k != "seconds"}))
     assert found[0] == found[1]
     assert "val_pgd10" in found[0][1]
+
+
+@pytest.mark.parametrize("form", [torch.as_tensor, Stored])
+def test_held_out_rows_are_gathered_by_batches(form: Any) -> None:
+    x, y = arrays()
+    held = as_dataset((form(x), torch.as_tensor(y)), True, validation=5).validation
+    assert held[0].dataset.shape == x.shape  # a view
+    plan = training(batch_size=BATCH, validation=5)
+    results = [
+        spatlib.train(network(), (part, y), config=CONFIG, training=plan) for part in (form(x), x)
+    ]
+    assert state(results[0].model) == state(results[1].model)
+    assert results[0].history[0]["val_pgd10"] == results[1].history[0]["val_pgd10"]
 
 
 class Counted(IterableDataset[Any]):
