@@ -191,6 +191,16 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(fits, f"{what}, got shape {labels}: pass those of x, in batches")
 
 
+def check_weights(weights: Any, x: Any, extremes: Sequence[float] = ()) -> None:
+    """DataError unless the weights are floats (N,), finite and not negative by their extremes."""
+    kind, shape = str(getattr(weights.dtype, "name", weights.dtype)), tuple(weights.shape)
+    what = f"weights, the third part of data, must be floats of shape {tuple(x.shape[:1])}"
+    fits = "float" in kind and same(shape, x.shape[:1])
+    expect(fits, f"{what}, got {kind} of shape {shape}: leave out what are none")
+    if extremes:
+        check_range(extremes, (0.0, math.inf), "weights", "leave such examples out")
+
+
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
     """Whether two shapes are equal; a length that is not known yet, None, fits all others."""
     pairs = zip(shape, other, strict=False)

@@ -78,8 +78,9 @@ def train(
             ``models.MODELS`` (``"wrn34_10"``), built for the images. Default: the recipe's.
         data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)`` in arrays
             or tensors with x in ``config.bounds``, batches such as a DataLoader, a map-style
-            data set of (x, y); or a pair of these, to train and to test. Images are
-            (N, C, H, W) for torch, (N, H, W, C) for tf. Default: the recipe's, or the digits.
+            data set of (x, y); or a pair of these, to train and to test. A third part, floats (N,),
+            weighs the examples' losses. Images are (N, C, H, W) for torch, (N, H, W, C) for tf.
+            Default: the recipe's, or the digits.
         recipe: A :class:`spatlib.Recipe` or its name, for the arguments left out and the
             normalisation of a model that is built. Default: the one of the data's name.
         backend: ``"torch"`` (the default), ``"tf"``, or one that another package registered.
@@ -272,7 +273,7 @@ def _recipe_of(run: Run, **passed: Any) -> Recipe:
 def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[str, Any]:
     """What builds the network of this name, for the shape and the classes of the data."""
     parts = filter(is_pair, (dataset.train, dataset.validation, dataset.test))
-    labels = [as_array(y) for _, y in parts]
+    labels = [as_array(y) for _, y, *_ in parts]
     counted = all(y.dtype.kind in "iu" or y.ndim == 2 for y in labels)
     expect(counted, "y must hold class indices to count the classes of: cast it to integers")
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1

@@ -11,7 +11,16 @@ import tensorflow as tf
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
 from spatlib.core import labels
 from spatlib.data import by_rows, is_map, is_pair, length, pairs
-from spatlib.errors import ROUNDING, DataError, check_range, classes_of, expect, only, reading
+from spatlib.errors import (
+    ROUNDING,
+    DataError,
+    check_range,
+    check_weights,
+    classes_of,
+    expect,
+    only,
+    reading,
+)
 
 from . import ops
 from .ops import check_model, extremes, prepare
@@ -24,7 +33,9 @@ def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterato
         data = Cut(data, size)
     if isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
         data = map(data.__getitem__, range(len(data)))
-    for x, y in pairs(data):
+    for x, y, *weights in pairs(data):
+        for each in map(np.asarray, weights):
+            check_weights(each, x, (each.min(), each.max()))
         yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
 
 

@@ -35,13 +35,15 @@ class Trainer(SPATModel):
         self.save = self.base.save  # by callbacks: this class is no one else's
 
     def train_step(self, data: Any) -> Any:
-        (x, y), *_ = pairs([data])
+        (x, y, *weights), *_ = pairs([data])
         bounds, dtype = self.config.bounds, self.base.variable_dtype
         x = tf.cast(scaled(x, bounds, dtype), dtype)
         if self.kind != "none":
             check_images(x.shape)
             x = augment(x, self.kind, bounds[0], Draws(next_seed(self.seed_generator, x)))
-        return super().train_step((x, y))
+        # A graph cannot raise: a loss that is not finite stops the training.
+        weights = [tf.where(each >= 0, each, np.nan) for each in weights]
+        return super().train_step((x, y, *weights))
 
     def _attack(self, x: Any, labels: Any) -> Adversarial:
         none = tf.zeros(tf.shape(x)[:1], x.dtype)

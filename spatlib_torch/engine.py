@@ -99,7 +99,7 @@ def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
         if is_map(data) and not is_pair(data):  # labels of a few items
             rows = np.linspace(0, len(data) - 1, 8, dtype=int).tolist()
             with keeping_globals(device):  # transforms draw from them
-                known["labels"] = [y for _, y in pairs(data[row] for row in rows)]
+                known["labels"] = [y for _, y, *_ in pairs(data[row] for row in rows)]
         for name, value in {"data": known, **facts}.items():
             check_alike(name, value, device)
 

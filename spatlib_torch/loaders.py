@@ -14,7 +14,16 @@ from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import by_rows, fingerprint, is_map, is_pair, length, pairs
-from spatlib.errors import ConfigError, DataError, cause, check_batch, check_images, require, shown
+from spatlib.errors import (
+    ConfigError,
+    DataError,
+    cause,
+    check_batch,
+    check_images,
+    check_weights,
+    require,
+    shown,
+)
 
 from .attack import Draws
 from .distributed import numbers, share, team, versions
@@ -24,7 +33,7 @@ from .seeds import FETCH, ITEM, ORDER, seed_globals
 CPU = torch.device("cpu")
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
-Batch = tuple[Tensor, Tensor, Rows]
+Batch = tuple[Tensor, Tensor, Rows, Tensor | None]  # the last are weights
 Epoch = Generator[Batch, None, None]
 
 
@@ -94,7 +103,8 @@ class Batches:
         if self.count is not None:
             cut = torch.split(torch.arange(self.count), self.batch_size * self.size)
             own = [part[share(len(part))] for part in cut]
-            for part, rows, (x, y) in zip(cut, own, map(self._moved, self._read(own)), strict=True):
+            moved = map(self._moved, self._read(own))
+            for part, rows, (x, y, _) in zip(cut, own, moved, strict=True):
                 yield x, y, int(rows[0]), len(x) * (rank < len(part))
             return
         parts: Any = self._parts() if self.size > 1 else []
@@ -103,7 +113,7 @@ class Batches:
         left, every, whole = min(once, default=inf), inf, None  # then a sampler repeats some
         with suppress(IndexError, AttributeError, TypeError):  # so does Accelerate's loader
             every = parts[0].total_dataset_length
-        batches = ((x, y) for x, y, _ in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
+        batches = (batch[:2] for batch in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
         x = y = torch.empty(0, device=self.device)
         while True:
             if batch := next(batches, None):
@@ -129,7 +139,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in the order of the data, the same in every process."""
         rows = torch.arange(self.count or 0)
-        return map(self._moved, self._read(torch.split(rows, self.batch_size)))
+        moved = map(self._moved, self._read(torch.split(rows, self.batch_size)))
+        return ((x, y) for x, y, _ in moved)
 
     def epoch(self, seed: int, epoch: int, first: int) -> Epoch:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
@@ -149,10 +160,10 @@ class Batches:
         own = [part[share(len(part))] for part in cut[begin:]]
         for step, batch in enumerate(self._read(own, seed, epoch), begin):
             if step >= first:
-                x, y = self._moved(batch)
+                x, y, weights = self._moved(batch)
                 # A loader takes the rows of this process.
                 total = self.size * len(x) if self.count is None else len(cut[step])
-                yield x, y, (share(total).start, total)
+                yield x, y, (share(total).start, total), weights
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
 
     def _parts(self) -> list[Any]:
@@ -174,13 +185,16 @@ class Batches:
         items: Any = _Seeded(self.data, seed, epoch)
         return DataLoader(items, batch_sampler=map(Tensor.tolist, parts), **how)
 
-    def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The batch on the device."""
-        x, y = map(self._to_device, next(pairs([batch])))
+    def _moved(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch on the device, its weights last, if it has any."""
+        x, y, *weights = map(self._to_device, next(pairs([batch])))
+        for each in weights:
+            check_weights(each, x)
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
-        return x.to(self.dtype) if self.dtype and x.is_floating_point() else x, y
+        x = x.to(self.dtype) if self.dtype and x.is_floating_point() else x
+        return x, y, weights[0] if weights else None
 
     def _to_device(self, part: Any) -> Tensor:
         tensor: Tensor = _numbers(torch.as_tensor, part)

@@ -23,7 +23,7 @@ from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
 from spatlib.engines import unpack
-from spatlib.errors import DataError, NonFiniteError, check_range, require
+from spatlib.errors import DataError, NonFiniteError, check_range, check_weights, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
@@ -98,10 +98,12 @@ class Loop:
                 check_repeated(again)
             rest = self._rest()
             first = [*islice(rest, 0 if over or is_pair(self.batches.data) else 1)]
-            for x, y, _ in first:
+            for x, y, _, weights in first:
                 attack.looked_at(self.model, x, y, self.config)
+                if weights is not None:
+                    check_weights(weights, x, ops.extremes(weights))
         with agreeing(device):
-            for x, y, _ in first if count is None else ():
+            for x, y, *_ in first if count is None else ():
                 self.batches.check_own(x, y)
             self.monitor.begin(self.history)
         return iter(first), rest  # the iterator lets go of the batch
@@ -116,9 +118,9 @@ class Loop:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began = time.perf_counter() - self.seconds
         with closing(rest or self._rest()) as batches:
-            for x, y, rows in chain(first, batches):
+            for batch in chain(first, batches):
                 with alone(bare(self.model)):
-                    self.train_on(x, y, rows)
+                    self.train_on(*batch)
                 alone_due = self.batches.size == 1 and self.monitor.due()
                 if alone_due or self.step % READ_EVERY == 0:
                     self._look()
@@ -149,7 +151,7 @@ class Loop:
         self.monitor.signal = self.monitor.signal or number or None
         return bool(due)
 
-    def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
+    def train_on(self, x: Tensor, y: Tensor, rows: Rows, weights: Tensor | None) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
@@ -162,6 +164,7 @@ class Loop:
         own = partial(attack.averaged, model, own=self.average) if config.rectify else None
         with self.casting:
             losses, logits = attack.outer(model, moved, x_adv, y, config, average=own)
+            losses = losses if weights is None else losses * weights.to(losses.dtype)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
@@ -178,8 +181,9 @@ class Loop:
         self.step, self.done = self.step + 1, self.done + 1
         accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
         ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        more = () if weights is None else torch.aminmax(weights)
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
-        values = losses.detach().mean(), accuracy, *rates, *ends, count
+        values = losses.detach().mean(), accuracy, *rates, *ends, *more, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
@@ -205,6 +209,7 @@ class Loop:
                 for row in rows:
                     check_range(row[4:6], self.config.bounds)
                     labels.check(row[6:8], limits)
+                    check_range(row[8:-1] or (0, 0), (0.0, math.inf), "weights")
             except DataError as error:
                 where = f"epoch {len(self.history) + 1}, batch {number}"
                 raise DataError(f"{where}: {error}") from None

@@ -55,7 +55,7 @@ def test_items_are_held_out_and_measured_as_arrays() -> None:
 
 
 BAD: dict[str, tuple[Callable[[int, Any, Any], Any], str]] = {
-    "triples": (lambda i, x, y: (x, y, 1.0), "data must hold (x, y), got a third part"),
+    "triples": (lambda i, x, y: (x, y, 1), "weights, the third part of data, must be floats"),
     "nothing": (lambda i, x, y: None, "data must hold pairs (x, y), got NoneType"),
     "strings": (lambda i, x, y: ("a", y), "x must be an array or tensor of numbers, got string"),
     "mixed sizes": (lambda i, x, y: (x[i % 2 :], y), "data cannot be read (ValueError: all input"),

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from spatlib import DataError, SPATConfig
+import spatlib
+from spatlib import DataError, SPATConfig, TrainConfig
 from spatlib_tf.batches import Seen
 
 from .once import once
@@ -120,3 +122,17 @@ def test_faults_of_several_replicas_are_told_even_where_their_mean_is_none() -> 
     seen.bad.assign(sum(rows))
     with pytest.raises(DataError, match="in every replica, got others in several"):
         seen.result()
+
+
+def test_a_strategy_of_one_device_trains_as_none() -> None:
+    found = []
+    for strategy in (tf.distribute.MirroredStrategy(["/cpu:0"]), tf.distribute.get_strategy()):
+        with strategy.scope():
+            model = network()
+            x, y = np.full((BATCH, *model.input_shape[1:]), 0.5), np.zeros(BATCH, int)
+            plan = TrainConfig(epochs=1, batch_size=BATCH, schedule="constant", progress=False)
+            how = {"config": SPATConfig(eps=0.1, steps=1), "training": plan, "backend": "tf"}
+            found.append({"history": spatlib.train(model, (x, y), **how).history})
+        found[-1]["weights"] = model.get_weights()
+        del found[-1]["history"][0]["seconds"]
+    assert_same(*found)

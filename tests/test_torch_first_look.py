@@ -19,7 +19,7 @@ from .running import content
 pytestmark = pytest.mark.usefixtures("without_pictures")
 GOOD = torch.zeros(2, 4, 4)
 ITEMS: dict[str, tuple[Any, str]] = {
-    "triples": ((GOOD, 0, 1.0), "got a third part"),
+    "triples": ((GOOD, 0, 1), "weights, the third part of data, must be floats"),
     "strings": (("a.png", 0), "arrays or tensors of numbers"),
     "nothing": (None, "hold"),
     "out of bounds": ((GOOD + 2, 0), "finite values in"),
