@@ -11,7 +11,7 @@ from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
 from .data import as_array
 from .engines import engine_of, load_extra
-from .errors import check_batch, check_range, checked, classes_of, expect
+from .errors import LEAVE, check_batch, check_range, checked, classes_of, expect
 from .evaluate import attacked_examples
 from .report import ATTACKED
 
@@ -70,7 +70,7 @@ def audit(
     x, x_adv, y = map(as_array, (x, x_adv, y))
     for name, part in (("x", x), ("x_adv", x_adv)):
         check_batch(part, y, name)
-        check_range((part.min(), part.max()), (-np.inf, np.inf), name, "leave such examples out")
+        check_range((part.min(), part.max()), (-np.inf, np.inf), name, LEAVE)
     expect(y.ndim == 1, f"y must be (N,), got shape {y.shape}: pass y.argmax(axis=1) of rows")
     got = f"{x_adv.shape}: pass the same examples in each"
     expect(x.shape == x_adv.shape, f"x_adv must have the shape of x, {x.shape}, got {got}")

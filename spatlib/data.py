@@ -173,7 +173,7 @@ def _check(where: str, part: Any) -> None:
         full = x[:1] not in ((), (0,)) and x[:1] == y[:1]
         expect(full, f"{where} must hold one y per x, at least one, got shapes {x} and {y}")
         for weights in map(as_array, part[2:]):
-            check_weights(weights, part[0], (weights.min(), weights.max()))
+            check_weights(weights, part[0], values=True)
     else:
         again = not hasattr(part, "__next__") and {"__iter__", "__getitem__"} & {*dir(part)}
         what = "(x, y), two of them, a name or batches for each epoch (a loader, not its iterator)"

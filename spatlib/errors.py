@@ -14,6 +14,7 @@ AnyPath = str | os.PathLike[str]
 ROUNDING = 1e-6  # share of the input range by which inputs may leave it
 TINY = 2.0**-126  # smaller numbers of float32 are 0 on many devices
 RULED_OUT = -1e9  # what a logit of -inf, a class ruled out, counts as
+LEAVE = "leave such examples out"
 SCALE_IT = "scale it, or set bounds to its range (normalisation is the model's first layer)"
 
 
@@ -191,14 +192,14 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(fits, f"{what}, got shape {labels}: pass those of x, in batches")
 
 
-def check_weights(weights: Any, x: Any, extremes: Sequence[float] = ()) -> None:
-    """DataError unless the weights are floats (N,), finite and not negative by their extremes."""
+def check_weights(weights: Any, x: Any, values: bool = False) -> None:
+    """DataError unless the weights are floats (N,); with ``values`` finite and not negative."""
     kind, shape = str(getattr(weights.dtype, "name", weights.dtype)), tuple(weights.shape)
     what = f"weights, the third part of data, must be floats of shape {tuple(x.shape[:1])}"
     fits = "float" in kind and same(shape, x.shape[:1])
     expect(fits, f"{what}, got {kind} of shape {shape}: leave out what are none")
-    if extremes:
-        check_range(extremes, (0.0, math.inf), "weights", "leave such examples out")
+    if values:
+        check_range((weights.min(), weights.max()), (0.0, math.inf), "weights", LEAVE)
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:

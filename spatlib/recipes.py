@@ -55,7 +55,7 @@ def find_recipe(recipe: Any, data: Any) -> Recipe | None:
     if recipe is not None:
         return RECIPES[checked("recipe", recipe, tuple(RECIPES))]
     name = "digits" if data is None else getattr(data, "source", None) or data
-    name = name["name"] if isinstance(name, dict) else name
+    name = name.get("name") if isinstance(name, dict) else name
     return RECIPES.get(name) if isinstance(name, str) else None
 
 

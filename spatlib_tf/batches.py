@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
 from spatlib.core import labels
-from spatlib.data import by_rows, is_map, is_pair, length, pairs
+from spatlib.data import as_array, by_rows, is_map, is_pair, length, pairs
 from spatlib.errors import (
     ROUNDING,
     DataError,
@@ -34,8 +34,8 @@ def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterato
     if isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
         data = map(data.__getitem__, range(len(data)))
     for x, y, *weights in pairs(data):
-        for each in map(np.asarray, weights):
-            check_weights(each, x, (each.min(), each.max()))
+        for each in map(as_array, weights):
+            check_weights(each, x, values=True)
         yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
 
 
@@ -97,10 +97,10 @@ class Cut(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         rows = np.sort(self.rows[index])  # as h5py's data sets need them
         if self.pair:
-            return tuple(np.asarray(part[rows]) for part in self.data)
+            return tuple(as_array(part[rows]) for part in self.data)
         items = zip(*pairs(self.data[int(row)] for row in rows), strict=True)
         with reading("data", "have its items hold numbers, in one shape"):
-            return tuple(np.stack([*map(np.asarray, part)]) for part in items)
+            return tuple(np.stack([*map(as_array, part)]) for part in items)
 
 
 class Seen(keras.metrics.Metric):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
 from spatlib.engines import unpack
-from spatlib.errors import DataError, NonFiniteError, check_range, check_weights, require
+from spatlib.errors import LEAVE, DataError, NonFiniteError, check_range, check_weights, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
@@ -101,7 +101,7 @@ class Loop:
             for x, y, _, weights in first:
                 attack.looked_at(self.model, x, y, self.config)
                 if weights is not None:
-                    check_weights(weights, x, ops.extremes(weights))
+                    check_weights(weights, x, values=True)
         with agreeing(device):
             for x, y, *_ in first if count is None else ():
                 self.batches.check_own(x, y)
@@ -181,9 +181,9 @@ class Loop:
         self.step, self.done = self.step + 1, self.done + 1
         accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
         ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
-        more = () if weights is None else torch.aminmax(weights)
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
-        values = losses.detach().mean(), accuracy, *rates, *ends, *more, count
+        ends = *ends, *((count, count) if weights is None else torch.aminmax(weights))
+        values = losses.detach().mean(), accuracy, *rates, *ends, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
@@ -209,7 +209,7 @@ class Loop:
                 for row in rows:
                     check_range(row[4:6], self.config.bounds)
                     labels.check(row[6:8], limits)
-                    check_range(row[8:-1] or (0, 0), (0.0, math.inf), "weights")
+                    check_range(row[8:10], (0.0, math.inf), "weights", LEAVE)
             except DataError as error:
                 where = f"epoch {len(self.history) + 1}, batch {number}"
                 raise DataError(f"{where}: {error}") from None

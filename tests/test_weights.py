@@ -73,6 +73,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "negative": (SHARES - 1, r"weights must hold finite values in \[0, inf\], got -1 to 1: leave"),
     "nan": (SHARES * np.nan, "weights must hold finite values .* got nan"),
     "indices": (np.arange(COUNT), r"the third part .* floats of shape \(18,\), got .*int64"),
+    "texts": (SHARES.astype(str), r"floats of shape \(18,\), got str|arrays or tensors of numbers"),
     "columns": (np.ones((COUNT, 2)), r"floats of shape \(18,\), got .*float64 of shape \(18, 2\)"),
 }
 
@@ -92,8 +93,19 @@ def test_what_are_no_weights_is_refused_before_anything_is_written(
 @over_frameworks
 def test_bad_weights_of_a_later_batch_stop_the_training(framework: str) -> None:
     x, y = arrays(framework)
-    with pytest.raises(DataError, match=r"batch 2: weights must .* got -1 to -1|not finite at"):
+    words = r"batch 2: weights must .* got -1 to -1: leave|not finite at"
+    with pytest.raises(DataError, match=words):
         step(framework, [(x, y, SHARES), (x, y, -np.ones(COUNT))])
+
+
+def test_a_batch_without_weights_beside_others_counts_whole() -> None:
+    x, y = arrays("torch")
+    batches: tuple[list[Any], ...] = (
+        [(x, y, SHARES), (x, y)],
+        [(x, y, SHARES), (x, y, np.ones(COUNT))],
+    )
+    some, whole = (np.concatenate(step("torch", data), None) for data in batches)
+    np.testing.assert_array_equal(some, whole)
 
 
 @over_frameworks
