@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 def main() -> int:
     """The command line, if tyro is installed."""
-    if sys.stdout is None:  # it was closed: what is printed goes nowhere
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for name in ("stdout", "stderr"):  # what is printed to one that was closed goes nowhere
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if find_spec("tyro"):
         from .cli import main as command
 

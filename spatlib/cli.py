@@ -21,7 +21,7 @@ from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checke
 from .evaluate import attacked_examples
 from .monitor import best_epoch
 from .networks import NETWORKS
-from .options import DEFAULT, NUMBERS, Maybe, named, recipes
+from .options import DEFAULT, NUMBERS, Maybe, named, recipes, renamed
 from .page import page
 from .report import audit_table, evaluation, evaluation_table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
@@ -121,12 +121,21 @@ class Trained:
     steps: Maybe[int] = None  # Steps of each attack; default: that of the training.
     seed: int = 0  # Fixes starts and masks.
 
+    def network(self, place: str, factory: str) -> tuple[Any, Run]:
+        """The network of the run in this option, made by that factory if it was the user's own."""
+        own = from_factory(factory, getattr(self, factory), self.seed)
+        require(not isinstance(own, str), factory, "name a factory, package.module:name", own)
+        with renamed(run_dir="RUN" if place == "run" else place, model=factory):
+            return load_model(getattr(self, place), self.weights, own)
+
     def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
         """The network, its run, the attack, and the data."""
         for name, least in {"seed": 0, "count": 1, "examples": 1, "shown": 0}.items():
-            checked(name, getattr(self, name, least), least)
-        own, data = (from_factory(name, getattr(self, name), self.seed) for name in OWN)
-        model, run = load_model(self.run, self.weights, own)
+            value = checked(name, getattr(self, name, least), least)
+            drawn = name in ("count", "shown")
+            require(value <= 100 or not drawn, name, "be at most 100, rows of a picture", value)
+        model, run = self.network("run", "model")
+        data = from_factory("data", self.data, self.seed)
         source, (config, training) = run.settings["data"], run.configs()
         what = f"be given for the run in {self.run}, whose data were your own"
         require(data is not None or bool(source), "data", what, data)
@@ -182,8 +191,7 @@ class Audit(Trained):
         if self.run.resolve() == self.judge.resolve():
             raise ConfigError(f"judge is the run itself, {self.run}: train another with --seed")
         model, run, config, data = self.open()
-        built = from_factory("judge_model", self.judge_model, self.seed)
-        judge, other = load_model(self.judge, self.weights, built)
+        judge, other = self.network("judge", "judge_model")
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         require(its == own, "judge", f"be trained on the same data, {own}", its)
         how = _of(self, "shown", "seed", "ssim", count="examples")
@@ -191,6 +199,7 @@ class Audit(Trained):
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
         _say(facts, audit_table(facts))
         _write(run, AUDIT, json.dumps(facts, indent=2).encode())
+        (run.directory / DRIFT).unlink(missing_ok=True)  # of another audit
         if len(y) and columns[0][1].ndim == 4:
             _write(run, DRIFT, plots.drift(y, columns, config.bounds, data.class_names))
 

@@ -108,10 +108,13 @@ def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
         return Table([], "not evaluated")
     *_, last = found.values()
     cells = [["", *found]]
+    titles = {**last.attacks}
+    if joint := titles.pop("worst", ""):  # of attacks on what all before them left
+        note += f"; worst: {joint}"
     for key in last.metrics:
         shares = ((report.metrics[key], *report.interval[key]) for report in found.values())
         row = (f"{100 * p:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
-        cells.append([last.attacks.get(key, key), *row])
+        cells.append([titles.get(key, key), *row])
     starts = f"{last.restarts} random start{'s' * (last.restarts != 1)}"
     threat = f"{last.threat.norm} eps {last.threat.eps:.4g}"
     of = f"accuracy in % [95 % interval] on {last.count} examples; {threat}, {starts}{note}"

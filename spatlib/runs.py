@@ -54,7 +54,7 @@ class Run:
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
         named = isinstance(place, str | os.PathLike) and os.fspath(place) != ""
         fits = named and (os.path.isdir(place) or not os.path.exists(place))
-        require(fits, "run_dir", "name a directory", place)
+        require(fits, "run_dir", "name a directory", os.fspath(place) if named else place)
         require(not (resume and overwrite), "resume", "be left out beside overwrite", resume)
         self.directory = Path(place).absolute()
         self.parent: Run | None = None  # the one that this one is a part of

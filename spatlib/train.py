@@ -204,7 +204,8 @@ def train(
                     drawn = plots.sheet(shown, config.bounds, dataset.class_names)
                     run.write(SHEET, drawn)
             except Exception as error:  # a full disk, a network that takes no other batch
-                warnings.warn(f"no results or plots in {run.directory}: {error}", stacklevel=2)
+                what = f"results or plots are missing in {run.directory}"
+                warnings.warn(f"{what}: {error}", stacklevel=2)
         if training.progress:
             print(result)
         return result
