@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib.util import find_spec
 
 
@@ -10,6 +11,8 @@ def main() -> int:
     for name in ("stdout", "stderr"):  # what is printed to one that was closed goes nowhere
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a path may hold any bytes
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if find_spec("tyro"):
         from .cli import main as command
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import join
 from textwrap import fill
 from typing import Annotated, Any, Literal, cast
 
@@ -104,7 +105,8 @@ class Train:
         if not terminal and speaks:
             _say(_of(result, "metrics", "measured_on"))
         elif self.run_dir is not None and speaks:
-            print(f"kept in {self.run_dir}: look at it by spatlib show {self.run_dir} --html")
+            look = join(("spatlib", "show", self.run_dir, "--html"))
+            print(f"kept in {self.run_dir}: look at it by {look}")
 
 
 @dataclass(frozen=True, kw_only=True)

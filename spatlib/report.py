@@ -98,7 +98,7 @@ class Table:
             for across, cell in enumerate(row):
                 scope = f'th scope="{"row" if down else "col"}"'
                 body += f"<{'td' if (down and across) or not cell else scope}>{escape(cell)}"
-        return f"<table><caption>{escape(self.note)}</caption>{body}</table>"
+        return f"<table>{body}</table><p>{escape(self.note)}</p>"
 
 
 def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
