@@ -16,11 +16,12 @@ import spatlib
 
 from . import RECIPES, Mask, SPATConfig, plots
 from .audit import compare_attacks
+from .config import STANDARD
 from .data import Dataset, as_dataset, is_pair, load_data
 from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
-from .monitor import best_epoch
+from .monitor import CLEAN, ROBUST, best_epoch
 from .networks import NETWORKS
 from .options import DEFAULT, NUMBERS, Maybe, named, recipes, renamed
 from .page import page
@@ -105,7 +106,8 @@ class Train:
         if not terminal and speaks:
             _say(_of(result, "metrics", "measured_on"))
         elif self.run_dir is not None and speaks:
-            look = join(("spatlib", "show", self.run_dir, "--html"))
+            own = [f"--{name}={v}" for name, v in _of(self, *OWN).items() if ":" in v]
+            look = join(("spatlib", "show", self.run_dir, *own, "--html"))
             print(f"kept in {self.run_dir}: look at it by {look}")
 
 
@@ -172,7 +174,8 @@ class Evaluate(Trained):
         how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, measured, threat, **how)
         how = {"weights": self.weights, "seed": self.seed}
-        facts = evaluation(threat.method, report, part, {}, **how)
+        network = run.settings.get("network", threat.method)
+        facts = evaluation(network, report, part, {}, **how)
         _say(facts, evaluation_table(facts))
         _write(run, EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:
@@ -216,8 +219,9 @@ class Show(Trained):
     def __call__(self) -> None:
         net, run, config, data = self.open()
         shown = attacked_examples(engine_of(net), net, data.measured, config, self.count, self.seed)
-        history = run.history()
-        _write(run, CURVES, plots.curves(history, config, best_epoch(history)), True)
+        history, ordinary = run.history(), run.settings.get("network") == STANDARD
+        best = best_epoch(history, CLEAN if ordinary else ROBUST)
+        _write(run, CURVES, plots.curves(history, config, best), True)
         if shown["x"].ndim == 4:
             _write(run, SHEET, plots.sheet(shown, config.bounds, data.class_names), True)
         if self.html:

@@ -112,6 +112,8 @@ def train(
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
+    own = run is None or "network" not in run.settings
+    require(own, "run_dir", "be a run of its own, not a baseline of another", run_dir)
     chosen, saved = find_recipe(recipe, data), None
     if run is not None and run.resumed:
         saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
