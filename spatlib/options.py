@@ -75,7 +75,8 @@ def named(text: str, command: Any) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, rest = found.groups()
-        known = name if hasattr(command, name) else SETTINGS.get(name)
+        settings = SETTINGS if hasattr(command, "settings") else {}
+        known = name if hasattr(command, name) else settings.get(name)
         if known is None or not ("_" in name or rest):
             return found[0]
         return "--" + "no-" * (rest == "=False") + known.replace("_", "-") + rest.split("=")[0]

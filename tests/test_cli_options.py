@@ -196,8 +196,10 @@ def test_an_error_names_options_and_leaves_paths_and_other_words_alone() -> None
         "--mask.keep must be, floor=1, --eps-warmup and x must"
     )
     evaluate = Evaluate(run=Path("a"))
-    text = "run_dir must hold a run; keep must be, worst_only=False"
-    assert named(text, evaluate) == "run_dir must hold a run; --keep must be, --no-worst-only"
+    text = "run_dir must hold a run; keep must be, worst_only=False, check_logits=False"
+    assert named(text, evaluate) == (
+        "run_dir must hold a run; --keep must be, --no-worst-only, check_logits=False"
+    )
 
 
 def test_help_names_the_recipes_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
