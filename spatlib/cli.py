@@ -136,8 +136,8 @@ class Trained:
         """The network, its run, the attack, and the data."""
         for name, least in {"seed": 0, "count": 1, "examples": 1, "shown": 0}.items():
             value = checked(name, getattr(self, name, least), least)
-            drawn = name in ("count", "shown")
-            require(value <= 100 or not drawn, name, "be at most 100, rows of a picture", value)
+            small = value <= 100 or name not in ("count", "shown")  # the rows of a picture
+            require(small, name, "be at most 100", value)
         model, run = self.network("run", "model")
         data = from_factory("data", self.data, self.seed)
         source, (config, training) = run.settings["data"], run.configs()
@@ -174,8 +174,7 @@ class Evaluate(Trained):
         how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, measured, threat, **how)
         how = {"weights": self.weights, "seed": self.seed}
-        network = run.settings.get("network", threat.method)
-        facts = evaluation(network, report, part, {}, **how)
+        facts = evaluation(run.settings.get("network", threat.method), report, part, {}, **how)
         _say(facts, evaluation_table(facts))
         _write(run, EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:

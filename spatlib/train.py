@@ -180,8 +180,7 @@ def train(
                     drawn = plots.sheet(shown, config.bounds, dataset.class_names)
                     run.write(SHEET, drawn)
             except Exception as error:  # a full disk, a network that takes no other batch
-                what = f"results or plots are missing in {run.directory}"
-                warnings.warn(f"{what}: {error}", stacklevel=2)
+                warnings.warn(f"results or plots lost in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)
         return result

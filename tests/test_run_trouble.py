@@ -172,7 +172,7 @@ def test_pictures_that_cannot_be_written_do_not_take_the_result(own: Any, tmp_pa
     directory = copied(own[1], tmp_path)
     (directory / "curves.png").unlink()
     (directory / "curves.png").mkdir()
-    with pytest.warns(UserWarning, match=r"results or plots are missing in .*curves\.png"):
+    with pytest.warns(UserWarning, match=r"results or plots lost in .*curves\.png"):
         assert train(directory, resume=True).metrics == own[0].metrics
 
 
