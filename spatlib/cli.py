@@ -38,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     how: Any = {"prog": "spatlib", "description": ABOUT, "config": style, "registry": NUMBERS}
     commands, command = cast(Any, Train | Evaluate | Audit | Show | Recipes), cast(Any, None)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given[:1] == ["train"] and given[1:2] != ["--help"] and "".join(given[1:2]).startswith("--"):
+        given.insert(1, DEFAULT)  # else tyro knows its options, but not --no-baseline and the like
     try:
-        command = tyro.cli(commands, args=arguments, **how)
+        command = tyro.cli(commands, args=given, **how)
         command()
         sys.stdout.flush()
     except SpatlibError as error:

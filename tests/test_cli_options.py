@@ -62,6 +62,8 @@ def test_a_recipe_is_a_choice_and_a_value_is_none(name: str, asked: Any) -> None
 
 def test_the_digits_are_the_default_and_none_is_a_value(asked: Any) -> None:
     assert asked() == asked("digits")
+    quiet = RECIPES["digits"].change(baseline=False, guard=False, progress=False)
+    assert asked("--limit", "9", "--no-baseline", "--no-guard")[2] == quiet
     assert asked("mnist", "--step-size", "None")[2].config.step_size is None
 
 
