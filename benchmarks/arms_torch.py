@@ -83,6 +83,7 @@ def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm
         return build
 
     def waiting() -> Arm:
+        torch.backends.cudnn.benchmark = True  # as spatlib.train sets it, here for all
         step = build()
         return lambda: (step(), torch.cuda.synchronize())
 
