@@ -167,7 +167,8 @@ class TrainConfig:
         augment: Anew in every epoch, ``"crop"`` images (out of them padded by 4 pixels of
             ``bounds[0]``), ``"crop-flip"`` (and mirror with probability 1/2) or ``"none"``.
         validation: Training examples held out (not of batches), measured attacked after each epoch.
-        num_workers: Processes that read ahead in map-style training data (torch); 0: only this one.
+        num_workers: Processes (in tf threads, for arrays too) that read ahead in map-style training
+            data; 0: only this one.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``, for tf ``"GPU:0"``; default: where the model is.
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
             or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.

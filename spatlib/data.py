@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import AnyPath, checked, expect, only, require
+from .errors import AnyPath, check_weights, checked, expect, only, require
 
 PARTS, ROWS = ("train", "test", "validation"), 1002  # of a data set; of x in a fingerprint
 NAMES = ("digits", "mnist", "cifar10", "cifar100")
@@ -22,6 +22,7 @@ class Dataset:
     """Training data, and test and validation data if there are any.
 
     Each is (x, y) or an iterable of batches; x is in the threat's bounds, or uint8 scaled to them.
+    A third part are weights of the examples, floats (N,): of their losses in training.
     """
 
     train: Any
@@ -106,12 +107,13 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
         if data.channels_last and is_pair(part) and len(part[0].shape) == 4:
             x = as_array(part[0])
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if channels_first else x)
-            parts[name] = x, part[1]  # x is copied only if it does not lie so in memory
+            parts[name] = x, *part[1:]  # x is copied only if it does not lie so in memory
     if validation > 0:
         train, free = parts["train"], parts["validation"] is None
         count = len(train[1]) if is_pair(train) else length(train) if is_map(train) else None
         most = count - 1 if count and free else 0
-        what = f"be at most {most} (0 for batches, and beside a validation part)"
+        how = "for batches: pass spatlib.Dataset(train=..., validation=...)"
+        what = f"be at most {most} (0 beside a validation part, and {how})"
         require(validation <= most, "validation", what, validation)
         held = np.zeros(most + 1, dtype=bool)  # a mask: all frameworks' arrays can be indexed by it
         held[np.random.default_rng(seed).permutation(most + 1)[:validation]] = True
@@ -149,20 +151,29 @@ def _some(part: Any, chosen: np.ndarray) -> Any:
     """The chosen examples of arrays (x, y) or of a data set of map style."""
     if not is_pair(part):
         return Items(part, chosen)
-    x, y = part
-    stored = isinstance(x, np.ndarray) or hasattr(x, "chunks")  # in a file, by h5py
-    return Rows(x, chosen) if stored else x[chosen], y[chosen]
+    x, *others = part
+    return Rows(by_rows(x), chosen), *(by_rows(other)[chosen] for other in others)
+
+
+def by_rows(part: Any) -> Any:
+    """It as NumPy's array where an index is no row (pandas, TensorFlow), but nothing in a file."""
+    fine = isinstance(part, np.ndarray) or hasattr(part, "detach")  # a tensor of PyTorch
+    stored = hasattr(part, "chunks")  # by h5py
+    return np.asarray(part) if hasattr(part, "__array__") and not (fine or stored) else part
 
 
 def _check(where: str, part: Any) -> None:
     """DataError unless it is (x, y), arrays of equal length, or looks like batches."""
     if is_pair(part):
         kinds = ", ".join(type(array).__name__ for array in part)
-        arrays = len(part) == 2 and all(hasattr(array, "shape") for array in part)
-        expect(arrays, f"{where} must be (x, y), two arrays or tensors, got ({kinds})")
-        x, y = (tuple(array.shape) for array in part)
+        arrays = len(part) in (2, 3) and all(hasattr(array, "shape") for array in part)
+        what = "(x, y) or (x, y, weights), arrays or tensors"
+        expect(arrays, f"{where} must be {what}, got ({kinds})")
+        x, y = (tuple(array.shape) for array in part[:2])
         full = x[:1] not in ((), (0,)) and x[:1] == y[:1]
         expect(full, f"{where} must hold one y per x, at least one, got shapes {x} and {y}")
+        for weights in map(as_array, part[2:]):
+            check_weights(weights, part[0], (weights.min(), weights.max()))
     else:
         again = not hasattr(part, "__next__") and {"__iter__", "__getitem__"} & {*dir(part)}
         what = "(x, y), two of them, a name or batches for each epoch (a loader, not its iterator)"
@@ -173,15 +184,16 @@ def fingerprint(part: Any) -> dict[str, Any] | None:
     """Length, or of arrays shape, dtype, SHA-256 of all labels and of ROWS of the inputs."""
     if not is_pair(part):
         return None if part is None else {"length": length(part)}
-    x, y = part
+    x, *others = part
     spaced = {int(row) for row in np.linspace(0, len(x) - 1, ROWS)}  # the first and the last too
     rows = np.concatenate([as_array(x[row : row + 1]) for row in sorted(spaced)])
-    labels, values = (sha256(part.tobytes()).hexdigest()[:16] for part in (as_array(y), rows))
+    known = b"".join(as_array(other).tobytes() for other in others)
+    labels, values = (sha256(part).hexdigest()[:16] for part in (known, rows.tobytes()))
     return {"shape": [*x.shape], "dtype": str(rows.dtype), "labels": labels, "values": values}
 
 
 def is_pair(data: Any) -> bool:
-    """Whether data is (x, y) in arrays, rather than an iterable of batches."""
+    """Whether data is (x, y), or with weights, in arrays, rather than an iterable of batches."""
     return isinstance(data, tuple)
 
 
@@ -198,8 +210,8 @@ def length(batches: Any) -> int | None:
     return None if count < 0 else count
 
 
-def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """One pass through batches (x, y); DataError for one that is no pair, or if there are none.
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """One pass through batches (x, y) or (x, y, weights); DataError for others, or if none come.
 
     A dict of two, such as ``{"image": x, "label": y}``, is a pair in this order.
     """
@@ -207,9 +219,9 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     for batch in batches:
         pair = [*batch.values()] if isinstance(batch, Mapping) else batch
         parts, kind = isinstance(pair, tuple | list) and len(pair), type(batch).__name__
-        expect(parts != 3, "data must hold (x, y), got a third part: give weights to spat_loss")
-        expect(parts == 2, f"data must hold pairs (x, y), got {kind}: convert it to one")
-        yield only(pair[0]), pair[1]
+        what = f"data must hold pairs (x, y), got {kind}: convert it to one, or to (x, y, weights)"
+        expect(parts in (2, 3), what)
+        yield only(pair[0]), *pair[1:]
     expect(batch is not None, none)
 
 

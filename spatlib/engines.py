@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from .config import SPATConfig, Threat, TrainConfig
-from .errors import BackendError, ConfigError, cause, reading, require
+from .errors import BackendError, ConfigError, asking, reading, require
 
 BACKENDS = {"torch": "spatlib_torch.engine", "tf": "spatlib_tf.engine"}
 ENTRY_POINTS = "spatlib.backends"  # group under which other packages register an engine module
@@ -114,17 +114,16 @@ def from_factory(option: str, given: str | None, seed: int) -> Any:
     if given is None or os.path.exists(given) or not re.fullmatch(r"[\w.]+:[\w.]+", given):
         return given
     sys.path.append(os.getcwd())  # the command spatlib, unlike python -m, does not look there
-    what = "name a factory to import, as package.module:name"
-    try:
+    name = f"--{option.replace('_', '-')} {given}"
+    with asking(name, "be a factory that can be imported, package.module:name"):
         factory = pkgutil.resolve_name(given)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{option} must {what}, got {given} ({cause(error)})") from error
-    require(callable(factory), option, what, factory)
+    require(callable(factory), name, "be a factory, to call without arguments", factory)
     for module, seed_all in (("torch", "manual_seed"), ("keras.utils", "set_random_seed")):
         if module in sys.modules:
             getattr(sys.modules[module], seed_all)(seed % 2**32)
-    found = factory()
-    require(found is not None, option, "name a factory that returns it", found)
+    with asking(name, "return what it makes, called without arguments (try it in Python)"):
+        found = factory()
+    require(found is not None, name, "return what it makes", found)
     return found
 
 

@@ -143,6 +143,18 @@ def reading(path: AnyPath, advice: str = "put the right file there") -> Iterator
         raise DataError(f"{path} {what}: {advice}") from error
 
 
+@contextmanager
+def asking(name: str, what: str) -> Iterator[None]:
+    """Any error of a user's function inside is a ConfigError, "``name`` must ``what``, got" it."""
+    try:
+        yield
+    except SpatlibError:
+        raise
+    except Exception as error:
+        file = f" ({found})" if (found := getattr(error, "filename", None)) else ""
+        raise ConfigError(f"{name} must {what}, got {cause(error)}{file}") from error
+
+
 def cause(error: Exception) -> str:
     """The kind and the beginning of another library's error, on one line."""
     what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
@@ -176,7 +188,17 @@ def check_batch(x: Any, y: Any, name: str = "x") -> None:
     expect(known, f"y must hold class indices, got {y_dtype}: cast it to integers")
     what = f"y must hold one class index per example, {shape[:1]}, or one row of probabilities"
     fits = len(labels) in (1, 2) and same(labels[:1], shape[:1])
-    expect(fits, f"{what}, got shape {labels}: pass those of x")
+    expect(fits, f"{what}, got shape {labels}: pass those of x, in batches")
+
+
+def check_weights(weights: Any, x: Any, extremes: Sequence[float] = ()) -> None:
+    """DataError unless the weights are floats (N,), finite and not negative by their extremes."""
+    kind, shape = str(getattr(weights.dtype, "name", weights.dtype)), tuple(weights.shape)
+    what = f"weights, the third part of data, must be floats of shape {tuple(x.shape[:1])}"
+    fits = "float" in kind and same(shape, x.shape[:1])
+    expect(fits, f"{what}, got {kind} of shape {shape}: leave out what are none")
+    if extremes:
+        check_range(extremes, (0.0, math.inf), "weights", "leave such examples out")
 
 
 def same(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -57,18 +57,16 @@ class Monitor:
         return bar(desc=f"{self.label} {self.turn}".rstrip(), **shown)
 
     def checkpoint(self) -> bytes | None:
-        """The checkpoint to go on from, if there is one; a new run deletes old files now."""
-        return self.run.begin() if self.run is not None else None
+        """The checkpoint to go on from, if there is one."""
+        return self.run.read(CHECKPOINT) if self.run is not None and self.run.resumed else None
 
-    def resume(self, history: Rows, again: Callable[[], Any] | None = None) -> None:
-        """Go on after these rows with the best weights so far, on data that ``again`` begins."""
-        looks = [next(iter(again())) for _ in range(2)] if again is not None else []
-        if not all(np.array_equal(as_array(a), as_array(b)) for a, b in zip(*looks, strict=True)):
-            what = "passes through its data differ (persistent workers, generators of its own)"
-            warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
-        if self.run is not None and history:
-            self.run.write_history(history)  # the process may have ended before the last one
-            self._best = self.run.read(BEST) if self.run.silent else None
+    def begin(self, history: Rows) -> None:
+        """Go on after these rows with the best weights so far; a new run deletes old files now."""
+        if self.run is not None:
+            self.run.begin()
+            if history:
+                self.run.write_history(history)  # the process may have ended before the last one
+                self._best = self.run.read(BEST) if self.run.silent else None
 
     def due(self) -> bool:
         """Whether the engine should call :meth:`save` after this step."""
@@ -143,6 +141,14 @@ class Monitor:
                     signal.signal(number, receive)
             yield
             self.save(None)  # a signal may have come after the last step
+
+
+def check_repeated(again: Callable[[], Any]) -> None:
+    """RuntimeWarning unless two passes through the data, which ``again`` begins, begin alike."""
+    one, other = (next(iter(again())) for _ in range(2))
+    if not all(np.array_equal(as_array(a), as_array(b)) for a, b in zip(one, other, strict=True)):
+        what = "passes through its data differ (persistent workers, generators of its own)"
+        warnings.warn(f"the run goes on, but not bit for bit: {what}", RuntimeWarning, 2)
 
 
 def best_epoch(history: Rows, measure: str = ROBUST) -> int | None:

@@ -97,10 +97,10 @@ class Run:
             warnings.warn(f"the run goes on, perhaps not bit for bit: {changed}", RuntimeWarning, 3)
         self.settings |= asked
 
-    def begin(self) -> bytes | None:
-        """Lock, check all files or delete what this run replaces; the checkpoint to go on from."""
+    def begin(self) -> None:
+        """Lock, and check all files or delete what this run replaces."""
         if self.silent:
-            return self.read(CHECKPOINT) if self.resumed else None
+            return
         if self.parent is not None:
             self.parent.begin()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,6 @@ class Run:
         self._replace(SUMS, json.dumps(sums).encode())
         self._old, self.resumed, self._found = [], True, {**self.settings}
         self.write(CONFIG, json.dumps(self.settings, indent=2).encode())
-        return self.read(CHECKPOINT)
 
     def close(self) -> None:
         """Leave the directory to other trainings."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import plots
 from .config import STANDARD, SPATConfig, TrainConfig
-from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_pair, load_data
+from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_map, is_pair, load_data
 from .engines import Engine, load_engine
 from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
@@ -77,9 +77,10 @@ def train(
             mode whole, another as its modules stand. Or a name in the engine's
             ``models.MODELS`` (``"wrn34_10"``), built for the images. Default: the recipe's.
         data: A name (``"digits"``), what :func:`spatlib.load_data` returned, ``(x, y)`` in arrays
-            or tensors with x in ``config.bounds``, batches such as a DataLoader, for torch a
-            map-style data set of (x, y); or a pair of these, to train and to test. Images are
-            (N, C, H, W) for torch, (N, H, W, C) for tf. Default: the recipe's, or the digits.
+            or tensors with x in ``config.bounds``, batches such as a DataLoader, a map-style
+            data set of (x, y); or a pair of these, to train and to test. A third part, floats (N,),
+            weighs the examples' losses. Images are (N, C, H, W) for torch, (N, H, W, C) for tf.
+            Default: the recipe's, or the digits.
         recipe: A :class:`spatlib.Recipe` or its name, for the arguments left out and the
             normalisation of a model that is built. Default: the one of the data's name.
         backend: ``"torch"`` (the default), ``"tf"``, or one that another package registered.
@@ -98,7 +99,8 @@ def train(
             then that of as many epochs.
         overwrite: Delete the run in ``run_dir`` first: what spatlib wrote, nothing else.
         on_epoch: Called with each new row of the history.
-        callbacks: For tf, keras.callbacks.Callback, in the training of ``model`` only.
+        callbacks: For tf, keras.callbacks.Callback, in the training of ``model`` only, which is
+            what they save.
 
     Returns:
         The model, its history and its accuracies. With ``training.validation`` the weights are
@@ -147,8 +149,9 @@ def train(
         training = replace(training, baseline=False)
 
     name = backend or "torch"
-    fits = name == "tf" and all(hasattr(each, "set_model") for each in callbacks)
-    what = "be keras.callbacks.Callback, for backend 'tf' only"
+    fits = name == "tf" and isinstance(callbacks, Sequence)
+    fits = fits and all(hasattr(each, "set_model") for each in callbacks)
+    what = "be a list of keras.callbacks.Callback, for backend 'tf' only"
     require(fits or not callbacks, "callbacks", what, callbacks)
     engine = load_engine(name)
     with engine.together() as (rank, size):
@@ -166,6 +169,10 @@ def train(
             on_epoch, training = None, replace(training, progress=False)
         seed, built = training.seed, dict[str, Any]()
         dataset = as_dataset(data, engine.CHANNELS_FIRST, training.validation, seed)
+        if size > 1 and training.progress:
+            cut = is_pair(dataset.train) or is_map(dataset.train)
+            batches = f"batches of {size} x {training.batch_size} examples"
+            print(f"{size} processes train on {batches if cut else 'the batches of their loaders'}")
         if isinstance(model, str):
             what = "be a network for data in batches, whose classes are not counted (see MODELS)"
             require(is_pair(dataset.train), "model", what, model)
@@ -192,7 +199,7 @@ def train(
             report: Any = fit(replace(result, model=build(), config=method), part, name).report
             result.baselines[label] = report
         result = fit(replace(result, model=build()), run, names[-1], callbacks)
-        if run is not None and not rank:
+        if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
                 told = evaluation(config.method, result.report, on, result.baselines)
                 run.write(EVALUATION, json.dumps(told, indent=2).encode())
@@ -266,7 +273,7 @@ def _recipe_of(run: Run, **passed: Any) -> Recipe:
 def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[str, Any]:
     """What builds the network of this name, for the shape and the classes of the data."""
     parts = filter(is_pair, (dataset.train, dataset.validation, dataset.test))
-    labels = [as_array(y) for _, y in parts]
+    labels = [as_array(y) for _, y, *_ in parts]
     counted = all(y.dtype.kind in "iu" or y.ndim == 2 for y in labels)
     expect(counted, "y must hold class indices to count the classes of: cast it to integers")
     one_hot = labels[0].ndim == 2 and labels[0].shape[1] > 1

@@ -10,23 +10,32 @@ import tensorflow as tf
 
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
 from spatlib.core import labels
-from spatlib.data import is_pair, length, pairs
-from spatlib.errors import ROUNDING, DataError, check_range, classes_of, expect, only
+from spatlib.data import by_rows, is_map, is_pair, length, pairs
+from spatlib.errors import (
+    ROUNDING,
+    DataError,
+    check_range,
+    check_weights,
+    classes_of,
+    expect,
+    only,
+    reading,
+)
 
 from . import ops
 from .ops import check_model, extremes, prepare
 
 
 def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterator[tuple[Any, Any]]:
-    """One pass over ``(x, y)`` of arrays, cut here, or over the user's batches: scaled, checked."""
+    """One pass over arrays or items, cut here, or over the user's batches: scaled, checked."""
     check_model(model)
-    if is_pair(data):
-        inputs, labels = data
-        parts = (slice(k, k + size) for k in range(0, len(inputs), size))
-        data = ((inputs[part], labels[part]) for part in parts)
-    elif isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
+    if is_pair(data) or is_map(data):
+        data = Cut(data, size)
+    if isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
         data = map(data.__getitem__, range(len(data)))
-    for x, y in pairs(data):
+    for x, y, *weights in pairs(data):
+        for each in map(np.asarray, weights):
+            check_weights(each, x, (each.min(), each.max()))
         yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
 
 
@@ -52,8 +61,8 @@ def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
 
 def as_dataset(data: Any, training: TrainConfig) -> Any:
     """What keras.Model.fit can go through; a tf.data.Dataset or a PyDataset is that already."""
-    if is_pair(data):
-        return Shuffled(data, training.batch_size, training.seed)
+    if is_pair(data) or is_map(data):
+        return Cut(data, training.batch_size, training.seed, training.num_workers)
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
         return data
     first, steps = map(tf.convert_to_tensor, next(pairs(data))), length(data)
@@ -62,27 +71,36 @@ def as_dataset(data: Any, training: TrainConfig) -> Any:
     return found if steps is None else found.apply(tf.data.experimental.assert_cardinality(steps))
 
 
-class Shuffled(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
-    """Arrays (x, y) in batches, in another order in each epoch; each reads its own rows only."""
+class Cut(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
+    """Batches of arrays (x, y), or of items of map style; each reads its own rows only.
 
-    def __init__(self, data: tuple[Any, Any], batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.data = [part.numpy() if tf.is_tensor(part) else part for part in data]
-        self.batch_size, self.seed = batch_size, seed
+    With a seed in another order in each epoch; ``workers`` are threads that read ahead.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int | None = None, workers: int = 0):
+        super().__init__(workers=max(1, workers))
+        self.pair, self.data, self.batch_size, self.seed = is_pair(data), data, batch_size, seed
+        if self.pair:
+            self.data = [*map(by_rows, data)]
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
         """Take the order of this epoch (from 0)."""
-        count, size = len(self.data[0]), self.batch_size
-        order = np.random.default_rng(fold(self.seed, epoch)).permutation(count)
-        self.rows = np.split(order, range(size, count, size))
+        rows, size = np.arange(len(self.data[0] if self.pair else self.data)), self.batch_size
+        if self.seed is not None:
+            rows = np.random.default_rng(fold(self.seed, epoch)).permutation(rows)
+        self.rows = np.split(rows, range(size, len(rows), size))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         rows = np.sort(self.rows[index])  # as h5py's data sets need them
-        return tuple(np.asarray(part[rows]) for part in self.data)
+        if self.pair:
+            return tuple(np.asarray(part[rows]) for part in self.data)
+        items = zip(*pairs(self.data[int(row)] for row in rows), strict=True)
+        with reading("data", "have its items hold numbers, in one shape"):
+            return tuple(np.stack([*map(np.asarray, part)]) for part in items)
 
 
 class Seen(keras.metrics.Metric):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.data import is_pair
 from spatlib.engines import by_itself as together  # noqa: F401
-from spatlib.errors import checked, require
+from spatlib.errors import asking, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
@@ -43,8 +43,6 @@ def fit(
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
     require(training.precision == "float32", "precision", what, training.precision)
-    what = "be 0 for tf (a PyDataset has workers of its own)"
-    require(training.num_workers == 0, "num_workers", what, training.num_workers)
     if training.deterministic:  # TensorFlow has no public way back
         tf.config.experimental.enable_op_determinism()
     check(model, data, config, training)
@@ -79,9 +77,10 @@ def _optimizer(given: Any, training: TrainConfig, model: keras.Model) -> keras.o
         if not training.bias_decay:
             flat = [weight for weight in model.trainable_weights if len(weight.shape) < 2]
             given.exclude_from_weight_decay(var_list=flat)
-    found = given() if callable(given) else given
-    new = isinstance(found, keras.optimizers.Optimizer) and not found.built
     what = "be a new keras.optimizers.Optimizer, or a function without arguments that returns one"
+    with asking("optimizer", what):
+        found = given() if callable(given) else given
+    new = isinstance(found, keras.optimizers.Optimizer) and not found.built
     require(new, "optimizer", what, found)
     inner = getattr(found, "inner_optimizer", found)  # of a LossScaleOptimizer
     ours = not inner.use_ema or inner.ema_momentum == training.ema
@@ -142,6 +141,7 @@ def _foreign(model: keras.Model, key: str, call: Any, x: Any, y: Any) -> Any:
 
 def check(model: keras.Model, data: Any, threat: Threat, training: TrainConfig) -> None:
     """See :class:`spatlib.engines.Engine`."""
+    ops.check_model(model)
     ops.check_device(training.device)
     parts, classes = batches(model, data, training.batch_size, threat), 0
     with tf.device(training.device), attack.unmoved(model):

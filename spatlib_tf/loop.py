@@ -16,11 +16,11 @@ from spatlib.core.attack import Adversarial
 from spatlib.data import length, pairs
 from spatlib.engines import pack, unpack
 from spatlib.errors import DataError, NonFiniteError, check_images, expect, require
-from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
+from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
 from .attack import Draws, next_seed
-from .batches import Shuffled, augment, scaled
+from .batches import Cut, augment, scaled
 from .model import SPATModel
 
 NUMBER = re.compile(r"_(\d+)(?=/|$)")
@@ -32,15 +32,18 @@ class Trainer(SPATModel):
     def __init__(self, monitor: Monitor, *own: Any) -> None:
         super().__init__(*own, seed=monitor.training.seed)
         self.kind, self.ordinary = monitor.training.augment, monitor.ordinary
+        self.save = self.base.save  # by callbacks: this class is no one else's
 
     def train_step(self, data: Any) -> Any:
-        (x, y), *_ = pairs([data])
+        (x, y, *weights), *_ = pairs([data])
         bounds, dtype = self.config.bounds, self.base.variable_dtype
         x = tf.cast(scaled(x, bounds, dtype), dtype)
         if self.kind != "none":
             check_images(x.shape)
             x = augment(x, self.kind, bounds[0], Draws(next_seed(self.seed_generator, x)))
-        return super().train_step((x, y))
+        # A graph cannot raise: a loss that is not finite stops the training.
+        weights = [tf.where(each >= 0, each, np.nan) for each in weights]
+        return super().train_step((x, y, *weights))
 
     def _attack(self, x: Any, labels: Any) -> Adversarial:
         none = tf.zeros(tf.shape(x)[:1], x.dtype)
@@ -77,7 +80,8 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
             require(meta["trained"] == self.trained, "model", what, self.trained)
             self.history, self.step = meta["history"], meta["step"]
             self.base.set_weights(self._average())
-            self.monitor.resume(self.history, lambda: pairs(self.data))
+            check_repeated(lambda: pairs(self.data))
+        self.monitor.begin(self.history)
         done = len(self.history)
         epochs = done if self.monitor.stopped(self.history) else self.training.epochs
         how = {"epochs": epochs, "initial_epoch": done, "shuffle": False, "verbose": 0}
@@ -92,7 +96,7 @@ class Loop(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no ty
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
-        if isinstance(self.data, Shuffled):
+        if isinstance(self.data, Cut):
             self.data.begin(epoch)
         self.trainer.config = warmed_up(self.config, self.training.eps_warmup, epoch)
 

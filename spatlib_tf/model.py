@@ -182,7 +182,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             self.optimizer.apply(grads, weights)
 
         # TensorFlow never lets go of a graph in which an optimizer is applied: so of a small one.
-        alone = replicas == 1 and not tf.executing_eagerly()
+        alone = not (tf.distribute.has_strategy() or tf.executing_eagerly())
         (tf.function(update, autograph=False) if alone else update)(tape.gradient(scaled, weights))
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spatlib.config import SPATConfig
+from spatlib.config import SPATConfig, Threat
+from spatlib.core import labels
 from spatlib.core.calls import Calls
-from spatlib.errors import expect, require
+from spatlib.errors import classes_of, expect, require
 
 from . import ops
 from .graphs import uncompiled
@@ -101,6 +102,19 @@ def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None
 
 _calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
 attacked, outer = _calls.attacked, _calls.outer
+
+
+def looked_at(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """The batch, clipped to the bounds, and the number of classes (if 0 from a call)."""
+    x, y = ops.prepare(x, y, threat, validate=True)
+    if not classes:  # once, so not worth compiling
+        with attack_state(model, fork=x.device) as module, uncompiled():
+            logits = torch.no_grad()(ops.logits_of)(module, x)
+        classes = classes_of(logits.numpy(force=True), threat.check_logits)
+    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
+    return x, y, classes
 
 
 def perturb(

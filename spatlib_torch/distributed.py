@@ -6,9 +6,11 @@ and buffers. So several processes compute what one does, up to rounding.
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from spatlib.errors import BackendError, PeerError, SpatlibError, cause, require
 
+Batch = TypeVar("Batch")
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
 
@@ -67,12 +70,15 @@ def together() -> Iterator[tuple[int, int]]:
         _team[:] = 0, 1
 
 
+def versions(facts: object, device: torch.device) -> int:
+    """How many different facts the processes have, by their texts."""
+    return len({*numbers(int.from_bytes(sha256(repr(facts).encode()).digest()[:7]), device)})
+
+
 def check_alike(name: str, facts: object, device: torch.device) -> None:
-    """ConfigError unless all processes have the same facts, by their texts."""
-    number = int.from_bytes(sha256(repr(facts).encode()).digest()[:7])
-    numbers = torch.stack(collected(torch.tensor(number, device=device)))
+    """ConfigError unless all processes have the same facts."""
     what = "be the same in every process, as each takes its rows of a batch"
-    require(team()[1] == 1 or bool((numbers == number).all()), name, what, facts)
+    require(team()[1] == 1 or versions(facts, device) == 1, name, what, facts)
 
 
 @contextmanager
@@ -83,25 +89,35 @@ def agreeing(device: torch.device) -> Iterator[None]:
         yield
     except (SpatlibError, OSError) as raised:
         error = raised
-    if any(map(bool, collected(torch.tensor(int(error is not None), device=device)))):
+    if any(numbers(error is not None, device)):
         raise error or PeerError("another process cannot train: see what it printed")
 
 
 def share(count: int) -> slice:
-    """The rows of this process among so many; all where there are fewer rows than processes."""
+    """The rows of this process among so many; of fewer rows than processes one, as others have."""
     rank, size = team()
-    whole = count < size
-    return slice(0, count) if whole else slice(count * rank // size, count * (rank + 1) // size)
+    if count < size:
+        return slice(max(min(rank, count - 1), 0), min(rank + 1, count))
+    return slice(count * rank // size, count * (rank + 1) // size)
 
 
-def gathered(rows: Tensor, count: int) -> Tensor:
-    """All ``count`` rows, of which each process has its :func:`share`, in order."""
-    size = team()[1]  # the parts that are sent have one length
-    if len(rows) == count:
-        return rows
-    parts = enumerate(collected(torch.cat([rows, rows[: -(-count // size) - len(rows)]])))
-    kept = [part[: count * (k + 1) // size - count * k // size] for k, part in parts]
-    return torch.cat(kept)
+def numbers(own: int, device: torch.device) -> list[int]:
+    """The integer that each process has."""
+    return [int(number) for number in collected(torch.tensor(int(own), device=device))]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in order; each may have any number of them."""
+    counts = numbers(len(rows), rows.device)
+    rest = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])  # all send as many
+    parts = collected(torch.cat([rows, rest]))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def in_step(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """The batches, until one of the processes has no more."""
+    while 0 not in numbers(len(batch := [*islice(batches, 1)]), device):
+        yield from batch
 
 
 @_talking()

@@ -1,6 +1,6 @@
 """The PyTorch engine: what :class:`spatlib.engines.Engine` says of each function."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -18,18 +18,19 @@ from spatlib.config import SPATConfig, Threat, TrainConfig
 from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
-from spatlib.data import as_array, fingerprint, is_pair
-from spatlib.errors import check_images, checked, require
+from spatlib.data import as_array, fingerprint, is_map, is_pair, pairs
+from spatlib.errors import asking, check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .distributed import begin_alike, check_alike, gathered, share, team, together  # noqa: F401
+from .distributed import agreeing, begin_alike, check_alike, gathered, team, together  # noqa: F401
 from .graphs import compiled, uncompiled
-from .loaders import Batches, keeping_globals, placed, sampled
-from .loop import Loop, looked_at
+from .loaders import Batches, placed
+from .loop import Loop
 from .models import MODELS
 from .ops import as_tensor, logits_of, one_hot
+from .seeds import keeping_globals
 from .state import attack_state, bare, load_weights, weights  # noqa: F401
 
 CHANNELS_FIRST = True
@@ -94,7 +95,12 @@ def fit(
 def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
     """ConfigError unless all processes have the same data and facts, by their texts."""
     if team()[1] > 1:
-        for name, value in {"data": fingerprint(data), **facts}.items():
+        known: Any = fingerprint(data)
+        if is_map(data) and not is_pair(data):  # labels of a few items
+            rows = np.linspace(0, len(data) - 1, 8, dtype=int).tolist()
+            with keeping_globals(device):  # transforms draw from them
+                known["labels"] = [y for _, y, *_ in pairs(data[row] for row in rows)]
+        for name, value in {"data": known, **facts}.items():
             check_alike(name, value, device)
 
 
@@ -115,9 +121,10 @@ def _optimizer(
         if not training.bias_decay:
             flat, others = ([p for p in parameters if (p.ndim < 2) is one] for one in (True, False))
             groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
-    made = make(groups) if callable(make) else make
-    made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
+    with asking("optimizer", what):
+        made = make(groups) if callable(make) else make
+    made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
@@ -142,30 +149,27 @@ def survivors(
     model: nn.Module, data: Any, evaluation: Evaluation, batch_size: int, device: str | None
 ) -> Iterator[tuple[Tensor, int, dict[str, core.Verdict]]]:
     """See :class:`spatlib.engines.Engine`."""
-    threat, count, (rank, size), separable = evaluation.threat, 0, team(), None
-    for x, y, classes in _looked_through(model, data, threat, device, batch_size * size):
-        y, rows, total = labels.hard(ops, y), share(len(x)), len(x)
-        if sampled(data):  # the batch is that of this process, and has one beside it in each other
-            rows, total = slice(rank * total, (rank + 1) * total), size * total
-        else:
-            x, y = x[rows], y[rows]
-        starts = evaluation.starts(count, (total, *x.shape[1:]), ops.CHANNEL_AXIS)
-        count += total
-        begins = (torch.as_tensor(start[rows]).to(x.dtype).to(x.device) for start in starts)
+    threat, separable, found = evaluation.threat, None, dict[str, Any]()
+    batches = Batches(data, batch_size, model, placed(model, device), threat.bounds)
+    for x, y, classes, first, counted in _looked_through(model, batches.shares(), batches, threat):
+        y = labels.hard(ops, y)
+        starts = evaluation.starts(first, x.shape, ops.CHANNEL_AXIS)
+        begins = (torch.as_tensor(start).to(x.dtype).to(x.device) for start in starts)
         with attack_state(model, fork=x.device) as module:
             predict = torch.no_grad()(partial(logits_of, module))
-            clean = predict(x)
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
-            label, foreign = one_hot(y, clean), partial(_foreign, module)
-            if separable is None and len(x) > 1:
-                with uncompiled(), attack_state(module):
-                    separable = core.separable(net, x, clean)
-            batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
-            found = core.survivors(net, evaluation, batch, begins, *how)
-        for key, verdict in found.items() if size > 1 else ():  # x_adv stays that of this process
+            if len(x):  # else only other processes have some left
+                clean = predict(x)
+                label, foreign = one_hot(y, clean), partial(_foreign, module)
+                if separable is None and len(x) > 1:
+                    with uncompiled(), attack_state(module):
+                        separable = core.separable(net, x, clean)
+                batch, how = (x, y, clean, label), (separable, partial(_called, len(x)), foreign)
+                found = core.survivors(net, evaluation, batch, begins, *how)
+        for key, verdict in found.items() if batches.size > 1 else ():
             right, sound, x_adv = (torch.as_tensor(part, device=x.device) for part in verdict)
-            found[key] = core.Verdict(gathered(right, total), gathered(sound, total), x_adv)
-        yield gathered(y, total), classes, found
+            found[key] = core.Verdict(gathered(right[:counted]), gathered(sound[:counted]), x_adv)
+        yield gathered(y[:counted]), classes, found
 
 
 def _called(whole: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -184,28 +188,33 @@ def _foreign(module: nn.Module, key: str, call: Any, x: Tensor, y: Tensor) -> Te
 
 def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:
     """See :class:`spatlib.engines.Engine`."""
-    _check_alike(data, placed(model, training.device))
-    parts = _looked_through(model, data, threat, training.device, training.batch_size)
-    for _ in islice(parts, None if is_pair(data) else 1):
-        pass
+    device = placed(model, training.device)
+    _check_alike(data, device)
+    batches = Batches(data, training.batch_size, model, device, threat.bounds)
+    with agreeing(device):
+        parts = _looked_through(model, batches, batches, threat)
+        for _ in islice(parts, None if is_pair(data) else 1):
+            pass
 
 
 def _looked_through(
-    model: nn.Module, data: Any, threat: Threat, device: str | None, size: int
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """One pass of what :func:`looked_at` returns."""
-    where, classes = placed(model, device), 0
-    with keeping_globals(where):  # a loader draws from them
-        for x, y in Batches(data, size, model, where, threat.bounds):
-            x, y, classes = looked_at(model, x, y, threat, classes)
-            yield x, y, classes
+    model: nn.Module, parts: Iterable[Any], batches: Batches, threat: Threat
+) -> Iterator[Any]:
+    """One pass of what :func:`.attack.looked_at` returns, and what else the parts have."""
+    classes = 0
+    with keeping_globals(batches.device):  # a loader draws from them
+        for x, y, *others in parts:
+            if len(x):
+                x, y, classes = attack.looked_at(model, x, y, threat, classes)
+            yield x, y, classes, *others
 
 
 def perturb(
     model: nn.Module, data: Any, config: SPATConfig, count: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
     """See :class:`spatlib.engines.Engine`."""
-    x, y, _ = next(_looked_through(model, data, config, None, count))
+    batches = Batches(data, count, model, placed(model, None), config.bounds)
+    x, y, _ = next(_looked_through(model, batches, batches, config))
     x, y, source = x[:count], y[:count], torch.Generator(x.device).manual_seed(seed)
     found = attack.attacked(model, x, y, config, source=source, check=True)
     return map(as_array, (x, y, found.x, torch.ones_like(x) if found.mask is None else found.mask))

@@ -1,66 +1,40 @@
-"""Batches on the device, from arrays, map-style data sets or loaders; and what seeds all draws."""
+"""Batches on the device, from arrays, map-style data sets or loaders."""
 
-import os
-import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import cudnn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
-from spatlib.data import is_map, is_pair, length, pairs
-from spatlib.errors import ConfigError, DataError, cause, check_images, require, shown
+from spatlib.data import by_rows, fingerprint, is_map, is_pair, length, pairs
+from spatlib.errors import (
+    ConfigError,
+    DataError,
+    cause,
+    check_batch,
+    check_images,
+    check_weights,
+    require,
+    shown,
+)
 
 from .attack import Draws
-from .distributed import share, team
+from .distributed import numbers, share, team, versions
 from .ops import check_model
+from .seeds import FETCH, ITEM, ORDER, seed_globals
 
-# The purposes of a seed, fold(seed, epoch, number of the step or item, purpose): as every draw
-# follows from one, no state of a generator is saved.
-ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
 CPU = torch.device("cpu")
-CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS has equal bits where it is :4096:8 or :16:8
 Bounds = tuple[float, float]
 Rows = tuple[int, int]
-Epoch = Generator[tuple[Tensor, Tensor, Rows], None, None]
-
-
-def seed_globals(seed: int, device: torch.device) -> None:
-    """Seed the global generators of Python, NumPy, and torch on the CPU and on the device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # transforms may draw from it
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 200 us
-    if device.type != "cpu":
-        with torch.accelerator.device_index(device.index):
-            torch.get_device_module(device).manual_seed(seed)
-
-
-def keeping_globals(device: torch.device, deterministic: bool = False) -> ExitStack:
-    """A context that puts all that :func:`seed_globals` seeds back as it was.
-
-    ``deterministic``: in it, and in the whole process, only algorithms that give equal bits run.
-    """
-    undo, others = ExitStack(), [device] if device.type != "cpu" else []
-    undo.callback(random.setstate, random.getstate())
-    undo.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-    undo.enter_context(torch.random.fork_rng(others, device_type=device.type))
-    if deterministic:
-        undo.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
-        torch.set_deterministic_debug_mode("error")
-        for name, value in {"deterministic": True, "benchmark": False}.items():
-            undo.callback(setattr, cudnn, name, getattr(cudnn, name))
-            setattr(cudnn, name, value)
-        if CUBLAS not in os.environ:
-            undo.callback(os.environ.pop, CUBLAS, None)
-            os.environ[CUBLAS] = ":4096:8"
-    return undo
+Batch = tuple[Tensor, Tensor, Rows, Tensor | None]  # the last are weights
+Epoch = Generator[Batch, None, None]
 
 
 @torch.inference_mode(False)
@@ -93,7 +67,7 @@ class Batches:
         self.count: int | None = None  # of examples, where batches are cut here
         self.size = team()[1]
         if is_pair(data):
-            self.data, self.count = tuple(map(_by_rows, data)), len(data[0])
+            self.data, self.count = tuple(map(by_rows, data)), len(data[0])
         elif is_map(data):
             self.count = length(data)
 
@@ -109,24 +83,71 @@ class Batches:
         """ConfigError unless each of several processes gets examples of its own."""
         what = f"hold an example for each of {self.size} processes"
         require(self.count is None or len(self) > 0, "data", what, self.count)
+
+    def check_own(self, x: Tensor, y: Tensor) -> None:
+        """ConfigError unless each of several processes has a batch of its own, here of a loader."""
         what = "be shared out: pass the data set, or a loader with sampler=DistributedSampler(...)"
-        shared = self.size == 1 or self.count is not None or sampled(self.data)
-        require(shared, "data", what, self.data)
+        require(self._versions(x, y) == self.size, "data", what, self.data)
+
+    def _versions(self, x: Tensor, y: Tensor) -> int:
+        """How many different batches the processes have, by all labels and the first input."""
+        return versions(fingerprint((x[:1], y)), self.device)
+
+    def shares(self) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+        """One pass in the order of the data, of each batch the rows of this process, perhaps none.
+
+        With the place of the first in the data, and how many count, as the rest is repeated. What a
+        loader gives to all processes alike is shared out here.
+        """
+        rank, first = team()[0], 0
+        if self.count is not None:
+            cut = torch.split(torch.arange(self.count), self.batch_size * self.size)
+            own = [part[share(len(part))] for part in cut]
+            moved = map(self._moved, self._read(own))
+            for part, rows, (x, y, _) in zip(cut, own, moved, strict=True):
+                yield x, y, int(rows[0]), len(x) * (rank < len(part))
+            return
+        parts: Any = self._parts() if self.size > 1 else []
+        samplers: Any = (part for part in parts if isinstance(part, DistributedSampler))
+        once = (len(range(s.rank, len(s.dataset), s.num_replicas)) for s in samplers)
+        left, every, whole = min(once, default=inf), inf, None  # then a sampler repeats some
+        with suppress(IndexError, AttributeError, TypeError):  # so does Accelerate's loader
+            every = parts[0].total_dataset_length
+        batches = (batch[:2] for batch in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
+        x = y = torch.empty(0, device=self.device)
+        while True:
+            if batch := next(batches, None):
+                check_batch(x := batch[0], y := batch[1])
+            else:  # others may have more
+                x, y = x[:0], y[:0]
+            if not any(counts := numbers(len(x), self.device)):
+                return
+            kinds = self._versions(x, y)
+            whole = kinds < self.size if whole is None else whole
+            what = "give all processes batches in one order, or each its own (DistributedSampler)"
+            require(kinds == 1 or not whole, "data", what, self.data)
+            if whole:
+                mine = share(len(x))
+                yield x[mine], y[mine], first + mine.start, len(x[mine]) * (rank < len(x))
+                first += len(x)
+            else:
+                place = first + sum(counts[:rank])
+                counted = int(min(len(x), left, max(0, every - place)))
+                yield x, y, place, counted
+                left, first = left - counted, first + sum(counts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in the order of the data, as for an evaluation."""
+        """One pass in the order of the data, the same in every process."""
         rows = torch.arange(self.count or 0)
-        return map(self._moved, self._read(torch.split(rows, self.batch_size)))
+        moved = map(self._moved, self._read(torch.split(rows, self.batch_size)))
+        return ((x, y) for x, y, _ in moved)
 
     def epoch(self, seed: int, epoch: int, first: int) -> Epoch:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
         """
-        parts, names = [self.data], ("sampler", "batch_sampler", "dataset")
-        for i, part in enumerate(parts, 1):  # tell each, and what is in it, which epoch begins
-            inner = (getattr(part, name, None) for name in names)
-            parts += [new for new in inner if all(new is not old for old in (None, *parts))]
+        for i, part in enumerate(self._parts(), 1):  # tell each which epoch begins
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(fold(seed, epoch, i, ORDER))
             if hasattr(part, "set_epoch"):
@@ -139,11 +160,19 @@ class Batches:
         own = [part[share(len(part))] for part in cut[begin:]]
         for step, batch in enumerate(self._read(own, seed, epoch), begin):
             if step >= first:
-                x, y = self._moved(batch)
+                x, y, weights = self._moved(batch)
                 # A loader takes the rows of this process.
                 total = self.size * len(x) if self.count is None else len(cut[step])
-                yield x, y, (share(total).start, total)
+                yield x, y, (share(total).start, total), weights
             seed_globals(fold(seed, epoch, step + 1, FETCH), self.device)
+
+    def _parts(self) -> list[Any]:
+        """The data, and the data sets and samplers in them."""
+        parts, names = [self.data], ("sampler", "batch_sampler", "dataset")
+        for part in parts:
+            inner = (getattr(part, name, None) for name in names)
+            parts += [new for new in inner if all(new is not old for old in (None, *parts))]
+        return parts
 
     def _read(self, parts: Sequence[Tensor], seed: int = 0, epoch: int = 0) -> Iterable[Any]:
         """The batches of these rows, or all that a loader yields."""
@@ -156,13 +185,16 @@ class Batches:
         items: Any = _Seeded(self.data, seed, epoch)
         return DataLoader(items, batch_sampler=map(Tensor.tolist, parts), **how)
 
-    def _moved(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The batch on the device."""
-        x, y = map(self._to_device, next(pairs([batch])))
+    def _moved(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch on the device, its weights last, if it has any."""
+        x, y, *weights = map(self._to_device, next(pairs([batch])))
+        for each in weights:
+            check_weights(each, x)
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
-        return x.to(self.dtype) if self.dtype and x.is_floating_point() else x, y
+        x = x.to(self.dtype) if self.dtype and x.is_floating_point() else x
+        return x, y, weights[0] if weights else None
 
     def _to_device(self, part: Any) -> Tensor:
         tensor: Tensor = _numbers(torch.as_tensor, part)
@@ -182,21 +214,9 @@ class _Seeded:
         return self.data[index]
 
 
-def sampled(data: Any) -> bool:
-    """Whether a loader gives each of several processes examples of its own."""
-    return isinstance(getattr(data, "sampler", None), DistributedSampler)
-
-
-def _by_rows(part: Any) -> Any:
-    """As NumPy's array where an index is no row (pandas, TensorFlow), but h5py's not read whole."""
-    whole = not hasattr(part, "shape") or hasattr(part, "__array__")
-    stored = isinstance(part, Tensor | np.ndarray) or hasattr(part, "chunks")
-    return np.asarray(part) if whole and not stored else part
-
-
 def _gather(part: Any, rows: Tensor) -> Any:
     """A copy of these rows, where the array is."""
-    if isinstance(part, Tensor | np.ndarray):
+    if isinstance(getattr(part, "dataset", part), Tensor | np.ndarray):  # or held-out rows of it
         return part[rows.numpy()]
     ascending, places = np.unique(rows.numpy(), return_inverse=True)  # h5py's order
     return np.asarray(part[ascending])[places]

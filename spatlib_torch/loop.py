@@ -4,10 +4,11 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import safetensors.torch
@@ -17,22 +18,23 @@ from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib.config import SPATConfig, Threat, fold, lr_factor, warmed_up
+from spatlib.config import SPATConfig, fold, lr_factor, warmed_up
 from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
 from spatlib.engines import unpack
-from spatlib.errors import DataError, NonFiniteError, check_range, classes_of, require
-from spatlib.monitor import MEANS, READ_EVERY, Monitor, show
+from spatlib.errors import DataError, NonFiniteError, check_range, check_weights, require
+from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
 from . import attack, ops
 from .attack import Draws
-from .distributed import agreeing, collected, step_alike
-from .graphs import Replayed, uncompiled
-from .loaders import ATTACK, AUGMENT, STEP, Batches, Rows, augment, seed_globals
-from .ops import logits_of, prepare
-from .state import Named, attack_state, bare, load_optimizer, optimizer_state, packed, put
+from .distributed import agreeing, collected, in_step, step_alike
+from .graphs import Replayed
+from .loaders import Batch, Batches, Epoch, Rows, augment
+from .ops import prepare
+from .seeds import ATTACK, AUGMENT, STEP, seed_globals
+from .state import Named, bare, clones, fill, load_optimizer, optimizer_state, packed, put
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
@@ -73,31 +75,59 @@ class Loop:
     def run(self) -> list[dict[str, float]]:
         """All epochs that are left; after a DataError the model is as after the last whole one."""
         try:
+            first, rest = self._begun()
             while not self.monitor.stopped(self.history):
-                self._epoch()
+                self._epoch(first, rest)
+                first, rest = (), None
         except DataError:  # a NonFiniteError is one
             fill(self._model(), self.kept)
             raise
         fill(self.trained, self.average)
         return self.history
 
-    def _epoch(self) -> None:
+    def _begun(self) -> tuple[Iterable[Batch], Epoch | None]:
+        """Begin the run, after a look at what is left of the epoch: its first batch, and the rest.
+
+        Nothing is written before the look. Arrays were looked at whole.
+        """
+        count, device = self.batches.count, self.batches.device
+        over = self.monitor.stopped(self.history)
+        with agreeing(device):
+            if self.step and count is None and not over:
+                again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
+                check_repeated(again)
+            rest = self._rest()
+            first = [*islice(rest, 0 if over or is_pair(self.batches.data) else 1)]
+            for x, y, _, weights in first:
+                attack.looked_at(self.model, x, y, self.config)
+                if weights is not None:
+                    check_weights(weights, x, ops.extremes(weights))
+        with agreeing(device):
+            for x, y, *_ in first if count is None else ():
+                self.batches.check_own(x, y)
+            self.monitor.begin(self.history)
+        return iter(first), rest  # the iterator lets go of the batch
+
+    def _rest(self) -> Epoch:
+        """What is left of the epoch; of unknown length, as much as every process has."""
+        rest = self.batches.epoch(self.training.seed, len(self.history), self.done)
+        known = len(self.batches) > 0 or self.batches.size == 1
+        return rest if known else in_step(rest, self.batches.device)
+
+    def _epoch(self, first: Iterable[Batch] = (), rest: Epoch | None = None) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
-        self.began, epoch = time.perf_counter() - self.seconds, len(self.history)
-        with closing(self.batches.epoch(self.training.seed, epoch, self.done)) as batches:
-            for x, y, rows in batches:
-                if self.step == 0 and not is_pair(self.batches.data):
-                    with agreeing(x.device):
-                        looked_at(self.model, x, y, self.config)
+        self.began = time.perf_counter() - self.seconds
+        with closing(rest or self._rest()) as batches:
+            for batch in chain(first, batches):
                 with alone(bare(self.model)):
-                    self.train_on(x, y, rows)
+                    self.train_on(*batch)
                 alone_due = self.batches.size == 1 and self.monitor.due()
                 if alone_due or self.step % READ_EVERY == 0:
                     self._look()
                     if self._due():
                         self.monitor.save(self._checkpoint())
         rate = float(self.rates[0])
-        row = {"epoch": epoch + 1, **self._look(), "lr": rate, "seconds": self.seconds}
+        row = {"epoch": len(self.history) + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
         self.kept = clones(self._model() | self.average)
@@ -121,7 +151,7 @@ class Loop:
         self.monitor.signal = self.monitor.signal or number or None
         return bool(due)
 
-    def train_on(self, x: Tensor, y: Tensor, rows: Rows) -> None:
+    def train_on(self, x: Tensor, y: Tensor, rows: Rows, weights: Tensor | None) -> None:
         """One step, on these rows of the batch of all processes. Reads no value on the host."""
         training, model, device = self.training, self.model, self.batches.device
         config = warmed_up(self.config, training.eps_warmup, len(self.history))
@@ -134,6 +164,7 @@ class Loop:
         own = partial(attack.averaged, model, own=self.average) if config.rectify else None
         with self.casting:
             losses, logits = attack.outer(model, moved, x_adv, y, config, average=own)
+            losses = losses if weights is None else losses * weights.to(losses.dtype)
             loss = losses.mean() * (len(y) / rows[1])  # the part of the mean of all processes
         self.optimizer.zero_grad()
         torch.autograd.backward(self.scaler.scale(loss))
@@ -147,11 +178,12 @@ class Loop:
         if self.average:  # from the weights after the first update on
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
-        self.step, self.done, self.count = self.step + 1, self.done + 1, self.count + rows[1]
+        self.step, self.done = self.step + 1, self.done + 1
         accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
         ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        more = () if weights is None else torch.aminmax(weights)
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
-        values = losses.detach().mean(), accuracy, *rates, *ends, count
+        values = losses.detach().mean(), accuracy, *rates, *ends, *more, count
         self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
@@ -177,12 +209,14 @@ class Loop:
                 for row in rows:
                     check_range(row[4:6], self.config.bounds)
                     labels.check(row[6:8], limits)
+                    check_range(row[8:-1] or (0, 0), (0.0, math.inf), "weights")
             except DataError as error:
                 where = f"epoch {len(self.history) + 1}, batch {number}"
                 raise DataError(f"{where}: {error}") from None
             if not all(math.isfinite(row[0]) for row in rows):
                 raise NonFiniteError(self.step - self.done + number, self.history)
             for *row, count in rows:
+                self.count += count
                 self.sums = [s + count * new for s, new in zip(self.sums, row, strict=False)]
         # In the largest parameter a gradient shows that was not finite, though the loss was.
         finite = nn.utils.get_total_norm(self.trained.values(), math.inf).isfinite()
@@ -208,7 +242,7 @@ class Loop:
         return packed(named, meta | {"optimizer": optimizer})
 
     def _restored(self) -> dict[str, Tensor]:
-        """Go on from the checkpoint, if there is one; what an epoch that was interrupted kept."""
+        """Take up the checkpoint, if there is one; what an epoch that was interrupted kept."""
         with agreeing(self.batches.device):
             content = self.monitor.checkpoint()
         if content is None:
@@ -231,32 +265,5 @@ class Loop:
         self.scaler.load_state_dict(meta["scaler"])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
-        again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
-        self.monitor.resume(self.history, again if self.batches.count is None else None)
         show(self.bar, self.step, {})
         return parts["kept"]
-
-
-def clones(named: Named) -> dict[str, Tensor]:
-    """Copies on the device."""
-    return {name: tensor.detach().clone() for name, tensor in named.items()}
-
-
-@torch.no_grad()
-def fill(named: Named, values: Named) -> None:
-    """Copy values into the tensors of the same names."""
-    for name, value in values.items():
-        named[name].copy_(value)
-
-
-def looked_at(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, classes: int = 0
-) -> tuple[Tensor, Tensor, int]:
-    """The batch, clipped to the bounds, and the number of classes (if 0 from a call)."""
-    x, y = prepare(x, y, threat, validate=True)
-    if not classes:  # once, so not worth compiling
-        with attack_state(model, fork=x.device) as module, uncompiled():
-            logits = torch.no_grad()(logits_of)(module, x)
-        classes = classes_of(logits.numpy(force=True), threat.check_logits)
-    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
-    return x, y, classes

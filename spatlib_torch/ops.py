@@ -104,9 +104,9 @@ def check_model(model: Any, name: str = "model") -> None:
     """ConfigError unless it is a module that autograd can go through."""
     what, known = "be a torch.nn.Module that returns logits", isinstance(model, nn.Module)
     require(known, name, what, model)
-    sharded = {"FSDPModule", "FullyShardedDataParallel"} & {k.__name__ for k in type(model).__mro__}
-    require(not sharded, name, f"{what}, whole (FSDP is not supported)", type(model).__name__)
     kinds = [kind for module in model.modules() for kind in type(module).__mro__]
+    fsdp = {"FSDPModule", "FullyShardedDataParallel"} & {kind.__name__ for kind in kinds}
+    require(not fsdp, name, f"{what}, whole (FSDP is not supported)", fsdp)
     foreign = any(kind.__module__.partition(".")[0] == "keras" for kind in kinds)
     how = "not of Keras, whose BatchNorm would not move here (run Keras on TensorFlow)"
     require(not foreign, name, f"{what}, {how}", type(model).__name__)

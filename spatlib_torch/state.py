@@ -149,3 +149,15 @@ def load_optimizer(optimizer: Optimizer, trained: Named, found: Named, meta: Any
         like = p.detach() if value.shape == p.shape else value  # its memory format is that of p
         at = p.device if device == p.device.type else device
         optimizer.state[p][key] = torch.empty_like(like, dtype=value.dtype, device=at).copy_(value)
+
+
+def clones(named: Named) -> dict[str, Tensor]:
+    """Copies on the device."""
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+@torch.no_grad()
+def fill(named: Named, values: Named) -> None:
+    """Copy values into the tensors of the same names."""
+    for name, value in values.items():
+        named[name].copy_(value)

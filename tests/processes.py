@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import TensorDataset
 
 import spatlib
 from spatlib import ConfigError, Mask, SPATConfig, SpatlibError, TrainConfig
@@ -73,30 +73,17 @@ def trained_alike(_: Path | None = None) -> dict[str, Any]:
 
 def trained_together(folder: Path) -> dict[str, Any]:
     """With BatchNorm and dropout, where several processes are no longer one, and a run."""
-    layers = inner()
     config, found = SPATConfig(eps=0.1, steps=1), resumed(folder / "run", dies=False)
     x, y = map(torch.as_tensor, arrays(np.float32))
-    data = TensorDataset(x, y)
-    with_loader: dict[str, Any] = {}
-    if WORLD > 1:
-        for name, sampler in (("shared", DistributedSampler(data)), ("whole", None)):
-            loader = DataLoader(data, batch_size=8, sampler=sampler)
-            try:
-                training = plan(ema=0.0)
-                one = spatlib.train(network(*layers), loader, config=config, training=training)
-                alone = spatlib.evaluate(one.model, (x, y), config, attacks=("pgd",))
-                measured = [
-                    (r.count, r.metrics["clean"], r.per_class["clean"]) for r in (one.report, alone)
-                ]
-                with_loader[name] = facts(one) | {"measured": measured}
-            except ConfigError as error:
-                with_loader[name] = str(error)
+    for name, data in {"items": TensorDataset(x, y), "arrays": (x, y)}.items():
+        training = plan(epochs=1, validation=HELD)
+        found[name] = facts(spatlib.train(network(), data, config=config, training=training))
     try:
         spatlib.train(network(), (x[:1], y[:1]), config=config, training=plan())
         few = "trained"
     except ConfigError as error:
         few = str(error)
-    return found | {"loader": with_loader, "few": few}
+    return found | {"few": few}
 
 
 def resumed(folder: Path, dies: bool = True) -> dict[str, Any]:
@@ -181,6 +168,7 @@ def troubled(folder: Path) -> dict[str, Any]:
         "label": error(network(), Wrong()),
         "run": error(network(), (x, y), run_dir=folder / "file" / "run"),
         "rows": error(network(), (x[RANK::2], y[RANK::2])),
+        "items": error(network(), TensorDataset(x[RANK::2], y[RANK::2])),
         "epochs": error(network(), (x, y), settings={"epochs": 1 + RANK}),
         "network": error(network(*(nn.Identity(),) * RANK), (x, y)),
     }
@@ -202,7 +190,10 @@ def troubled(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[2])
-    kinds = {each.__name__: each for each in (trained_alike, trained_together, resumed, troubled)}
+    from .sharing import left, shared_out
+
+    every = trained_alike, trained_together, resumed, shared_out, troubled, left
+    kinds: dict[str, Any] = {each.__name__: each for each in every}
     for what in sys.argv[1].split(","):
         found = json.dumps(kinds[what](place))
         Path(place, f"{what}-{RANK}.json").write_text(found, encoding="utf-8")

@@ -125,6 +125,28 @@ def outside(strategy: Any) -> str:
     return ""
 
 
+class Sees(layers.Layer):
+    """Notes the sizes of the batches that pass through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def call(self, x: Any) -> Any:
+        tf.py_function(lambda count: self.sizes.add(int(count)), [tf.shape(x)[0]], [])
+        return x
+
+
+def parallel() -> dict[str, Any]:
+    """What a training inside Keras' own DataParallel gives, and on which devices."""
+    sees = Sees()
+    with keras.distribution.DataParallel().scope():
+        model = network(sees)
+        found = trained("mart", model)
+    places = {variable.value.device for variable in model.variables}
+    return found | {"sizes": [*sees.sizes], "devices": len(places)}
+
+
 def compared(directory: Path) -> dict[str, Any]:
     """By name what one device gives, and what two give."""
     keras.backend.set_floatx("float64")
@@ -148,6 +170,7 @@ def compared(directory: Path) -> dict[str, Any]:
     results["two"]["made outside"] = outside(strategy)
     with strategy.scope():
         results["two"]["stopped"] = stopped()
+    results["parallel"] = parallel()
     return results
 
 

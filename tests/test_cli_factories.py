@@ -49,6 +49,7 @@ def small():
 
 number = 3
 nothing = lambda: None
+fails = lambda: 1 / 0
 """
 KERAS = """
 import keras
@@ -164,13 +165,15 @@ def test_factories_of_keras(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("--model nowhere:network", ("model must name a factory", "ModuleNotFoundError")),
-        ("--model factories:nowhere", ("model must name a factory", "AttributeError")),
-        ("--model factories:number", ("model must name a factory to import", "got 3")),
-        ("--model factories:nothing", ("model must name a factory that returns it, got None",)),
+        ("--model nowhere:network", ("nowhere:network must be a factory", "ModuleNotFoundError")),
+        ("--model factories:nowhere", ("factories:nowhere must be a factory", "AttributeError")),
+        ("--model factories:number", ("factories:number must be a factory, to call", "got 3")),
+        ("--model factories:nothing", ("--model factories:nothing must return", "got None")),
+        ("--model factories:fails", ("factories:fails must return", "ZeroDivisionError: divis")),
         ("--model factories:pictures", ("model must be",)),
-        ("--data factories:nothing", ("data must name a factory that returns it, got None",)),
-        ("--data factories:dict", ("data must name a factory", "AttributeError")),
+        ("--data factories:nothing", ("--data factories:nothing must return", "got None")),
+        ("--data factories:fails", ("factories:fails must return", "ZeroDivisionError: divis")),
+        ("--data factories:dict", ("factories:dict must be a factory", "AttributeError")),
         ("--data builtins:object", ("data must be (x, y)", "got object")),
         ("--data factories:pictures --limit 3", ("--data-dir or --limit", "['limit']")),
     ],

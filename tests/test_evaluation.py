@@ -208,7 +208,7 @@ def test_result_prints_the_baselines_beside_spat(capsys: pytest.CaptureFixture[s
     assert [re.split(" {2,}", line)[0] for line in lines][1] == "PGD-20"
     assert "450 examples" in note
     assert "0.15" in note
-    columns = zip(*(re.findall(r"([\d.]+) %", line) for line in lines), strict=True)
+    columns = zip(*(re.findall(r"([\d.]+) \[", line) for line in lines), strict=True)
     for shown, report in zip(columns, (*result.baselines.values(), result.report), strict=True):
         assert list(shown) == [f"{100 * value:.1f}" for value in report.metrics.values()]
         assert set(report.metrics) == METRICS

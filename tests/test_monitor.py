@@ -168,6 +168,7 @@ def test_rows_are_written_after_the_checkpoint_that_has_them(tmp_path: Path) -> 
     )
     monitor, history = Monitor(TRAINING, None, run), [row(1, 0.5)]
     assert monitor.checkpoint() is None
+    monitor.begin([])
     monitor.epoch(history, None, lambda: b"weights", lambda: b"averaged")
     assert run.history() == []
     assert [run.read(name) for name in (BEST, LAST, EMA)] == [b"averaged", b"weights", b"averaged"]
@@ -181,7 +182,7 @@ def test_rows_are_written_after_the_checkpoint_that_has_them(tmp_path: Path) -> 
     run.close()
     again = Monitor(TRAINING, None, Run(tmp_path, resume=True))
     assert again.checkpoint() == b"checkpoint"
-    again.resume(history)
+    again.begin(history)
     assert again.best_weights() == b"averaged"
 
 

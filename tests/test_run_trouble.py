@@ -88,7 +88,7 @@ def test_a_killed_process_leaves_no_lock_though_its_workers_live(tmp_path: Path)
         holder.wait()
         os.kill(worker, 0)  # it lives
         run = Run(tmp_path, resume=True)
-        assert run.begin() is None
+        run.begin()
         run.close()
     finally:
         os.kill(worker, signal.SIGKILL)

@@ -93,12 +93,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
     assert all(np.isfinite(row["loss"]) for row in result.history)
 
 
-def test_keras_sets_its_precision_and_workers_itself() -> None:
+def test_keras_sets_its_precision_itself() -> None:
     for precision in ("bfloat16", "auto"):
         with pytest.raises(ConfigError, match="set_global_policy"):
             train("tf", precision=precision)
-    with pytest.raises(ConfigError, match=r"num_workers must be 0 for tf .*, got 1"):
-        train("tf", num_workers=1)
 
 
 @over_frameworks

@@ -248,13 +248,6 @@ def test_bad_weights_are_refused_before_the_attack(framework: str, kind: str) ->
     assert model.calls == []
 
 
-@over_frameworks
-def test_weights_in_the_batches_of_train_are_refused(framework: str) -> None:
-    x, y = arrays(framework)
-    word = "data must hold (x, y), got a third part: give weights to spat_loss"
-    check(DataError, word, lambda: train(framework, network(framework), [(x, y, np.ones(len(x)))]))
-
-
 FORMS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda z: {"loss": 0 * z, "logits": z},
     "tuple": lambda z: (z,),

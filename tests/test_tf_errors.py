@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from torch import Tensor
+from torch import Tensor, nn
 
 import spatlib
 from spatlib import ConfigError, DataError, Mask, SPATConfig, TrainConfig
@@ -173,6 +173,7 @@ OWN_CALLS: dict[str, tuple[Any, Callable[[], Any], str]] = {
         lambda: train(network(SHAPE[1:], trainable=False)),
         "model must have weights to train (set trainable",
     ),
+    "a network of torch": (ConfigError, lambda: train(nn.Linear(4, 2)), "model must be a keras"),
     "one logit": (DataError, lambda: train(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one logit to evaluate": (DataError, lambda: evaluate(network(SHAPE[1:], classes=1)), "K >= 2"),
     "one-hot of another width": (

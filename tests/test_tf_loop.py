@@ -21,6 +21,8 @@ from spatlib.monitor import Monitor
 from spatlib.runs import Run
 from spatlib_tf import SPATModel, engine
 
+from .test_torch_loaders import Labelled
+
 SHAPE, CLASSES, COUNT, BATCH, STEPS = (6, 6, 1), 3, 36, 8, 5  # the last batch has 4 examples
 CONFIG = SPATConfig(eps=0.1, steps=1)
 QUICK = {"epochs": 1, "batch_size": BATCH, "lr": 0.05, "schedule": "constant", "progress": False}
@@ -100,7 +102,7 @@ def test_terminate_on_nan_ends_fit(optimizer: Callable[[], Any]) -> None:
 
 
 @pytest.mark.usefixtures("one_attack")
-def test_callbacks_see_the_logs_and_may_end_the_training() -> None:
+def test_callbacks_see_the_logs_save_and_may_end_the_training(tmp_path: Path) -> None:
     logged: list[dict[str, float]] = []
 
     class Ends(keras.callbacks.Callback):
@@ -109,12 +111,14 @@ def test_callbacks_see_the_logs_and_may_end_the_training() -> None:
             self.model.stop_training = epoch == 1
 
     how: dict[str, Any] = {"config": CONFIG, "training": TrainConfig(**QUICK | {"epochs": 4})}
-    result = spatlib.train(network(), arrays(), backend="tf", callbacks=[Ends()], **how)
+    used = [Ends(), keras.callbacks.ModelCheckpoint(tmp_path / "saved.keras")]
+    result = spatlib.train(network(), arrays(), backend="tf", callbacks=used, **how)
+    assert same(keras.models.load_model(tmp_path / "saved.keras"), result.model)
     assert [row["loss"] for row in result.history] == [logs["loss"] for logs in logged]
     assert len(logged) == 2
-    for backend, given in (("torch", Ends()), ("tf", print)):
-        with pytest.raises(ConfigError, match=r"callbacks must be keras\.callbacks"):
-            spatlib.train("small_cnn", arrays(), backend=backend, callbacks=[given], **how)
+    for backend, given in (("torch", [Ends()]), ("tf", [print]), ("tf", Ends())):
+        with pytest.raises(ConfigError, match=r"callbacks must be a list of keras\.callbacks"):
+            spatlib.train("small_cnn", arrays(), backend=backend, callbacks=given, **how)
 
 
 class Fails(layers.Layer):
@@ -194,7 +198,7 @@ class Watched:
     """Rows behind an interface like that of h5py: sorted rows only, and never all at once."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.reads = values, values.shape, []
+        self.values, self.shape, self.chunks, self.reads = values, values.shape, (BATCH,), []
 
     def __len__(self) -> int:
         return len(self.values)
@@ -213,7 +217,7 @@ class Watched:
 
 def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path: Path) -> None:
     (x, y), expected, watching, mapped = arrays(), network(), network(), network()
-    fit(expected, epochs=2)
+    fit(expected, (tf.constant(x), Labelled(y)), epochs=2)
     watched = Watched(x), Watched(y)
     fit(watching, watched, epochs=2)
     reads = watched[0].reads
@@ -224,7 +228,7 @@ def test_arrays_are_read_batch_by_batch_in_another_order_in_each_epoch(tmp_path:
         assert sorted(np.concatenate(epoch)) == list(range(COUNT))
     assert not any(np.array_equal(*pair) for pair in product(first, second))
     np.save(tmp_path / "x.npy", x)
-    fit(mapped, (np.load(tmp_path / "x.npy", mmap_mode="r"), tf.constant(y)), epochs=2)
+    fit(mapped, (np.load(tmp_path / "x.npy", mmap_mode="r"), y), epochs=2)
     assert same(watching, expected)
     assert same(mapped, expected)
 

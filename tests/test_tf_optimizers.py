@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from keras import optimizers
 
 from spatlib import ConfigError, DataError
@@ -107,6 +108,7 @@ def used() -> optimizers.Optimizer:
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no optimizer": (lambda: "adam", {}, "optimizer must be a new keras.optimizers.Optimizer"),
     "nothing": (lambda: lambda: None, {}, "a function without arguments that returns one"),
+    "a class of torch": (lambda: torch.optim.Adam, {}, "got TypeError: Adam.__init__() missing 1"),
     "a used one": (used, {}, "optimizer must be a new keras.optimizers.Optimizer"),
     "its own average": (lambda: optimizers.Adam(use_ema=True), {}, "set ema in TrainConfig"),
     "another average": (

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from spatlib import DataError, SPATConfig
+import spatlib
+from spatlib import DataError, SPATConfig, TrainConfig
 from spatlib_tf.batches import Seen
 
 from .once import once
@@ -86,6 +88,13 @@ def test_a_network_trains_in_the_scope_it_was_made_in(replicas: dict[str, Any]) 
     assert replicas["two"]["made outside"].startswith("model must be made inside the scope")
 
 
+def test_the_data_parallelism_of_keras_still_does_nothing(replicas: dict[str, Any]) -> None:
+    """Where this fails, docs/several-gpus.md has to say what it does."""
+    found = replicas["parallel"]
+    assert_same(found, replicas["one"]["mart"])
+    assert (found["sizes"], found["devices"]) == ([BATCH], 1)
+
+
 def test_what_replicas_refuse(replicas: dict[str, Any]) -> None:
     assert replicas["two"]["odd"].startswith("batch_size must be a multiple of the 2 replicas")
     assert replicas["two"]["clipped"].startswith("clip_grad_norm must be left out under")
@@ -113,3 +122,17 @@ def test_faults_of_several_replicas_are_told_even_where_their_mean_is_none() -> 
     seen.bad.assign(sum(rows))
     with pytest.raises(DataError, match="in every replica, got others in several"):
         seen.result()
+
+
+def test_a_strategy_of_one_device_trains_as_none() -> None:
+    found = []
+    for strategy in (tf.distribute.MirroredStrategy(["/cpu:0"]), tf.distribute.get_strategy()):
+        with strategy.scope():
+            model = network()
+            x, y = np.full((BATCH, *model.input_shape[1:]), 0.5), np.zeros(BATCH, int)
+            plan = TrainConfig(epochs=1, batch_size=BATCH, schedule="constant", progress=False)
+            how = {"config": SPATConfig(eps=0.1, steps=1), "training": plan, "backend": "tf"}
+            found.append({"history": spatlib.train(model, (x, y), **how).history})
+        found[-1]["weights"] = model.get_weights()
+        del found[-1]["history"][0]["seconds"]
+    assert_same(*found)

@@ -189,10 +189,12 @@ def test_a_distributed_wrapper_is_trained_as_its_module() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_sharded_network_is_refused() -> None:
-    sharded = fully_shard(network(frozen=False), mesh=init_device_mesh("cpu", (1,)))
+def test_a_network_that_is_sharded_in_part_is_refused() -> None:
+    model = network(frozen=False)
+    part = next(child for child in model.children() if [*child.parameters()])
+    fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(ConfigError, match="FSDP is not supported"):
-        trained(sharded)
+        trained(model)
 
 
 @over_random_masks

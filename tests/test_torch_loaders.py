@@ -179,7 +179,7 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
         def __getitem__(self, index: int) -> Any:
             return torch.zeros(2, 4, 4 + index), 0
 
-    with pytest.raises(DataError, match=r"data must hold \(x, y\), got a third part"):
+    with pytest.raises(DataError, match="weights, the third part of data, must be floats"):
         fit(Named())
     with pytest.raises(DataError, match=r"data must hold arrays .* got tuple .*str.*: convert"):
         spatlib.evaluate(network(), Listed(), CONFIG)

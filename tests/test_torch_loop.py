@@ -185,7 +185,10 @@ def test_those_of_a_recipe_are_not_meant_for_it() -> None:
     assert (group["initial_lr"], group["weight_decay"]) == (1e-3, 0.5)
 
 
-@pytest.mark.parametrize("bad", [torch.optim.SGD([Tensor(2)], lr=0.1), lambda _: None, "adam"])
+BAD = [torch.optim.SGD([Tensor(2)], lr=0.1), lambda _: None, "adam", lambda: None]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_an_optimizer_is_made_by_a_function(bad: Any) -> None:
     with pytest.raises(ConfigError, match="optimizer must be a function from parameters to a"):
         spatlib.train(network(), arrays(), config=CONFIG, training=training(), optimizer=bad)

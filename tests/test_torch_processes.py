@@ -48,7 +48,7 @@ def both(what: str, place: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both processes left what they found."""
-    what = "trained_alike,trained_together,troubled"
+    what = "trained_alike,trained_together,shared_out,troubled,left"
     return once(tmp_path_factory, "processes", partial(launched, what))
 
 
@@ -72,12 +72,7 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(
     whole, broken = both("trained_together", place), both("resumed", tmp_path)
     for found in whole:
         assert "hold an example for each of 2 processes" in found.pop("few")
-        assert "be shared out: pass the data set, or a loader with sampler=Dis" in found[
-            "loader"
-        ].pop("whole")
-        reported, alone = found["loader"]["shared"].pop("measured")
-        assert reported == alone  # each example once, with its own label
-    assert whole[0].pop("loader") == whole[1].pop("loader")
+        assert found.pop("items") == found.pop("arrays")
     assert [found.pop("told") for found in whole] == [3, 0]
     assert [found.pop("told") for found in broken] == [2, 0]
     assert not any(found.pop("was_there") for found in whole)
@@ -96,6 +91,30 @@ def test_a_run_is_written_by_one_and_resumed_bit_for_bit_after_a_kill(
         assert len((run / "metrics.csv").read_text().splitlines()) == 4
 
 
+def test_each_example_of_a_loader_is_counted_once(place: Path) -> None:
+    first, second = both("shared_out", place)
+    assert first.pop("said") == "2 processes train on batches of 2 x 8 examples"
+    assert second.pop("said") == ""
+    for found in (first, second):
+        for name in ("whole", "shuffled"):
+            said = found["train"].pop(name)
+            assert "be shared out: pass the data set, or a loader with sampler=Dis" in said
+    assert first == second
+    trained, measured = first["train"], first["test"]
+    assert trained["nested"] == trained["sampler"]
+    assert all(each["reported"] == each["alone"] for each in trained.values()), trained
+    assert "give all processes batches in one order" in measured.pop("disordered")
+    expected = measured.pop("arrays")
+    assert len(measured) == 8, measured.keys()
+    assert all(report == expected for report in measured.values()), measured
+
+
+def test_those_that_are_left_say_that_a_process_has_ended(place: Path) -> None:
+    left = json.loads(Path(place, "left-0.json").read_text())
+    assert left.startswith("BackendError: a process of the training has ended (")
+    assert left.endswith("): look at what it printed, and resume the run")
+
+
 def test_trouble_in_one_process_ends_all_with_a_sentence(place: Path) -> None:
     first, second = both("troubled", place)
     assert first.pop("kept"), "a layer that no process uses"
@@ -103,6 +122,7 @@ def test_trouble_in_one_process_ends_all_with_a_sentence(place: Path) -> None:
         "rows": "data must be the same in every process",
         "epochs": "settings must be the same in every process",
         "network": "model must be the same in every process",
+        "items": "data must be the same in every process",
     }
     causes = {"label": "DataError: y must hold labels from 0 to 4", "run": "NotADirectoryError: "}
     for name, word in causes.items():

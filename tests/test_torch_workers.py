@@ -6,12 +6,15 @@ import multiprocessing
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import spatlib
 from spatlib import ConfigError, NonFiniteError
+from spatlib.data import as_dataset
 
-from .looping import CONFIG, COUNT, Keeper, Pictures, arrays, fit, network, state, training
+from .looping import BATCH, CONFIG, COUNT, Keeper, Pictures, arrays, fit, network, state, training
+from .test_torch_loaders import Stored
 from .test_torch_trouble import Failing
 
 
@@ -66,6 +69,19 @@ def test_examples_are_held_out_as_of_arrays() -> None:
     assert "val_pgd10" in found[0][1]
 
 
+@pytest.mark.parametrize("form", [torch.as_tensor, Stored])
+def test_held_out_rows_are_gathered_by_batches(form: Any) -> None:
+    x, y = arrays()
+    held = as_dataset((form(x), torch.as_tensor(y)), True, validation=5).validation
+    assert held[0].dataset.shape == x.shape  # a view
+    plan = training(batch_size=BATCH, validation=5)
+    results = [
+        spatlib.train(network(), (part, y), config=CONFIG, training=plan) for part in (form(x), x)
+    ]
+    assert state(results[0].model) == state(results[1].model)
+    assert results[0].history[0]["val_pgd10"] == results[1].history[0]["val_pgd10"]
+
+
 class Counted(IterableDataset[Any]):
     """Batches, although it has a length and, by its base class, ``__getitem__``."""
 
@@ -79,7 +95,7 @@ class Counted(IterableDataset[Any]):
 def test_no_examples_are_held_out_of_batches() -> None:
     plan = training(validation=5, epochs=1)
     for data in (Counted(), DataLoader(Pictures()), [arrays()]):
-        with pytest.raises(ConfigError, match=r"validation must be at most 0 \(0 for batches"):
+        with pytest.raises(ConfigError, match=r"validation must be at most 0 .* spatlib\.Dataset"):
             spatlib.train(network(), data, config=CONFIG, training=plan)
     with pytest.raises(ConfigError, match="validation must be at most 13"):
         spatlib.train(network(), Pictures(), config=CONFIG, training=training(validation=14))

@@ -59,7 +59,7 @@ def fit(
     """
     require(optimizer is None, "optimizer", "be left out for toy", optimizer)
     training = monitor.training
-    monitor.checkpoint()
+    monitor.begin([])
     rng, rows = np.random.default_rng(training.seed), list[dict[str, float]]()
     for epoch in range(1, training.epochs + 1):
         total = 0.0
