@@ -75,7 +75,7 @@ def ours(setting: Setting, mask: str) -> Arm:
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
     if setting.compiled:
         vars(model)["forward"] = compiled(model.forward)
-    return lambda: loop.train_on(x, y, (0, len(x)))
+    return lambda: loop.train_on(x, y, (0, len(x)), None)
 
 
 def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm]:
