@@ -1,4 +1,4 @@
-"""The accuracies of a model under attack: what is reported, how sure it is, and how it is shown."""
+"""What a training and an evaluation return: accuracies, how sure they are, how they are shown."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .config import Threat
+from .config import SPATConfig, Threat, TrainConfig
 
 ATTACKED = {"training": "training attack", "pgd": "plain PGD"}
 SHARES = ("success", "drift")  # of what the target and the judge read correctly
@@ -63,6 +63,39 @@ class Report:
 
     def _repr_html_(self) -> str:  # of notebooks
         return table({"model": self}).html()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A trained model and the record of its training.
+
+    The history has a dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
+    batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
+    """
+
+    model: Any  # with its best, averaged or last weights (see train)
+    history: list[dict[str, float]]
+    config: SPATConfig
+    training: TrainConfig
+    measured_on: str = "test"  # or "training" if there are no other data
+    report: Report | None = None  # on the model
+    # On others of its architecture, schedule and seed: "standard" and "PGD-AT", "TRADES" or "MART".
+    baselines: dict[str, Report] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The accuracies of ``report``, empty if there is none."""
+        return {} if self.report is None else self.report.metrics
+
+    def _table(self) -> "Table":
+        training = "; these are the training data" * (self.measured_on == "training")
+        return table(self.baselines | {self.config.method: self.report}, training)
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:  # of notebooks
+        return self._table().html()
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
