@@ -149,7 +149,6 @@ def main() -> None:
         return
     images = options.pop("images")
     setting = Setting(**options)
-    torch.backends.cudnn.benchmark = True
     launches(setting, out) if what == "launches" else epochs(setting, out, images)
 
 

@@ -33,6 +33,7 @@ python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=python3
 whole=$((60 * minutes)) failed=0 child='' decoder=''
 end=$((whole * 4 / 5)) # of what is measured
+[ "$data" ] || end=$((whole - 10))
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 stop() {
@@ -53,7 +54,7 @@ part() {
         printf '%s\t0\tleft out: no time\n' "$name" | tee -a "$out/parts.tsv"
         return
     fi
-    timeout --kill-after=4 "$limit" "${@//LIMIT/$((limit - limit / 5 - 1))}" >"$out/$name.log" 2>&1 &
+    timeout --kill-after=8 "$limit" "${@//LIMIT/$((limit - limit / 5 - 1))}" >"$out/$name.log" 2>&1 &
     child=$!
     wait "$child"
     status=$?
@@ -69,7 +70,7 @@ if [ "$rehearse" ]; then
     marks+=(-k 'pgd-Linf-min or recurrent or bfloat16 or middle or group')
 else
     device=cuda small=128 large=512 sizes=() rounds=(--seconds LIMIT --rounds 10)
-    epoch=(--compiled) marks=(-m gpu tests/test_gpu_*.py)
+    epoch=(--compiled) marks=(-m gpu tests/test_gpu_{graphs,training,attacks}.py)
     "$python" -c 'import xdist' 2>/dev/null && marks+=(--numprocesses 4)
 fi
 r18=(--device "$device" --precision bfloat16 --out "$out" --model preact_resnet18)
@@ -77,18 +78,21 @@ wrn=("${r18[@]}" --model wrn34_10)
 steps=("$python" -m benchmarks.step) epochs=("$python" -m benchmarks.accelerator epochs)
 all=(--mask off rms classes4 min default "${sizes[@]}" "${rounds[@]}")
 two=(--mask off rms "${rounds[@]}")
-compiled=(--compiled --only 'by hand, channels' 'by hand, one' 'by hand, compiled, ' torch ours)
+compiled=(--compiled --only 'ours, off' 'by hand, one' 'ours, rms' 'by hand, compiled, ' ours 'by hand, ch' torch)
+# At its limit pytest stops as by Ctrl-C, and says what has failed so far.
+tests="import signal, sys, pytest; signal.signal(signal.SIGTERM, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))"
 
 if [ "$data" ] && [ ! "$rehearse" ]; then # beside what is not timed
     "$python" -m benchmarks.accelerator pictures "$data" "$scratch" >"$out/pictures.log" 2>&1 &
     decoder=$!
 fi
-part marks 18 "$python" -m pytest -vv -p no:cacheprovider --durations=10 "${marks[@]}"
+part marks 18 "$python" -c "$tests" -vv -p no:cacheprovider --durations=10 "${marks[@]}"
 part launches 6 "$python" -m benchmarks.accelerator launches "${r18[@]}" --batch $small "${sizes[@]}"
 part small_eager 6 "${steps[@]}" "${r18[@]}" --batch $small "${all[@]}"
 [ "$rehearse" ] || {
-    part small_compiled 12 "${steps[@]}" "${r18[@]}" --batch $small "${compiled[@]}" "${all[@]}"
-    part large_compiled 10 "${steps[@]}" "${r18[@]}" --batch $large "${compiled[@]}" "${all[@]}"
+    part small_compiled 16 "${steps[@]}" "${r18[@]}" --batch $small "${compiled[@]}" "${all[@]}"
+    part large_compiled 14 "${steps[@]}" "${r18[@]}" --batch $large "${compiled[@]}" "${all[@]}"
 }
 part large_epoch 7 "${epochs[@]}" "${r18[@]}" --batch $large "${sizes[@]}" "${epoch[@]}"
 [ "$rehearse" ] || {
@@ -105,7 +109,7 @@ part large_epoch 7 "${epochs[@]}" "${r18[@]}" --batch $large "${sizes[@]}" "${ep
     part wide_large 8 "${wide[@]}" --batch $large "${compiled[@]}" "${two[@]}"
     part wide_epoch 25 "${epochs[@]}" "${wrn[@]}" --batch $large --compiled
 }
-end=$((whole - 6)) # the rest
+end=$((whole - 10)) # the rest
 if [ -z "$data" ] || [ "$rehearse" ]; then
     printf 'evidence\t0\tleft out: no data\n' | tee -a "$out/parts.tsv"
 else

@@ -75,7 +75,7 @@ def ours(setting: Setting, mask: str) -> Arm:
     loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
     if setting.compiled:
         vars(model)["forward"] = compiled(model.forward)
-    return lambda: loop.train_on(x, y, (0, len(x)))
+    return lambda: loop.train_on(x, y, (0, len(x)), None)
 
 
 def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm]:
@@ -83,6 +83,7 @@ def synchronised(setting: Setting, build: Callable[[], Arm]) -> Callable[[], Arm
         return build
 
     def waiting() -> Arm:
+        torch.backends.cudnn.benchmark = True  # as spatlib.train sets it, here for all
         step = build()
         return lambda: (step(), torch.cuda.synchronize())
 

@@ -14,15 +14,19 @@ PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 SHOWN = ("clean", "worst", "apgd", "held_robust", "success", "drift", "stall_rate")
 NETWORKS = {"best": "best", "last": "last", "avg_best": "best average", "avg_last": "last average"}
 CONTROLS = (  # of an arm: what it has to beat
+    ("rectified 0.8", "pgd"),
     ("rectified 0.8", "eps x 1.25"),
     ("rectified 0.8", "eps x 1.5"),
     ("rectified 0.8", "smooth 0.8"),
+    ("rectified 0.5", "pgd"),
     ("rectified 0.5", "eps x 1.25"),
     ("rectified 0.5", "smooth 0.5"),
     ("rectified 0.8, eps x 1.25", "eps x 1.25"),
+    ("realloc min x 1.5", "pgd"),
     ("realloc min x 1.5", "eps x 1.25"),
     ("realloc min x 1.5", "eps x 1.5"),
     ("realloc min x 1.5", "realloc random x 1.5"),
+    ("mask min", "pgd"),
     ("mask min", "eps x 0.75"),
     ("mask min", "mask random"),
 )

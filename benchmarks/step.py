@@ -8,7 +8,8 @@
 Writes benchmarks/results/step_torch_<device>[_<what differs from the defaults>].json, with
 ``_selected`` at the end where ``--only`` chose the arms: first what is known before any timing, and
 anew with every arm and round, so that what ends it early leaves the rest. An arm that fails, or
-for which ``--seconds`` leave no time, is named there with the reason.
+for which ``--seconds`` leave no time, is named there with the reason; so is what one warned of,
+such as an attack that could not be captured.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=math.inf, help="for all of it")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the file")
-    parser.add_argument("--only", nargs="+", default=[""], help="arms whose names begin so")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="arms whose names begin so, in this order"
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = vars(parser.parse_args(arguments))
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -64,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(arms_torch.peak(builders[peak])))
         return
     base = next(iter(builders))
-    chosen = [arm for arm in builders if arm == base or arm.startswith(tuple(only))]
+    chosen = dict.fromkeys(
+        [base, *(arm for text in only for arm in builders if arm.startswith(text))]
+    )
     differs = [
         "compiled" if value is True else str(value)
         for key, value in setting._asdict().items()
@@ -97,6 +103,8 @@ def measure(
     end: float,
 ) -> None:
     """Put a row for each arm into ``content``, which ``keep`` writes, until ``end`` is near."""
+    from spatlib_torch.graphs import WARM
+
     from .arms_torch import allocated
 
     setting, work, rows = (content[key] for key in ("setting", "gflop_per_image", "arms"))
@@ -116,11 +124,15 @@ def measure(
             continue
         try:
             before = allocated()
-            step = build()
-            row = {"first_s": seconds_of(step)}
+            with warnings.catch_warnings(action="always", record=True) as seen:
+                step = build()
+                row: dict[str, Any] = {"first_s": seconds_of(step)}
+                for _ in range(WARM):  # compiled and captured
+                    step()
             if before is not None:
                 row["peak_mib"] = allocated(peak=True) - before
-            step()
+            if seen:
+                row["warnings"] = sorted({str(warning.message)[:300] for warning in seen})
             times[arm] = [seconds_of(step)]
         except Exception as error:  # of one arm among many
             content["left_out"][arm] = f"{type(error).__name__}: {error}"[:500]

@@ -6,9 +6,9 @@ from .data import Dataset, load_data
 from .errors import BackendError, ConfigError, DataError, NonFiniteError, SpatlibError
 from .evaluate import evaluate
 from .recipes import RECIPES, Recipe
-from .report import Report
+from .report import Report, Result
 from .runs import load_model
-from .train import Result, train
+from .train import train
 
 __version__ = "0.1.0"
 __all__ = ["RECIPES", "Mask", "Recipe", "SPATConfig", "Threat", "TrainConfig"]

@@ -2,13 +2,17 @@
 
 import os
 import sys
+import warnings
 from importlib.util import find_spec
 
 
 def main() -> int:
     """The command line, if tyro is installed."""
-    if sys.stdout is None:  # it was closed: what is printed goes nowhere
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for name in ("stdout", "stderr"):  # what is printed to one that was closed goes nowhere
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a path may hold any bytes
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if find_spec("tyro"):
         from .cli import main as command
 

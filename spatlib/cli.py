@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import join
 from textwrap import fill
 from typing import Annotated, Any, Literal, cast
 
@@ -15,13 +16,14 @@ import spatlib
 
 from . import RECIPES, Mask, SPATConfig, plots
 from .audit import compare_attacks
+from .config import STANDARD
 from .data import Dataset, as_dataset, is_pair, load_data
 from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
-from .monitor import best_epoch
+from .monitor import CLEAN, ROBUST, best_epoch
 from .networks import NETWORKS
-from .options import DEFAULT, NUMBERS, Maybe, named, recipes
+from .options import DEFAULT, NUMBERS, Maybe, named, recipes, renamed
 from .page import page
 from .report import audit_table, evaluation, evaluation_table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
@@ -36,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     how: Any = {"prog": "spatlib", "description": ABOUT, "config": style, "registry": NUMBERS}
     commands, command = cast(Any, Train | Evaluate | Audit | Show | Recipes), cast(Any, None)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given[:1] == ["train"] and given[1:2] != ["--help"] and "".join(given[1:2]).startswith("--"):
+        given.insert(1, DEFAULT)  # else tyro knows its options, but not --no-baseline and the like
     try:
-        command = tyro.cli(commands, args=arguments, **how)
+        command = tyro.cli(commands, args=given, **how)
         command()
         sys.stdout.flush()
     except SpatlibError as error:
@@ -104,7 +109,9 @@ class Train:
         if not terminal and speaks:
             _say(_of(result, "metrics", "measured_on"))
         elif self.run_dir is not None and speaks:
-            print(f"kept in {self.run_dir}: look at it by spatlib show {self.run_dir} --html")
+            own = [f"--{name}={v}" for name, v in _of(self, *OWN).items() if ":" in v]
+            look = join(("spatlib", "show", self.run_dir, *own, "--html"))
+            print(f"kept in {self.run_dir}: look at it by {look}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +128,21 @@ class Trained:
     steps: Maybe[int] = None  # Steps of each attack; default: that of the training.
     seed: int = 0  # Fixes starts and masks.
 
+    def network(self, place: str, factory: str) -> tuple[Any, Run]:
+        """The network of the run in this option, made by that factory if it was the user's own."""
+        own = from_factory(factory, getattr(self, factory), self.seed)
+        require(not isinstance(own, str), factory, "name a factory, package.module:name", own)
+        with renamed(run_dir="RUN" if place == "run" else place, model=factory):
+            return load_model(getattr(self, place), self.weights, own)
+
     def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
         """The network, its run, the attack, and the data."""
         for name, least in {"seed": 0, "count": 1, "examples": 1, "shown": 0}.items():
-            checked(name, getattr(self, name, least), least)
-        own, data = (from_factory(name, getattr(self, name), self.seed) for name in OWN)
-        model, run = load_model(self.run, self.weights, own)
+            value = checked(name, getattr(self, name, least), least)
+            small = value <= 100 or name not in ("count", "shown")  # the rows of a picture
+            require(small, name, "be at most 100", value)
+        model, run = self.network("run", "model")
+        data = from_factory("data", self.data, self.seed)
         source, (config, training) = run.settings["data"], run.configs()
         what = f"be given for the run in {self.run}, whose data were your own"
         require(data is not None or bool(source), "data", what, data)
@@ -161,7 +177,7 @@ class Evaluate(Trained):
         how |= {"keep": self.keep, "worst_only": self.worst_only}
         report = spatlib.evaluate(model, measured, threat, **how)
         how = {"weights": self.weights, "seed": self.seed}
-        facts = evaluation(threat.method, report, part, {}, **how)
+        facts = evaluation(run.settings.get("network", threat.method), report, part, {}, **how)
         _say(facts, evaluation_table(facts))
         _write(run, EVALUATION, json.dumps(facts, indent=2).encode())
         if self.keep:
@@ -182,8 +198,7 @@ class Audit(Trained):
         if self.run.resolve() == self.judge.resolve():
             raise ConfigError(f"judge is the run itself, {self.run}: train another with --seed")
         model, run, config, data = self.open()
-        built = from_factory("judge_model", self.judge_model, self.seed)
-        judge, other = load_model(self.judge, self.weights, built)
+        judge, other = self.network("judge", "judge_model")
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         require(its == own, "judge", f"be trained on the same data, {own}", its)
         how = _of(self, "shown", "seed", "ssim", count="examples")
@@ -191,6 +206,7 @@ class Audit(Trained):
         facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
         _say(facts, audit_table(facts))
         _write(run, AUDIT, json.dumps(facts, indent=2).encode())
+        (run.directory / DRIFT).unlink(missing_ok=True)  # of another audit
         if len(y) and columns[0][1].ndim == 4:
             _write(run, DRIFT, plots.drift(y, columns, config.bounds, data.class_names))
 
@@ -205,8 +221,9 @@ class Show(Trained):
     def __call__(self) -> None:
         net, run, config, data = self.open()
         shown = attacked_examples(engine_of(net), net, data.measured, config, self.count, self.seed)
-        history = run.history()
-        _write(run, CURVES, plots.curves(history, config, best_epoch(history)), True)
+        history, ordinary = run.history(), run.settings.get("network") == STANDARD
+        best = best_epoch(history, CLEAN if ordinary else ROBUST)
+        _write(run, CURVES, plots.curves(history, config, best), True)
         if shown["x"].ndim == 4:
             _write(run, SHEET, plots.sheet(shown, config.bounds, data.class_names), True)
         if self.html:

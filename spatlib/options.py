@@ -1,18 +1,21 @@
 """The settings as options of the command line, and options in the place of their names."""
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Annotated, Any, TypedDict, TypeVar, Union, get_type_hints
 
 import tyro
 
 from .config import Mask, SPATConfig, Threat, TrainConfig
+from .errors import ConfigError, SpatlibError
 from .recipes import RECIPES
 
 DEFAULT = "digits"  # the recipe where none is named
 NUMBERS = tyro.constructors.ConstructorRegistry()
 SETTINGS = {each.name: each.name for kind in (SPATConfig, TrainConfig) for each in fields(kind)}
+NAME = r"(?<![\w./'-])([a-z]\w+)(=True|=False| must|)(?![\w./'-])"  # in no path
 SETTINGS |= {each.name: f"mask.{each.name}" for each in fields(Mask)}
 T = TypeVar("T")
 Maybe = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]  # the help says what is in force
@@ -57,14 +60,25 @@ def recipes() -> Any:
     return Union[tuple(choices)]  # noqa: UP007
 
 
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Errors inside are of these settings, which the command has under other names."""
+    try:
+        yield
+    except SpatlibError as error:
+        text = re.sub(NAME, lambda found: names.get(found[1], found[1]) + found[2], str(error))
+        raise ConfigError(text) from error
+
+
 def named(text: str, command: Any) -> str:
     """An error with the options of the command in the place of the names in Python."""
 
     def option(found: re.Match[str]) -> str:
         name, rest = found.groups()
-        known = name if hasattr(command, name) else SETTINGS.get(name)
+        settings = SETTINGS if hasattr(command, "settings") else {}
+        known = name if hasattr(command, name) else settings.get(name)
         if known is None or not ("_" in name or rest):
             return found[0]
         return "--" + "no-" * (rest == "=False") + known.replace("_", "-") + rest.split("=")[0]
 
-    return re.sub(r"(?<![\w./'-])([a-z]\w+)(=True|=False| must|)(?![\w./'-])", option, text)
+    return re.sub(NAME, option, text)

@@ -24,7 +24,7 @@ def page(run: Run) -> bytes:
             shown = show(path.read_bytes()) if path.exists() else f"There is no {name} yet."
         body += f"<section><h2>{heading}</h2>{shown}</section>\n"
     title = escape(f"spatlib run {run.directory.name}")
-    return LAYOUT.substitute(title=title, body=body).encode()
+    return LAYOUT.substitute(title=title, body=body).encode(errors="backslashreplace")
 
 
 def _picture(text: str, content: bytes) -> str:

@@ -98,7 +98,7 @@ def _grid(columns: list[Any], caption: str) -> bytes:
     for axes, (head, images, notes, framed) in zip(
         figure.subplots(count, width, squeeze=False).T, columns, strict=True
     ):
-        axes[0].set_title(head, fontsize=8)
+        axes[0].set_title(head + "\n(channel 1)" * (images.shape[-1] not in (1, 3)), fontsize=8)
         for row, panel in enumerate(axes):
             image = images[row] if images.shape[-1] == 3 else images[row, ..., 0]
             panel.imshow(np.clip(image, 0, 1).astype(float), cmap="gray", vmin=0, vmax=1)

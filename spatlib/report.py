@@ -1,4 +1,4 @@
-"""The accuracies of a model under attack: what is reported, how sure it is, and how it is shown."""
+"""What a training and an evaluation return: accuracies, how sure they are, how they are shown."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .config import Threat
+from .config import SPATConfig, Threat, TrainConfig
 
 ATTACKED = {"training": "training attack", "pgd": "plain PGD"}
 SHARES = ("success", "drift")  # of what the target and the judge read correctly
@@ -65,6 +65,39 @@ class Report:
         return table({"model": self}).html()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A trained model and the record of its training.
+
+    The history has a dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
+    batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
+    """
+
+    model: Any  # with its best, averaged or last weights (see train)
+    history: list[dict[str, float]]
+    config: SPATConfig
+    training: TrainConfig
+    measured_on: str = "test"  # or "training" if there are no other data
+    report: Report | None = None  # on the model
+    # On others of its architecture, schedule and seed: "standard" and "PGD-AT", "TRADES" or "MART".
+    baselines: dict[str, Report] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The accuracies of ``report``, empty if there is none."""
+        return {} if self.report is None else self.report.metrics
+
+    def _table(self) -> "Table":
+        training = "; these are the training data" * (self.measured_on == "training")
+        return table(self.baselines | {self.config.method: self.report}, training)
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:  # of notebooks
+        return self._table().html()
+
+
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """All p with |hits / n - p| <= Z sqrt(p (1 - p) / n) (Wilson 1927, J. Am. Stat. Assoc. 22)."""
     ends, z2 = (hits, n - hits), Z * Z
@@ -98,7 +131,7 @@ class Table:
             for across, cell in enumerate(row):
                 scope = f'th scope="{"row" if down else "col"}"'
                 body += f"<{'td' if (down and across) or not cell else scope}>{escape(cell)}"
-        return f"<table><caption>{escape(self.note)}</caption>{body}</table>"
+        return f"<table>{body}</table><p>{escape(self.note)}</p>"
 
 
 def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
@@ -108,10 +141,13 @@ def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
         return Table([], "not evaluated")
     *_, last = found.values()
     cells = [["", *found]]
+    titles = {**last.attacks}
+    if joint := titles.pop("worst", ""):  # of attacks on what all before them left
+        note += f"; worst: {joint}"
     for key in last.metrics:
         shares = ((report.metrics[key], *report.interval[key]) for report in found.values())
         row = (f"{100 * p:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
-        cells.append([last.attacks.get(key, key), *row])
+        cells.append([titles.get(key, key), *row])
     starts = f"{last.restarts} random start{'s' * (last.restarts != 1)}"
     threat = f"{last.threat.norm} eps {last.threat.eps:.4g}"
     of = f"accuracy in % [95 % interval] on {last.count} examples; {threat}, {starts}{note}"

@@ -54,7 +54,7 @@ class Run:
     def __init__(self, place: AnyPath, *, resume: bool = False, overwrite: bool = False) -> None:
         named = isinstance(place, str | os.PathLike) and os.fspath(place) != ""
         fits = named and (os.path.isdir(place) or not os.path.exists(place))
-        require(fits, "run_dir", "name a directory", place)
+        require(fits, "run_dir", "name a directory", os.fspath(place) if named else place)
         require(not (resume and overwrite), "resume", "be left out beside overwrite", resume)
         self.directory = Path(place).absolute()
         self.parent: Run | None = None  # the one that this one is a part of
@@ -80,6 +80,7 @@ class Run:
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
         part.parent, part.silent = self, self.silent
         part.describe(self._asked, self.settings["versions"]["threads"])
+        part.settings["network"] = name
         return part
 
     def describe(self, settings: dict[str, Any], threads: object = 0) -> None:
@@ -143,11 +144,12 @@ class Run:
         raise ConfigError(f"{what}, got {got}: put the right files back, or choose another run_dir")
 
     def configs(self) -> tuple[SPATConfig, TrainConfig]:
-        """The threat model and method, and the schedule; ConfigError if there is no run."""
+        """The threat model and method, of a part its own, and the schedule; ConfigError without."""
         if not self.settings:
             raise ConfigError(f"run_dir must hold a run, got {self.directory} without {CONFIG}")
-        config, training = self.settings["config"], self.settings["training"]
-        return SPATConfig.from_dict(config), TrainConfig(**training)
+        config = SPATConfig.from_dict(self.settings["config"])
+        config = config.baselines.get(self.settings.get("network", ""), config)
+        return config, TrainConfig(**self.settings["training"])
 
     def read(self, name: str) -> bytes | None:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""

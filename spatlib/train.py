@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,43 +16,10 @@ from .errors import ConfigError, NonFiniteError, expect, require, require_type
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
-from .report import Report, Table, evaluation, table
+from .report import Result, evaluation
 from .runs import CURVES, EVALUATION, SHEET, Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A trained model and the record of its training.
-
-    The history has a dict per epoch: ``epoch``, ``loss``, ``adv_accuracy`` (on attacked training
-    batches), ``stall_rate``, ``hole_rate`` (docs/method.md), ``lr``, ``seconds``.
-    """
-
-    model: Any  # with its best, averaged or last weights (see train)
-    history: list[dict[str, float]]
-    config: SPATConfig
-    training: TrainConfig
-    measured_on: str = "test"  # or "training" if there are no other data
-    report: Report | None = None  # on the model
-    # On others of its architecture, schedule and seed: "standard" and "PGD-AT", "TRADES" or "MART".
-    baselines: dict[str, Report] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The accuracies of ``report``, empty if there is none."""
-        return {} if self.report is None else self.report.metrics
-
-    def _table(self) -> Table:
-        training = "; these are the training data" * (self.measured_on == "training")
-        return table(self.baselines | {self.config.method: self.report}, training)
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:  # of notebooks
-        return self._table().html()
 
 
 def train(
@@ -114,6 +81,8 @@ def train(
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
+    own = run is None or "network" not in run.settings
+    require(own, "run_dir", "be a run of its own, not a baseline of another", run_dir)
     chosen, saved = find_recipe(recipe, data), None
     if run is not None and run.resumed:
         saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
@@ -211,7 +180,7 @@ def train(
                     drawn = plots.sheet(shown, config.bounds, dataset.class_names)
                     run.write(SHEET, drawn)
             except Exception as error:  # a full disk, a network that takes no other batch
-                warnings.warn(f"no results or plots in {run.directory}: {error}", stacklevel=2)
+                warnings.warn(f"results or plots lost in {run.directory}: {error}", stacklevel=2)
         if training.progress:
             print(result)
         return result

@@ -3,9 +3,10 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from threading import RLock
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Replayed:
-    """A function of (generator, setting, tensors...) over a model, replayed as one CUDA graph.
+    """A method of (generator, setting, tensors...) over a model, replayed as one CUDA graph.
 
     Only if ``on``, after a few calls with the same setting, like tensors and the model's tensors
     where they were. What cannot be captured runs as it is after one warning. The next call
@@ -57,11 +58,14 @@ class Replayed:
     def __init__(
         self, function: Callable[..., Tensors], model: nn.Module, device: torch.device, on: bool
     ) -> None:
-        self.function, self.model, self.source = function, model, torch.Generator(device)
+        # Whose method it is has this for its own: without a cycle its memory is freed with it.
+        self.function: Any = WeakMethod(function)
+        self.model, self.source = model, torch.Generator(device)
         self.on, self.key = on and device.type == "cuda", None
 
     def __call__(self, seed: int, setting: Any, *batch: Tensor) -> Tensors:
-        run = partial(self.function, self.source.manual_seed(seed), setting)
+        source = self.source.manual_seed(seed)
+        run: Callable[..., Tensors] = partial(self.function(), source, setting)
         if not self.on:
             return run(*batch)
         held = [t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers())]
@@ -88,21 +92,37 @@ class Replayed:
 
 def recorded(run: Callable[[], Tensors], source: torch.Generator) -> Callable[[], Tensors]:
     """What does all that ``run`` does on the device, into the same tensors; or RuntimeError."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")  # what waits would leave a capture half open
+    graph, aside = torch.cuda.CUDAGraph(), _aside(source.device)
+    here, before = torch.cuda.current_stream(source.device), torch.cuda.get_sync_debug_mode()
+    # Once more as it is, so that libraries take the memory that they keep outside the graph's.
+    aside.wait_stream(here)
+    with warnings.catch_warnings(action="ignore"):  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")  # what waits would leave a capture half open
     try:
-        with torch.random.fork_rng([source.device]):
+        with torch.cuda.stream(aside), torch.random.fork_rng([source.device]):
             run()
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
-    graph.register_generator_state(source)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        made = run()
+        here.wait_stream(aside)
+    with torch.cuda.stream(here):  # and back on it, where a capture fails
+        graph.register_generator_state(source)
+        try:
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                made = run()
+        except RuntimeError:
+            # The global generator counts on as in a capture until one has ended well.
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=aside):
+                torch.zeros(1, device=source.device)
+            raise
 
     def replay() -> Tensors:
         graph.replay()
         return made
 
     return replay
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, as cuBLAS keeps memory for each stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

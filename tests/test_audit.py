@@ -198,6 +198,8 @@ def test_the_command_compares_the_training_attack_with_pgd(
     # Half of the pixels have half of eps under the training attack's mask.
     assert printed["attacks"]["training"]["l2"] < 0.9 * printed["attacks"]["pgd"]["l2"]
     assert (target / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--examples", "9", "--shown", "0"]) == 0
+    assert not (target / "audit.png").exists()  # which would be of another audit
     assert main(["audit", str(target), "--judge", str(target)]) == 2
     assert f"judge is the run itself, {target}: train another" in capsys.readouterr().err
     edit(judge, lambda settings: settings["data"].update(name="mnist"))

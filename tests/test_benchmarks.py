@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def test_each_arm_of_a_step_is_kept_as_it_is_there(tmp_path: Path) -> None:
             kept.append(list(json.loads((tmp_path / "steps.json").read_text())["arms"]))
         if name == "broken":
             raise RuntimeError("no kernel")
+        if name == "ours, min":
+            warnings.warn("not captured", stacklevel=1)
         return lambda: time.sleep(0.01)
 
     arms = {name: partial(build, name) for name in ("by hand", "broken", "ours, min")}
@@ -94,6 +97,7 @@ def test_each_arm_of_a_step_is_kept_as_it_is_there(tmp_path: Path) -> None:
     assert content["left_out"] == {"broken": "RuntimeError: no kernel"}
     hand, ours = content["arms"]["by hand"], content["arms"]["ours, min"]
     assert (hand["ratio"], ours["rounds"]) == (1, 3)
+    assert (hand.get("warnings"), ours["warnings"]) == (None, ["not captured"])
     assert ours["tflops"] / ours["images_per_s"] == pytest.approx(
         3 * hand["tflops"] / hand["images_per_s"]
     )

@@ -121,6 +121,12 @@ def test_it_is_asked_for_again_and_never_imported_by_a_file(
         refused(capsys, f"{command} {data}", "model must be given for the run in", "your own")
         refused(capsys, f"{command} {model}", "data must be given for the run in", "your own")
     refused(capsys, f"evaluate a {data} --model factories:pictures", "model must be a torch")
+    refused(capsys, f"evaluate a {data} --model factories", "--model must name a factory, package")
+    judged = f"audit a {model} {data} --judge"
+    refused(capsys, f"{judged} nowhere", "--judge must hold a run")
+    called(capsys, f"train --run-dir b {model} {data} {SETTINGS}")
+    refused(capsys, f"{judged} b", "--judge-model must be given for the run in")
+    refused(capsys, f"{judged} b --judge-model factories", "--judge-model must name a factory")
     refused(capsys, f"evaluate a {data} --model keras_factories:network", "the 2 arrays of this")
 
 

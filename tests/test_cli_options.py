@@ -62,6 +62,8 @@ def test_a_recipe_is_a_choice_and_a_value_is_none(name: str, asked: Any) -> None
 
 def test_the_digits_are_the_default_and_none_is_a_value(asked: Any) -> None:
     assert asked() == asked("digits")
+    quiet = RECIPES["digits"].change(baseline=False, guard=False, progress=False)
+    assert asked("--limit", "9", "--no-baseline", "--no-guard")[2] == quiet
     assert asked("mnist", "--step-size", "None")[2].config.step_size is None
 
 
@@ -78,14 +80,17 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("evaluate nowhere", ("run_dir must hold a run", "nowhere without config.json")),
-        ("audit nowhere --judge elsewhere", ("run_dir must hold a run", "nowhere without")),
+        ("evaluate nowhere", ("RUN must hold a run", "nowhere without config.json")),
+        (f"evaluate {__file__}", (f"RUN must name a directory, got '{__file__}'",)),
+        ("audit nowhere --judge elsewhere", ("RUN must hold a run", "nowhere without")),
+        ("show nowhere --count 101", ("--count must be at most 100", "got 101")),
+        ("audit nowhere --judge elsewhere --shown 101", ("--shown must be at most 100",)),
         ("show nowhere --count 0", ("count must be an integer in [1, 2**63), got 0",)),
         ("show nowhere --seed -1", ("seed must be an integer in [0, 2**63), got -1",)),
         ("audit nowhere --judge elsewhere --examples 0", ("examples must be",)),
         ("train --eps 1e400", ("eps must be a number in (0, inf), got inf",)),
         ("train --seed 18446744073709551616", ("seed must be an integer in [0, 2**63)",)),
-        ("show nowhere", ("run_dir must hold a run", "nowhere without config.json")),
+        ("show nowhere", ("RUN must hold a run", "nowhere without config.json")),
         ("train --backend jax", ("backend", "'torch'")),
         ("train --resume", ("--run-dir must name the run",)),
         ("train --run-dir=", ("--run-dir must name a directory, got ''",)),
@@ -193,8 +198,10 @@ def test_an_error_names_options_and_leaves_paths_and_other_words_alone() -> None
         "--mask.keep must be, floor=1, --eps-warmup and x must"
     )
     evaluate = Evaluate(run=Path("a"))
-    text = "run_dir must hold a run; keep must be, worst_only=False"
-    assert named(text, evaluate) == "run_dir must hold a run; --keep must be, --no-worst-only"
+    text = "run_dir must hold a run; keep must be, worst_only=False, check_logits=False"
+    assert named(text, evaluate) == (
+        "run_dir must hold a run; --keep must be, --no-worst-only, check_logits=False"
+    )
 
 
 def test_help_names_the_recipes_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,17 +33,21 @@ def replays(device: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return seen
 
 
+@pytest.fixture
+def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are not compiled: graphs alone."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
 def agree(ours: list[Tensor], expected: list[Tensor]) -> None:
     """As in float64, where neither rounding nor cuDNN's choices decide a sign."""
     for mine, value in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("as_written")
 @pytest.mark.parametrize("name", CONFIGS)
-def test_replayed_attacks_are_the_attacks(
-    name: str, device: str, replays: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+def test_replayed_attacks_are_the_attacks(name: str, device: str, replays: list[None]) -> None:
     config = CONFIGS[name]
     expected = fit(network().double(), config, device=device)
     assert not replays
@@ -51,14 +55,7 @@ def test_replayed_attacks_are_the_attacks(
     assert len(replays) == REPLAYED
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_those_of_compiled_networks_are_too(name: str, device: str, replays: list[None]) -> None:
-    """Without dropout, of which a compiled one draws other numbers."""
-    config, models = CONFIGS[name], [network(dropout=0.0).double() for _ in range(2)]
-    agree(*(fit(models[i], config, device=device, compile=i > 0) for i in range(2)))
-    assert len(replays) == REPLAYED
-
-
+@pytest.mark.usefixtures("as_written")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_is_replayed_too(precision: str, device: str, replays: list[None]) -> None:
     before = [value.clone() for value in network().state_dict().values()]
@@ -69,24 +66,45 @@ def test_low_precision_is_replayed_too(precision: str, device: str, replays: lis
         assert not torch.equal(mine.cpu(), value)
 
 
-class Reading(nn.Module):
-    """It looks at a value on the host, which no graph can hold."""
+class Waiting(nn.Module):
+    """It waits for the device, which no graph can hold: to look at a value, or where torch is not
+    told, so that the capture itself fails."""
+
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.looks = looks
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum().item() > 0 else -x
+        if not self.looks:
+            torch.cuda.synchronize()
+        return x if not self.looks or x.sum().item() > 0 else -x
 
 
-def test_what_waits_for_the_device_runs_as_it_is(device: str, replays: list[None]) -> None:
+@pytest.mark.usefixtures("as_written")
+@pytest.mark.parametrize("looks", [True, False])
+def test_what_waits_for_the_device_runs_as_it_is(
+    looks: bool, device: str, replays: list[None]
+) -> None:
     if device == "cpu":  # where nothing waits
         return
-    models = [nn.Sequential(Reading(), network(dropout=0.0).double()) for _ in range(2)]
-    expected = fit(models[0], device=device)
+    models = [nn.Sequential(Waiting(looks), network().double()) for _ in range(2)]
+    expected, stream = fit(models[0], device=device), torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="not as one CUDA graph") as seen:
         ours = fit(models[1], device=device, compile=True)
-    agree(ours, expected)
+    agree(ours, expected)  # the global generator still draws, for dropout
     assert sum("not as one CUDA graph" in str(warning.message) for warning in seen) == 1
     assert not replays
-    torch.rand(2, device=device)  # the global generator still draws
+    assert torch.cuda.current_stream() == stream
+    fit(network().double(), device=device, compile=True)
+    assert len(replays) == REPLAYED
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_those_of_compiled_networks_are_too(name: str, device: str, replays: list[None]) -> None:
+    """Without dropout, of which a compiled one draws other numbers."""
+    config, models = CONFIGS[name], [network(dropout=0.0).double() for _ in range(2)]
+    agree(*(fit(models[i], config, device=device, compile=i > 0) for i in range(2)))
+    assert len(replays) == REPLAYED
 
 
 def test_ten_networks_are_compiled_one_after_the_other(device: str, replays: list[None]) -> None:

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import spatlib
 from spatlib import DataError, Result, plots
 from spatlib.data import as_dataset
+from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 from spatlib.page import page
 from spatlib.report import EQUAL, audit_table, bar, evaluation, table
 from spatlib.runs import EVALUATION, Run
 
 from .running import CONFIG, TRAINING, copied, edit
-from .test_report import hostile_report, sample
+from .test_report import hostile_report, in_batches, sample
 
 NAMES = ["plane", "$cat_{", "<b>" + 30 * "x"]
 HISTORY = [
@@ -95,6 +96,11 @@ def test_a_sheet_says_what_is_zero_what_was_fooled_and_the_names(drawn: list[Fig
     assert [text for text in found if "fooled" in text] == ["read as: $cat_{\nfooled"]
     assert framed(with_mask) == [False] * 3 + [True] + [False] * 8  # the first of the last column
     assert "label: 2\nread as: 0" in texts(without)
+    assert not [text for text in texts(without) if "channel" in text]
+    plots.sheet(
+        {k: v.repeat(2, -1) if v.ndim == 4 else v for k, v in examples(1).items()}, (0, 1), ()
+    )
+    assert "input\n(channel 1)" in texts(drawn[-1])
     assert len(without.axes) == 9
     perturbation = with_mask.axes[2].images[0].get_array()
     assert perturbation is not None
@@ -181,8 +187,8 @@ class Tags(HTMLParser):
 def test_a_page_is_whole_without_a_network_and_escapes_what_files_say(
     own: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "<b>run").mkdir()
-    directory, png = copied(own[1], tmp_path / "<b>run"), b"\x89PNG"
+    (place := tmp_path / "<b>run\udcff").mkdir()  # of a byte that is no UTF-8
+    directory, png = copied(own[1], place), b"\x89PNG"
     edit(directory, lambda settings: settings.update(git="<script src=//evil></script>$title"))
     run = Run(directory, resume=True)
     assert "There is no audit.json yet." in page(run).decode()
@@ -232,6 +238,11 @@ def test_tables_fit_eighty_columns_whatever_the_attacks() -> None:
     of_train = dict.fromkeys(("standard", "PGD-AT", "SPAT"), sample(("pgd", "margin", "apgd")))
     assert max(map(len, str(table(of_train)).splitlines())) <= 80
     assert " ".join(text.split()).endswith("3 random starts; these are the training data")
+    joint = Evaluation(CONFIG, ("targeted", "apgd", "margin"), joint=True)
+    verdicts = dict.fromkeys(joint.keys, np.ones(8, bool))
+    text = str(joint.report(in_batches(np.arange(8) % 2, 10, verdicts)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "; worst: APGD-CE-20, then CW margin PGD-20, then" in " ".join(text.split())
 
 
 def test_a_notebook_shows_a_table_with_escaped_text() -> None:
@@ -241,7 +252,7 @@ def test_a_notebook_shows_a_table_with_escaped_text() -> None:
         text = shown._repr_html_()
         assert "<script>" not in text
         assert '<th scope="row">&lt;script&gt;&amp;<td>87.5 [52.9, 97.8]' in text
-        assert "<caption>accuracy in % [95 % interval] on 8 examples" in text
+        assert "<p>accuracy in % [95 % interval] on 8 examples" in text
     assert '<th scope="col">standard<th scope="col">SPAT<tr>' in text
     assert "not evaluated" in Result(**parts)._repr_html_()
 

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,7 @@ def test_pictures_that_cannot_be_written_do_not_take_the_result(own: Any, tmp_pa
     directory = copied(own[1], tmp_path)
     (directory / "curves.png").unlink()
     (directory / "curves.png").mkdir()
-    with pytest.warns(UserWarning, match=r"no results or plots in .*curves\.png"):
+    with pytest.warns(UserWarning, match=r"results or plots lost in .*curves\.png"):
         assert train(directory, resume=True).metrics == own[0].metrics
 
 
@@ -210,10 +212,28 @@ def test_an_output_that_fails_ends_the_command_without_a_trace(full: bool) -> No
     assert done.stderr.count("\n") == full
 
 
-def test_without_an_output_the_command_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["spatlib", "recipes"])
-    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
-    assert entry.main() == 0
+@pytest.mark.parametrize(("closed", "command"), [("stdout", "recipes"), ("stderr", "show nowhere")])
+def test_without_an_output_the_command_does_its_work(
+    closed: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["spatlib", *command.split()])
+    monkeypatch.setattr(sys, closed, None)  # as Python has it after >&- and 2>&-
+    assert entry.main() == (2 if closed == "stderr" else 0)
+    assert capsys.readouterr() == ("", "")
+    assert warnings.formatwarning("text", UserWarning, "a.py", 1) == "warning: text\n"
+
+
+def test_an_output_that_knows_only_ascii_has_the_rest_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["spatlib", "--help"])
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(raw := BytesIO(), encoding="ascii"))
+    with pytest.raises(SystemExit):
+        entry.main()
+    sys.stdout.flush()
+    assert rb"\u2022 recipes" in raw.getvalue()
 
 
 def test_a_training_whose_output_nobody_reads_can_go_on(tmp_path: Path) -> None:

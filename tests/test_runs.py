@@ -15,6 +15,7 @@ import torch
 
 import spatlib
 from spatlib import ConfigError, Mask, SPATConfig, TrainConfig
+from spatlib.cli import main
 from spatlib.engines import load_engine
 from spatlib.report import evaluation_table
 from spatlib.runs import BEST, EMA, LAST, METRICS, Run, load_model
@@ -105,12 +106,19 @@ def test_the_baseline_has_a_run_of_its_own_which_is_overwritten_too(tmp_path: Pa
     both = RECIPE.change(baseline=True, validation=10)
     result = train_digits(tmp_path, recipe=both)
     standard, run = load_model(tmp_path / "standard")
-    assert saved(tmp_path / "standard") == saved(tmp_path) == run.settings
+    part = saved(tmp_path) | {"network": "standard"}
+    assert saved(tmp_path / "standard") == run.settings == part
     measured = spatlib.evaluate(standard, DIGITS, both.config).metrics
     assert measured == result.baselines["standard"].metrics
     shown = evaluation_table(json.loads((tmp_path / "evaluation.json").read_bytes()))
     assert shown.cells == result._table().cells  # of all networks
     assert weights(standard) != weights(load_model(tmp_path)[0])
+    assert load_model(tmp_path / "PGD-AT")[1].configs()[0] == both.config.baselines["PGD-AT"]
+    assert main(("evaluate", str(tmp_path / "standard"), "--limit", "9")) == 0
+    told = json.loads((tmp_path / "standard" / "evaluation.json").read_bytes())
+    assert told["network"] == "standard"
+    with pytest.raises(ConfigError, match="run_dir must be a run of its own"):
+        spatlib.train(run_dir=tmp_path / "standard", resume=True)
     again = train_digits(tmp_path, recipe=both, resume=True)
     for one, other in zip(again.baselines.values(), result.baselines.values(), strict=True):
         assert one.metrics == other.metrics
@@ -120,8 +128,10 @@ def test_the_baseline_has_a_run_of_its_own_which_is_overwritten_too(tmp_path: Pa
         assert [path.name for path in (tmp_path / name).rglob("*") if path.is_file()] == []
 
 
-def test_the_best_epoch_of_the_baseline_is_that_of_the_best_clean_accuracy(tmp_path: Path) -> None:
-    told: list[tuple[float, float, bytes]] = []
+def test_the_best_epoch_of_the_baseline_is_that_of_the_best_clean_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, marked = list[tuple[float, float, bytes]](), list[int]()
 
     def read(row: dict[str, Any]) -> None:
         if row["network"] == "standard":
@@ -136,6 +146,9 @@ def test_the_best_epoch_of_the_baseline_is_that_of_the_best_clean_accuracy(tmp_p
     higher = [all(value > before for before in clean[:n]) for n, value in enumerate(clean)]
     assert higher == [files[n] not in files[:n] for n in range(5)]
     assert higher != [all(v > before for before in robust[:n]) for n, v in enumerate(robust)]
+    monkeypatch.setattr("spatlib.plots.curves", lambda *_: marked.append(_[-1]) or b"")
+    assert main(("show", str(tmp_path / "standard"))) == 0
+    assert marked == [1 + clean.index(max(clean))] != [1 + robust.index(max(robust))]
 
 
 def test_a_relative_path_is_that_of_the_beginning(

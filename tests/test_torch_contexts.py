@@ -20,6 +20,7 @@ import spatlib
 from spatlib import ConfigError, SPATConfig, TrainConfig
 from spatlib_torch import perturb, shared_mask, spat_loss
 
+from .test_draws import distance_from_uniform
 from .test_torch_state import (
     CLASSES,
     EPS,
@@ -239,12 +240,6 @@ def draw(settings: SPATConfig, count: int = 4000, size: int = 6) -> np.ndarray:
     model, x = nn.Linear(size, 3).double(), torch.zeros(count, size, dtype=torch.float64)
     y = torch.zeros(count, dtype=torch.int64)
     return perturb(model, x, y, settings, generator=seeded()).numpy()
-
-
-def distance_from_uniform(values: np.ndarray) -> float:
-    """Kolmogorov's statistic for values in [0, 1]; above 2.5 / sqrt(n) in one case of 10^5."""
-    ordered = np.sort(values.ravel())
-    return float(np.abs(ordered - (np.arange(len(ordered)) + 0.5) / len(ordered)).max())
 
 
 # E[(|d_i| / ||d||)^2] for a uniform direction: on the L2 sphere and on the L1 sphere.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -196,3 +198,22 @@ def test_what_cannot_be_captured_runs_as_it_is_after_a_warning(
     assert all(map(torch.equal, ours, expected))
     assert len(seen) == 1
     assert recorder.replays == 0
+
+
+def test_a_training_holds_no_memory_when_it_has_ended() -> None:
+    """Without a search for cycles, before which memory of a GPU might run out."""
+    made: list[weakref.ref[Any]] = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        sgd = torch.optim.SGD(parameters)
+        made.append(weakref.ref(sgd))
+        return sgd
+
+    x, y = torch.rand(SIZE, *SHAPE), torch.zeros(SIZE, dtype=torch.int64)
+    training = TrainConfig(epochs=1, batch_size=SIZE, progress=False)
+    gc.disable()
+    try:
+        engine.fit(network(), (x, y), CONFIGS["default"], Monitor(training), optimizer)
+        assert [ref() for ref in made] == [None]
+    finally:
+        gc.enable()
