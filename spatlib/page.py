@@ -10,7 +10,7 @@ from string import Template
 
 from .errors import expect, reading
 from .report import audit_table, evaluation_table
-from .runs import AUDIT, CONFIG, CURVES, DRIFT, EVALUATION, SHEET, Run
+from .runs import AUDIT, CONFIG, CURVES, DRIFT, EVALUATION, RESULT, SHEET, Run
 
 LAYOUT = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
 
@@ -32,8 +32,13 @@ def _picture(text: str, content: bytes) -> str:
     return f'<img alt="{text}" src="data:image/png;base64,{b64encode(content).decode()}">'
 
 
+def _accuracies(content: bytes) -> str:
+    return evaluation_table(json.loads(content)).html()
+
+
 PARTS: dict[str, tuple[str, Callable[[bytes], str]]] = {
-    "Evaluation": (EVALUATION, lambda content: evaluation_table(json.loads(content)).html()),
+    "After the training": (RESULT, _accuracies),
+    "Evaluation": (EVALUATION, _accuracies),
     "Training": (CURVES, partial(_picture, "loss and accuracies by epoch")),
     "Examples": (SHEET, partial(_picture, "inputs, perturbations, perturbed inputs")),
     "Audit by another network": (AUDIT, lambda content: audit_table(json.loads(content)).html()),

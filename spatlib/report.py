@@ -155,14 +155,14 @@ def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
 
 
 def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **how: Any) -> Any:
-    """What ``evaluation.json`` holds: a report, how it was made, and those of networks beside."""
+    """What ``result.json`` holds: a report, how it was made, and those of networks beside."""
     beside = {name: each.as_json() for name, each in baselines.items()}
     facts = {"network": network, "measured_on": measured_on, "baselines": beside}
     return report.as_json() | facts | how
 
 
 def evaluation_table(facts: dict[str, Any]) -> Table:
-    """What ``evaluation.json`` holds, a column for each network."""
+    """What :func:`evaluation` made, a column for each network."""
     networks = facts["baselines"] | {facts["network"]: facts}
     for name, values in networks.items():
         known = {each.name: values[each.name] for each in fields(Report) if each.compare}

@@ -25,11 +25,11 @@ from .storage import PUT_BACK, Content, naming, put, sums_in
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
 WEIGHTS = {"best": BEST, "ema": EMA, "last": LAST}
-EVALUATION, KEPT = "evaluation.json", "evaluation.npz"
+RESULT, EVALUATION, KEPT = "result.json", "evaluation.json", "evaluation.npz"
 AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.png"
 PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
-FILES = (EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
+FILES = (RESULT, EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
 NONE = sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 SUMS, LOCK = "spatlib.json", ".spatlib.lock"

@@ -17,7 +17,7 @@ from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
 from .report import Result, evaluation
-from .runs import CURVES, EVALUATION, SHEET, Run
+from .runs import CURVES, RESULT, SHEET, Run
 
 SGD = ("lr", "momentum", "weight_decay", "bias_decay")  # the settings of the default optimizer
 
@@ -171,7 +171,7 @@ def train(
         if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
                 told = evaluation(config.method, result.report, on, result.baselines)
-                run.write(EVALUATION, json.dumps(told, indent=2).encode())
+                run.write(RESULT, json.dumps(told, indent=2).encode())
                 drawn = plots.curves(result.history, config, best_epoch(result.history))
                 run.write(CURVES, drawn)
                 some = min(8, training.batch_size)

@@ -18,7 +18,7 @@ import pytest
 
 from spatlib import RECIPES, SPATConfig, TrainConfig, load_data
 from spatlib.cli import main
-from spatlib.runs import EVALUATION, Run
+from spatlib.runs import EVALUATION, RESULT, Run
 
 from .running import edit
 
@@ -57,7 +57,7 @@ def test_train_evaluate_show(
     *rows, last = lines(out)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(0 <= row["val_pgd10"] <= row["val_clean"] <= 1 for row in rows)
-    assert json.loads((directory / EVALUATION).read_bytes())["metrics"] == last["metrics"]
+    assert json.loads((directory / RESULT).read_bytes())["metrics"] == last["metrics"]
     config, training = Run(directory, resume=True).configs()
     assert config == SPATConfig(eps=8 / 255, steps=1)
     assert training == TrainConfig(
@@ -82,7 +82,8 @@ def test_train_evaluate_show(
     assert [picture.name for picture in pictures] == ["curves.png", "sheet.png"]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert page == directory / "report.html"
-    assert "PGD-20" in page.read_text()  # what evaluation.json holds
+    assert "PGD-20" in page.read_text()
+    assert page.read_text().count("<table>") == 2  # after the training, and evaluate's
 
     quick = ("--attacks", "pgd", "--limit", "20", "--eps", "1/255", "--keep")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # capsys' own

@@ -190,7 +190,6 @@ def test_a_measurement_that_cannot_be_written_is_printed(
     digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = copied(digits[1], tmp_path)
-    (directory / "evaluation.json").unlink()
     (directory / "evaluation.json").mkdir()
     assert main(("evaluate", str(directory), "--attacks", "pgd", "--limit", "10")) == 3
     out, error = capsys.readouterr()

@@ -110,7 +110,7 @@ def test_the_baseline_has_a_run_of_its_own_which_is_overwritten_too(tmp_path: Pa
     assert saved(tmp_path / "standard") == run.settings == part
     measured = spatlib.evaluate(standard, DIGITS, both.config).metrics
     assert measured == result.baselines["standard"].metrics
-    shown = evaluation_table(json.loads((tmp_path / "evaluation.json").read_bytes()))
+    shown = evaluation_table(json.loads((tmp_path / "result.json").read_bytes()))
     assert shown.cells == result._table().cells  # of all networks
     assert weights(standard) != weights(load_model(tmp_path)[0])
     assert load_model(tmp_path / "PGD-AT")[1].configs()[0] == both.config.baselines["PGD-AT"]
