@@ -46,7 +46,8 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
         found = own if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device must be one PyTorch finds, got {shown(device)}") from error
-    model.to(found)
+    if any(t.device != found for t in (*model.parameters(), *model.buffers())):
+        model.to(found)  # which, if for nothing too, disturbs a training in another thread
     return found
 
 

@@ -95,6 +95,15 @@ def test_a_network_is_measured_in_one_thread_while_it_is_trained_in_another() ->
     assert found == [expected]
 
 
+def test_a_network_that_is_where_it_is_asked_for_is_not_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Moving replaces gradients, which a training in another thread may free at that moment."""
+    model = test_torch_state.network()
+    monkeypatch.setattr(model, "to", lambda *_: pytest.fail("moved"))
+    spatlib.evaluate(model, test_torch_state.batch(), CONFIGS[0], steps=1, device="cpu")
+
+
 def test_masks_made_in_two_threads_leave_compiled_what_is() -> None:
     """They run networks uncompiled for a while: the second begins in it, and ends after it."""
     models = [test_torch_state.network() for _ in range(2)]
