@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 # One thread per worker: the tensors are small, and threads of two workers would fight for cores.
@@ -44,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In the background of a shell SIGINT, which tests send, would be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "verifies(backends): a row of docs/verification.md")
     if {"torch", "tf"} & set(selected(config)):
         import torch  # noqa: F401  # has to be imported before TensorFlow
