@@ -151,7 +151,7 @@ def asking(name: str, what: str) -> Iterator[None]:
         yield
     except SpatlibError:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's own function may raise anything
         file = f" ({found})" if (found := getattr(error, "filename", None)) else ""
         raise ConfigError(f"{name} must {what}, got {cause(error)}{file}") from error
 
