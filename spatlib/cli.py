@@ -14,21 +14,20 @@ import tyro
 
 import spatlib
 
-from . import RECIPES, Mask, SPATConfig, plots
+from . import RECIPES, SPATConfig, options, plots
 from .audit import compare_attacks
 from .config import STANDARD
-from .data import Dataset, as_dataset, is_pair, load_data
+from .data import Dataset, as_dataset, is_pair
 from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
 from .monitor import CLEAN, ROBUST, best_epoch
 from .networks import NETWORKS
-from .options import DEFAULT, NUMBERS, Maybe, named, recipes, renamed
+from .options import DEFAULT, NUMBERS, Maybe, given
 from .page import page
 from .report import audit_table, evaluation, evaluation_table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
 
-OWN = ("model", "data")  # which a factory may make
 MODEL = f"One of {', '.join(NETWORKS)}, or factory package.module:name; default: the recipe's."
 ABOUT = "Semantics-preserving adversarial training: train and measure classifiers."
 
@@ -38,16 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     style = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitSubcommandPrefixes)
     how: Any = {"prog": "spatlib", "description": ABOUT, "config": style, "registry": NUMBERS}
     commands, command = cast(Any, Train | Evaluate | Audit | Show | Recipes), cast(Any, None)
-    given = [*(sys.argv[1:] if arguments is None else arguments)]
-    if given[:1] == ["train"] and given[1:2] != ["--help"] and "".join(given[1:2]).startswith("--"):
-        given.insert(1, DEFAULT)  # else tyro knows its options, but not --no-baseline and the like
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
-        command = tyro.cli(commands, args=given, **how)
+        command = tyro.cli(commands, args=options.ordered(words), **how)
         command()
         sys.stdout.flush()
     except SpatlibError as error:
         if not isinstance(error, PeerError):
-            print(f"spatlib: {named(str(error), command)}", file=sys.stderr)
+            print(f"spatlib: {options.named(str(error), command)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteError) else 2
     except OSError as error:
         if error.filename is None:  # that of the output, whose rest is dropped
@@ -66,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Train:
     """Train a robust classifier by a recipe, then options (each has its own --help)."""
 
-    settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=recipes)]
+    settings: Annotated[Any, tyro.conf.arg(name="", constructor_factory=options.recipes)]
     model: Annotated[Maybe[str], tyro.conf.arg(help=MODEL)] = None
     data: Maybe[str] = None  # digits, mnist, cifar10, cifar100, .npz or factory; else the recipe's.
     data_dir: Maybe[Path] = None  # Where the files of named data are, or are downloaded to.
@@ -78,39 +75,37 @@ class Train:
 
     def __call__(self) -> None:
         groups, terminal = self.settings, sys.stdout.isatty()
-        recipe, mask = RECIPES[groups["recipe"]], groups["mask"]
-        given = groups["threat"] | groups["attack"] | groups["training"]
+        recipe, threat = RECIPES[groups["recipe"]], groups["threat"]
         source, alone = {"name": recipe.data}, False
         if self.resume and self.run_dir and (run := Run(self.run_dir, resume=True)).resumed:
             source, alone = run.settings["data"] or source, groups["recipe"] == DEFAULT
             if alone:  # what is not given is as in the run
                 config, training = run.configs()
                 recipe = replace(recipe, config=config, training=training)
-        elif "eps" not in given:
-            for name, its in (_of(recipe, "data") | _of(recipe.config, "norm", "bounds")).items():
-                asked = (given | _of(self, "data")).get(name, its)
+        elif "eps" not in threat:
+            fixed = given(recipe, "data") | given(recipe.config, "norm", "bounds")
+            for name, its in fixed.items():
+                asked = (threat | given(self, "data")).get(name, its)
                 what = f"be {its}, which the recipe's eps is for (pass --eps, or another recipe)"
                 require(asked == its, name, what, asked)
-        on = given.get("mask", bool(recipe.config.mask or mask))
-        require(on or not mask, "mask", f"be on for its {', '.join(mask)} (drop --no-mask)", on)
-        given["mask"] = replace(recipe.config.mask or Mask(), **mask) if on else None
-        given["progress"] = terminal and given.get("progress", recipe.training.progress)
-        recipe = recipe.change(**given)
-        model, data = (from_factory(n, getattr(self, n), recipe.training.seed) for n in OWN)
-        place = _of(self, name="data", dir="data_dir", limit="limit")
-        data = _loaded(data, source, place) if place else None
-        how = _of(recipe, "config", "training") if alone else {"recipe": recipe}
-        how |= _of(self, "backend", "run_dir", "resume", "overwrite")
+        recipe = options.changed(recipe, groups)
+        recipe = recipe.change(progress=terminal and recipe.training.progress)
+        own, seed = ("model", "data"), recipe.training.seed
+        model, data = (from_factory(name, getattr(self, name), seed) for name in own)
+        if given(self, "data", "data_dir", "limit"):  # else the recipe's, or the run's
+            data = options.loaded(data, source, dir=self.data_dir, limit=self.limit)
+        how = given(recipe, "config", "training") if alone else {"recipe": recipe}
+        how |= given(self, "backend", "run_dir", "resume", "overwrite")
         speaks = os.environ.get("RANK", "0") == "0"
         if self.run_dir is None and speaks:
             what = "the network will not be kept: pass --run-dir DIRECTORY to keep it"
             print(f"spatlib: {what}", file=sys.stderr, flush=True)
         result = spatlib.train(model, data, **how, on_epoch=None if terminal else _say)
         if not terminal and speaks:
-            _say(_of(result, "metrics", "measured_on"))
+            _say(given(result, "metrics", "measured_on"))
         elif self.run_dir is not None and speaks:
-            own = [f"--{name}={v}" for name, v in _of(self, *OWN).items() if ":" in v]
-            look = join(("spatlib", "show", self.run_dir, *own, "--html"))
+            made = [f"--{name}={v}" for name, v in given(self, *own).items() if ":" in v]
+            look = join(("spatlib", "show", self.run_dir, *made, "--html"))
             print(f"kept in {self.run_dir}: look at it by {look}")
 
 
@@ -132,7 +127,7 @@ class Trained:
         """The network of the run in this option, made by that factory if it was the user's own."""
         own = from_factory(factory, getattr(self, factory), self.seed)
         require(not isinstance(own, str), factory, "name a factory, package.module:name", own)
-        with renamed(run_dir="RUN" if place == "run" else place, model=factory):
+        with options.renamed(run_dir="RUN" if place == "run" else place, model=factory):
             return load_model(getattr(self, place), self.weights, own)
 
     def open(self) -> tuple[Any, Run, SPATConfig, Dataset]:
@@ -142,13 +137,13 @@ class Trained:
             small = value <= 100 or name not in ("count", "shown")  # the rows of a picture
             require(small, name, "be at most 100", value)
         model, run = self.network("run", "model")
-        data = from_factory("data", self.data, self.seed)
         source, (config, training) = run.settings["data"], run.configs()
         what = f"be given for the run in {self.run}, whose data were your own"
-        require(data is not None or bool(source), "data", what, data)
-        if changed := _of(self, "eps", "steps"):
-            config = replace(config, step_size=None, **changed)  # which follows them
-        whole = _loaded(data, source or {}, _of(self, name="data", dir="data_dir"))
+        require(self.data is not None or bool(source), "data", what, self.data)
+        if own := given(self, "eps", "steps"):
+            config = replace(config, step_size=None, **own)  # which follows them
+        data = from_factory("data", self.data, self.seed)
+        whole = options.loaded(data, source or {}, dir=self.data_dir)
         first, held = engine_of(model).CHANNELS_FIRST, (training.validation, training.seed)
         return model, run, config, as_dataset(whole, first, *held)
 
@@ -173,9 +168,8 @@ class Evaluate(Trained):
         if self.limit is not None:
             require(is_pair(measured), "limit", "be left out for data in batches", self.limit)
             measured = tuple(v[: checked("limit", self.limit, 1)] for v in measured)
-        how = _of(self, "attacks", "steps", "restarts", "batch_size", "seed", "device")
-        how |= {"keep": self.keep, "worst_only": self.worst_only}
-        report = spatlib.evaluate(model, measured, threat, **how)
+        names = "steps", "restarts", "batch_size", "seed", "device", "worst_only", "keep"
+        report = spatlib.evaluate(model, measured, threat, **given(self, "attacks", *names))
         how = {"weights": self.weights, "seed": self.seed}
         facts = evaluation(run.settings.get("network", threat.method), report, part, {}, **how)
         _say(facts, evaluation_table(facts))
@@ -201,9 +195,10 @@ class Audit(Trained):
         judge, other = self.network("judge", "judge_model")
         its, own = ((r.settings["data"] or {}).get("name") for r in (other, run))
         require(its == own, "judge", f"be trained on the same data, {own}", its)
-        how = _of(self, "shown", "seed", "ssim", count="examples")
-        found, (y, columns) = compare_attacks((model, judge), data.measured, config, **how)
-        facts = {"judge": str(self.judge), **_of(config, "eps", "norm", "steps"), "attacks": found}
+        how = self.examples, self.shown, self.seed, self.ssim
+        found, (y, columns) = compare_attacks((model, judge), data.measured, config, *how)
+        threat = given(config, "eps", "norm", "steps")
+        facts = {"judge": str(self.judge), **threat, "attacks": found}
         _say(facts, audit_table(facts))
         _write(run, AUDIT, json.dumps(facts, indent=2).encode())
         (run.directory / DRIFT).unlink(missing_ok=True)  # of another audit
@@ -250,18 +245,3 @@ def _write(run: Run, name: str, content: bytes, always: bool = False) -> None:
 def _say(facts: dict[str, Any], text: object = None) -> None:
     """Print the text, if there is one, in a terminal, the facts as JSON elsewhere."""
     print(text if text and sys.stdout.isatty() else json.dumps(facts), flush=True)
-
-
-def _loaded(data: Any, source: dict[str, Any], place: dict[str, Any]) -> Any:
-    """What a factory returned, or data by name, ``source`` but for what ``place`` says."""
-    if data is None or isinstance(data, str):
-        return load_data(**source | place)
-    others = [name for name in place if name != "name"]
-    require(not others, "data", "be a name beside --data-dir or --limit, not a factory", others)
-    return data
-
-
-def _of(owner: Any, *names: str, **renamed: str) -> dict[str, Any]:
-    """The attributes of these names, some under other names, that are not None."""
-    values = {name: getattr(owner, of) for name, of in ({n: n for n in names} | renamed).items()}
-    return {name: value for name, value in values.items() if value is not None}

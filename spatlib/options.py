@@ -3,16 +3,18 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, TypedDict, TypeVar, Union, get_type_hints
 
 import tyro
 
 from .config import Mask, SPATConfig, Threat, TrainConfig
-from .errors import ConfigError, SpatlibError
-from .recipes import RECIPES
+from .data import load_data
+from .errors import ConfigError, SpatlibError, require
+from .recipes import RECIPES, Recipe
 
 DEFAULT = "digits"  # the recipe where none is named
+TEXTS = ("--model", "--data", "--data-dir", "--run-dir")  # after them a recipe's name is a value
 NUMBERS = tyro.constructors.ConstructorRegistry()
 SETTINGS = {each.name: each.name for kind in (SPATConfig, TrainConfig) for each in fields(kind)}
 NAME = r"(?<![\w./'-])([a-z]\w+)(=True|=False| must|)(?![\w./'-])"  # in no path
@@ -34,6 +36,14 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     spec: Any = tyro.constructors.PrimitiveConstructorSpec
     number = spec(1, "NUMBER", parse, lambda v: isinstance(v, float), lambda v: [str(v)])
     return number if info.type is float else None
+
+
+def ordered(words: list[str]) -> list[str]:
+    """With the recipe of ``train`` first: tyro takes options before it for the default's."""
+    if words[:1] == ["train"] and words[1:] not in (["--help"], ["-h"]):
+        places = [k for k, v in enumerate(words) if v in RECIPES and words[k - 1] not in TEXTS]
+        words.insert(1, words.pop(places[0]) if places else DEFAULT)
+    return words
 
 
 def recipes() -> Any:
@@ -58,6 +68,31 @@ def recipes() -> Any:
         about = tyro.conf.subcommand(name, description=recipe.summary, **how)
         choices.append(Annotated[given, about])
     return Union[tuple(choices)]  # noqa: UP007
+
+
+def changed(recipe: Recipe, groups: dict[str, Any]) -> Recipe:
+    """The recipe with the settings that were given."""
+    mask, before = groups["mask"], recipe.config.mask
+    settings = groups["threat"] | groups["attack"] | groups["training"]
+    on = settings.get("mask", bool(before or mask))
+    require(on or not mask, "mask", f"be on for its {', '.join(mask)} (drop --no-mask)", on)
+    settings["mask"] = replace(before or Mask(), **mask) if on else None
+    return recipe.change(**settings)
+
+
+def given(owner: Any, *names: str) -> dict[str, Any]:
+    """The attributes of these names that are not None."""
+    return {name: value for name in names if (value := getattr(owner, name)) is not None}
+
+
+def loaded(data: Any, source: dict[str, Any], **place: Any) -> Any:
+    """What a factory returned, or data by name: ``source`` but for what is given here."""
+    by_name = data is None or isinstance(data, str)
+    place["name"] = data if by_name else None
+    changes = {name: value for name, value in place.items() if value is not None}
+    what = "be a name beside --data-dir or --limit, not a factory"
+    require(by_name or not changes, "data", what, [*changes])
+    return load_data(**source | changes) if by_name else data
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _attacking(
         yield partial(vjp, model, train), Draws(seed)
 
 
-def averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[Tensor]:
+def _averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[Tensor]:
     """Those of the weights that the optimizer keeps, before its first update the weights."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     if not optimizer.built:
@@ -131,8 +131,9 @@ def averages(optimizer: keras.optimizers.Optimizer, weights: list[Any]) -> list[
     return [tf.where(first, *pair) for pair in zip(weights, found, strict=True)]
 
 
-def averaged(network: keras.Model, x: Tensor, own: list[Tensor] | None = None) -> Tensor:
-    """Its logits in inference mode, without gradient; ``own`` in the place of its weights."""
+def averaged(network: keras.Model, x: Tensor, optimizer: Any = None) -> Tensor:
+    """Its logits in inference mode, without gradient; of the averages that ``optimizer`` keeps."""
+    own = None if optimizer is None else _averages(optimizer, network.trainable_weights)
 
     def read(x: Tensor, training: bool) -> Tensor:
         if own is None:

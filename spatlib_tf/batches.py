@@ -2,41 +2,36 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, islice
+from types import GeneratorType
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from spatlib import errors
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
 from spatlib.core import labels
 from spatlib.data import as_array, by_rows, is_map, is_pair, length, pairs
-from spatlib.errors import (
-    ROUNDING,
-    DataError,
-    check_range,
-    check_weights,
-    classes_of,
-    expect,
-    only,
-    reading,
-)
+from spatlib.errors import ROUNDING, DataError, expect, only
 
 from . import ops
-from .ops import check_model, extremes, prepare
+from .attack import unmoved
 
 
 def batches(model: keras.Model, data: Any, size: int, threat: Threat) -> Iterator[tuple[Any, Any]]:
     """One pass over arrays or items, cut here, or over the user's batches: scaled, checked."""
-    check_model(model)
+    ops.check_model(model)
     if is_pair(data) or is_map(data):
         data = Cut(data, size)
     if isinstance(data, keras.utils.PyDataset):  # raises no IndexError at its end
         data = map(data.__getitem__, range(len(data)))
     for x, y, *weights in pairs(data):
         for each in map(as_array, weights):
-            check_weights(each, x, values=True)
-        yield prepare(scaled(x, threat.bounds, model.variable_dtype), y, threat, validate=True)
+            errors.check_weights(each, x, values=True)
+        x = scaled(x, threat.bounds, model.variable_dtype)
+        yield ops.prepare(x, y, threat, validate=True)
 
 
 def check_batch(model: keras.Model, x: Any, y: Any, threat: Threat, classes: int = 0) -> int:
@@ -44,9 +39,27 @@ def check_batch(model: keras.Model, x: Any, y: Any, threat: Threat, classes: int
     size = next((part.shape[0] for part in getattr(model, "inputs", None) or ()), None)
     what = f"data must come in batches of {size}, as the model is built for, got {len(x)} examples"
     expect(size in (None, len(x)), f"{what}: set batch_size, and leave out the rest")
-    classes = classes or classes_of(ops.logits_of(model, x).numpy(), threat.check_logits)
+    classes = classes or errors.classes_of(ops.logits_of(model, x).numpy(), threat.check_logits)
     labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
     return classes
+
+
+def looked(model: Any, x: Any, y: Any, size: int | None) -> Any:
+    """A SPATModel's x after a look at the first batch: what comes later is known after its step."""
+    first: Any = []
+    if y is not None:
+        first = [(only(x)[: size or 32], y[: size or 32])]
+    elif isinstance(x, keras.utils.PyDataset | tf.data.Dataset) or hasattr(x, "dataset"):
+        first = islice(x, 1)
+    elif isinstance(x, GeneratorType):
+        first = [*islice(x, 1)]
+        x = (each for each in chain(first, x))
+    for batch in first:
+        some, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        some, y = ops.prepare(some, y, model.config, validate=True)
+        with unmoved(model.base):
+            check_batch(model.base, some, y, model.config)
+    return x
 
 
 def scaled(x: Any, bounds: tuple[float, float], dtype: Any) -> Any:
@@ -99,24 +112,25 @@ class Cut(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
         if self.pair:
             return tuple(as_array(part[rows]) for part in self.data)
         items = zip(*pairs(self.data[int(row)] for row in rows), strict=True)
-        with reading("data", "have its items hold numbers, in one shape"):
+        with errors.reading("data", "have its items hold numbers, in one shape"):
             return tuple(np.stack([*map(as_array, part)]) for part in items)
 
 
 class Seen(keras.metrics.Metric):  # type: ignore[misc]
     """Notes the first bad batch since its reset; its result raises, as a graph cannot."""
 
-    def __init__(self, config: SPATConfig) -> None:
+    def __init__(self) -> None:
         super().__init__(name="seen")
-        self.config = config
         self.count = self.add_variable((), "zeros", "float64", name="count")
         # Of the batch: 1, its number, extremes of inputs and of labels, their limits; or zeros.
         self.bad = self.add_variable((8,), "zeros", "float64", name="bad")
 
-    def update_state(self, x: Any, y: Any, classes: int) -> None:
+    def update_state(self, x: Any, y: Any, classes: int, config: SPATConfig) -> None:
         """With inputs and labels as they came, before the former are clipped."""
-        limits = labels.limits(y, classes)
-        (low, high), (first, last) = map(extremes, (only(x), labels.mass(ops, y, self.config.loss)))
+        self.config, limits = config, labels.limits(y, classes)
+        (low, high), (first, last) = map(
+            ops.extremes, (only(x), labels.mass(ops, y, self.config.loss))
+        )
         self.count.assign_add(1.0)
         bad, count = map(tf.convert_to_tensor, (self.bad, self.count))
         row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, *limits)])
@@ -132,7 +146,7 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
         if bad[0]:
             number, low, high, first, last, *limits = bad[1:] / bad[0]  # replicas add up
             try:
-                check_range((low, high), self.config.bounds)
+                errors.check_range((low, high), self.config.bounds)
                 labels.check((first, last), limits)
             except DataError as error:
                 raise DataError(f"batch {number:g}: {error}") from None

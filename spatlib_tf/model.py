@@ -3,8 +3,6 @@
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
-from itertools import chain, islice
-from types import GeneratorType
 from typing import Any
 
 import keras
@@ -15,12 +13,12 @@ from spatlib.core import labels as core
 from spatlib.core.attack import Adversarial
 from spatlib.core.feasible import random_start
 from spatlib.core.survivors import Attacked, climbed, judge, placed
-from spatlib.errors import checked, only, require, require_type, warn_of_holes
+from spatlib.errors import checked, require, require_type, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
-from .attack import Draws, attacked, averaged, averages, next_seed, outer, unmoved, vjp
-from .batches import Seen, check_batch
+from .attack import Draws, attacked, averaged, next_seed, outer, unmoved, vjp
+from .batches import Seen, looked
 from .ops import Tensor
 
 
@@ -65,7 +63,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             self.evaluation_seeds = keras.random.SeedGenerator(self.seed)
             rates = map(keras.metrics.Mean, ("adv_accuracy", "stall_rate", "hole_rate"))
             self.adv_accuracy, self.stall_rate, self.hole_rate = rates
-            self.seen, self.built = Seen(config), base.built
+            self.seen, self.built = Seen(), base.built
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
@@ -119,8 +117,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         given["callbacks"], size = [*callbacks, own], given.get("batch_size")
         if (held := given.get("validation_data")) is not None:
             held, *rest = keras.utils.unpack_x_y_sample_weight(held)
-            given["validation_data"] = self._looked(held, rest[0], size), *rest
-        given["x"] = self._looked(given.get("x"), given.get("y"), size)
+            given["validation_data"] = looked(self, held, rest[0], size), *rest
+        given["x"] = looked(self, given.get("x"), given.get("y"), size)
         found = super().fit(**given)
         warn_of_holes(max(found.history.get("hole_rate", [0.0])), "the steps of an epoch")
         return found
@@ -128,7 +126,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As keras.Model.evaluate; DataError for bad values, of a first batch before all else."""
         if not isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList):  # not in fit
-            x = self._looked(x, y, args[0] if args else kwargs.get("batch_size"))
+            x = looked(self, x, y, args[0] if args else kwargs.get("batch_size"))
         found = super().evaluate(x, y, *args, **kwargs)
         warn_of_holes(float(self.hole_rate.result()), "the examples")
         return found
@@ -141,23 +139,6 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         """As keras.Model.test_on_batch; DataError for bad values."""
         return self.seen.result(super().test_on_batch(*args, **kwargs))
 
-    def _looked(self, x: Any, y: Any, size: int | None) -> Any:
-        """x, after a look at the first batch: what comes later is known after its step only."""
-        first: Any = []
-        if y is not None:
-            first = [(only(x)[: size or 32], y[: size or 32])]
-        elif isinstance(x, keras.utils.PyDataset | tf.data.Dataset) or hasattr(x, "dataset"):
-            first = islice(x, 1)
-        elif isinstance(x, GeneratorType):
-            first = [*islice(x, 1)]
-            x = (each for each in chain(first, x))
-        for batch in first:
-            some, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            batch = ops.prepare(some, labels, self.config, validate=True)
-            with unmoved(self.base):
-                check_batch(self.base, *batch, self.config)
-        return x
-
     def train_step(self, data: Any) -> Any:
         raw, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = ops.prepare(raw, y, self.config, validate=False)
@@ -167,16 +148,13 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         loss_scale = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         floats = [v for v in self.base.non_trainable_variables if loss_scale and "float" in v.dtype]
         kept = [(v, tf.identity(v.value)) for v in floats]
-        weights, average = self.trainable_weights, None
-        if self.config.rectify:
-            own = averages(self.optimizer, weights)
-            average = partial(averaged, self.base, own=own)
+        weights = self.trainable_weights
+        average = partial(averaged, self.base, optimizer=self.optimizer)  # for rectify alone
         with tf.GradientTape() as tape:
             losses, logits = outer(self.base, x, attack.x, labels, self.config, average=average)
             loss = _total(losses, weight, self.losses)
             # Replicas add up their gradients: each contributes its share of the mean.
-            replicas = self.distribute_strategy.num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
+            scaled = self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
 
         def update(grads: list[Tensor]) -> None:
             self.optimizer.apply(grads, weights)
@@ -187,9 +165,8 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
         right, _ = judge(ops, logits, ops.one_hot(core.hard(ops, labels), logits))
-        self._record(loss, right, raw, labels, logits.shape[1])
+        self._record(loss, right, attack.holes, raw, labels, logits.shape[1], self.config)
         self.stall_rate.update_state(attack.stalls)
-        self.hole_rate.update_state(attack.holes)
         if self.has_compiled_metrics:  # of clean inputs, in training as in validation
             with unmoved(self.base):
                 clean = ops.logits_of(self.base, x) if attack.clean is None else attack.clean
@@ -211,20 +188,19 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
             d, _, *begin = placed(net, x, hard, start)
             _, *end = climbed(net, x, hard, hard, d)
         right, sound = map(tf.stack, zip(judge(ops, logits, hard), begin, end, strict=True))
-        self._record(loss, tf.reduce_all(right, axis=0), raw, labels, logits.shape[1])
-        holes = ~tf.reduce_all(sound, axis=0)
-        self.hole_rate.update_state(tf.cast(holes, tf.float32))
+        right, holes = tf.reduce_all(right, axis=0), ~tf.reduce_all(sound, axis=0)
+        self._record(loss, right, holes, raw, labels, logits.shape[1], self.config)
         results = self.compute_metrics(x, y, logits, sample_weight=weight)
         return {k: v for k, v in results.items() if k not in ("stall_rate", "hole_rate")}
 
     def _attack(self, x: Tensor, labels: Tensor) -> Adversarial:
         return attacked(self.base, x, labels, self.config, source=self.seed_generator)
 
-    def _record(self, loss: Tensor, right: Tensor, *seen: Any) -> None:
+    def _record(self, loss: Tensor, right: Tensor, holes: Tensor, *seen: Any) -> None:
         tracker = next(metric for metric in self.metrics if metric.name == "loss")  # Keras' own
         tracker.update_state(loss, sample_weight=tf.size(right))
         self.adv_accuracy.update_state(tf.cast(right, tf.float32))
-        self.seen.config = self.config
+        self.hole_rate.update_state(tf.cast(holes, tf.float32))
         self.seen.update_state(*seen)
 
     def save_own_variables(self, store: Any) -> None:  # Keras saves no generator's state

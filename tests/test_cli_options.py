@@ -60,6 +60,13 @@ def test_a_recipe_is_a_choice_and_a_value_is_none(name: str, asked: Any) -> None
     assert same == (name, None, quiet["digits"])
 
 
+def test_a_recipe_may_come_after_options(asked: Any) -> None:
+    first = asked("mnist", "--run-dir", "q", "--eps", "1/8", "--no-mask")
+    for line in ("--run-dir q --eps 1/8 --no-mask mnist", "--run-dir=q mnist --eps 1/8 --no-mask"):
+        assert asked(*line.split()) == first
+    assert asked("--overwrite", "mnist") == asked("mnist")
+
+
 def test_the_digits_are_the_default_and_none_is_a_value(asked: Any) -> None:
     assert asked() == asked("digits")
     quiet = RECIPES["digits"].change(baseline=False, guard=False, progress=False)
@@ -97,6 +104,7 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("train --run-dir= --resume", ("--run-dir must name a directory, got ''",)),
         ("train --data nothing.npz --eps 0.1", ("'nothing.npz'",)),
         ("train --data nothing.npz", ("data must be digits, which", "pass --eps", "'nothing.npz'")),
+        ("train --data mnist", ("data must be digits, which", "pass --eps", "'mnist'")),
         ("train mnist --data cifar10", ("data must be mnist, which", "pass --eps", "'cifar10'")),
         ("train --norm L2", ("norm must be Linf, which the recipe's eps is for", "--eps", "'L2'")),
         ("train --bounds -1 1", ("bounds must be (0.0, 1.0), which", "pass --eps", "(-1.0, 1.0)")),
@@ -131,7 +139,6 @@ def test_bad_input_is_said_in_a_sentence(
         "train --norm L7",
         "train svhn",
         "train --recipe digits",
-        "train --eps 1/8 mnist",
         "evaluate",
         "prove",
     ],

@@ -113,11 +113,11 @@ def test_replicas_draw_different_starts(replicas: dict[str, Any]) -> None:
 
 
 def test_faults_of_several_replicas_are_told_even_where_their_mean_is_none() -> None:
-    seen, y = Seen(SPATConfig(eps=0.1)), np.zeros(2, np.int64)
+    seen, y, config = Seen(), np.zeros(2, np.int64), SPATConfig(eps=0.1)
     rows = []
     for value in (-0.5, 1.5):  # one in each of two replicas, whose notes add up
         seen.reset_state()
-        seen.update_state(np.full((2, 3), value), y, 2)
+        seen.update_state(np.full((2, 3), value), y, 2, config)
         rows.append(seen.bad.numpy())
     seen.bad.assign(sum(rows))
     with pytest.raises(DataError, match="in every replica, got others in several"):
