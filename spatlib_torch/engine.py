@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
-from spatlib.core import labels
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
+from spatlib.core.target import hard_labels
 from spatlib.data import as_array, fingerprint, is_map, is_pair, pairs
 from spatlib.errors import asking, check_images, checked, require
 from spatlib.evaluate import Evaluation
@@ -152,7 +152,7 @@ def survivors(
     threat, separable, found = evaluation.threat, None, dict[str, Any]()
     batches = Batches(data, batch_size, model, placed(model, device), threat.bounds)
     for x, y, classes, first, counted in _looked_through(model, batches.shares(), batches, threat):
-        y = labels.hard(ops, y)
+        y = hard_labels(ops, y)
         starts = evaluation.starts(first, x.shape, ops.CHANNEL_AXIS)
         begins = (torch.as_tensor(start).to(x.dtype).to(x.device) for start in starts)
         with attack_state(model, fork=x.device) as module:

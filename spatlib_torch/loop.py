@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from spatlib.config import SPATConfig, fold, lr_factor, warmed_up
-from spatlib.core import labels
 from spatlib.core.calls import alone
+from spatlib.core.target import check_mass, hard_labels, label_mass, mass_limits
 from spatlib.data import is_pair
 from spatlib.engines import unpack
 from spatlib.errors import LEAVE, DataError, NonFiniteError, check_range, check_weights, require
@@ -179,12 +179,12 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done = self.step + 1, self.done + 1
-        accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
-        ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        accuracy = (logits.argmax(dim=1) == hard_labels(ops, y)).to(losses.dtype).mean()
+        ends = *torch.aminmax(x), *torch.aminmax(label_mass(ops, y, config.loss))
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         ends = *ends, *((count, count) if weights is None else torch.aminmax(weights))
         values = losses.detach().mean(), accuracy, *rates, *ends, count
-        self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+        self.seen.append((self.done, mass_limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
         """x' and the mean rates; what is cast of the weights is kept until its end."""
@@ -208,7 +208,7 @@ class Loop:
             try:
                 for row in rows:
                     check_range(row[4:6], self.config.bounds)
-                    labels.check(row[6:8], limits)
+                    check_mass(row[6:8], limits)
                     check_range(row[8:10], (0.0, math.inf), "weights", LEAVE)
             except DataError as error:
                 where = f"epoch {len(self.history) + 1}, batch {number}"

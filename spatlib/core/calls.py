@@ -10,12 +10,11 @@ from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
 from ..errors import check_range, check_same_shape, checked, require, require_type, warn_of_holes
-from . import labels
 from .attack import Adversarial, adversarial
 from .feasible import Draws
 from .mask import Vjp, begin, channel_axis, finish, shared_mask
 from .ops import Array
-from .target import outer_loss, rectified
+from .target import check_labels, label_rows, outer_loss, rectified, sound_rows
 
 Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
 GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0), "weights": (0.0, math.inf)}  # ranges
@@ -98,7 +97,7 @@ class Calls(NamedTuple):
         with alone(self.bare(model)):
             clean = None if config.loss == "pgd" else self.forward(model, x)
             logits = self.forward(model, x_adv)
-        label = labels.sound(self.ops, self._label(y, config, check)(logits), config.loss)
+        label = sound_rows(self.ops, self._label(y, config, check)(logits), config.loss)
         if config.rectify:
             classes, own = logits.shape[1], read.shape[1]
             what = f"return {classes} logits, as the model does whose weights it averages"
@@ -132,8 +131,8 @@ class Calls(NamedTuple):
         def label(logits: Array) -> Array:
             nonlocal check
             if check:
-                labels.check_values(self.ops, y, logits.shape[1], config.loss)
+                check_labels(self.ops, y, logits.shape[1], config.loss)
                 check = False
-            return labels.rows(self.ops, y, logits)
+            return label_rows(self.ops, y, logits)
 
         return label

@@ -86,6 +86,11 @@ CORE: dict[str, Faults] = {
             "ops.where(size >= 0,",
         ),
         "radius without the root": ("radius ** (1 / example_size(draws))", "radius"),
+        "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
+        "threshold of L1 from its feasible end": (
+            "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
+            "shrunk = ops.minimum(ops.maximum(size - high, 0.0), side)",
+        ),
     },
     "mask": {
         "gradients not centred": (
@@ -102,13 +107,6 @@ CORE: dict[str, Faults] = {
             "(score >= threshold) | none",
         ),
         "last class left out": ("passes = classes - 1 if every", "passes = classes - 2 if every"),
-    },
-    "projection": {
-        "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
-        "threshold of L1 from its feasible end": (
-            "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
-            "shrunk = ops.minimum(ops.maximum(size - high, 0.0), side)",
-        ),
     },
     "target": {
         "divergence the other way round": (

@@ -14,11 +14,10 @@ CORE = {
     "apgd": ("apgd",),
     "attack": (),
     "survivors": ("passes",),
-    "feasible": ("start", "step"),
+    "feasible": ("start", "step", "projection_rounds", "projection_limits", "projection"),
     "mask": ("cotangents", "mask", "shared_mask"),
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
-    "projection": ("projection_rounds", "projection_limits", "projection"),
     "target": ("stall", "target", "cotangents", "apgd", "losses"),
 }
 ALSO = {
