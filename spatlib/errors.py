@@ -4,7 +4,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from numbers import Integral, Real
@@ -162,13 +162,6 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(what.partition('. ')[0].split()):.90}"
 
 
-def logits_in(outputs: Any) -> Any:
-    """Of a model's outputs the logits by name, as transformers return them, else the only one."""
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
-    found = getattr(outputs, "logits", outputs) if found is None else found
-    return found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
-
-
 def only(x: Any, name: str = "x") -> Any:
     """x itself, or the one array in a dict, tuple or list; DataError for several."""
     parts = list(x.values()) if isinstance(x, Mapping) else x
@@ -224,15 +217,22 @@ def check_range(
     expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
-def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
-    """DataError unless the model's output is a tensor (N, K) with K >= 2."""
+def logits_in(outputs: Any, is_tensor: Callable[[Any], bool], batch: int | None) -> Any:
+    """Of a model's outputs the logits by name, as transformers return them, else the only one.
+
+    DataError unless they are a tensor (N, K) with K >= 2.
+    """
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    found = getattr(outputs, "logits", outputs) if found is None else found
+    logits = found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
     what, kind = "a tensor, or an object or dict with one as logits", type(logits).__name__
-    expect(is_tensor, f"model must return {what}, got {kind}: wrap it in a model that does")
+    expect(is_tensor(logits), f"model must return {what}, got {kind}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
         raise DataError(f"model must return {what}: [-z / 2, z / 2] for one logit z")
+    return logits
 
 
 def classes_of(outputs: Any, check: bool) -> int:
@@ -243,11 +243,3 @@ def classes_of(outputs: Any, check: bool) -> int:
     how = "remove its softmax or sigmoid, or state check_logits=False if they are logits"
     expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
     return int(outputs.shape[1])
-
-
-def check_same_shape(name: str, value: Any, x: Any) -> None:
-    """DataError unless the tensor broadcasts to the shape of x without growing it."""
-    shape, expected = tuple(value.shape), tuple(x.shape)
-    known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
-    fits = len(shape) == len(expected) and same(known, expected)
-    expect(fits, f"{name} must have the shape {expected}, or broadcast to it, got {shape}")

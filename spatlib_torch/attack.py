@@ -28,8 +28,8 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     advice = f"{what}: remove no_grad, detach or item from its forward"
     expect(logits.requires_grad, advice)
 
-    def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
-        how = {"retain_graph": not last, "allow_unused": True}
+    def pull(cotangent: Tensor) -> Tensor:
+        how = {"retain_graph": many, "allow_unused": True}
         (found,) = torch.autograd.grad(logits, leaf, cotangent, **how)
         expect(found is not None, advice)  # the logits may depend on weights alone
         return found

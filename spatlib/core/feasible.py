@@ -190,29 +190,24 @@ def direction(ops: Ops, grad: Array, norm: str) -> Array:
 
 
 def random_start(ops: Ops, x: Array, config: SPATConfig, draws: Draws) -> Array:
-    """A raw first perturbation, shaped like x, as ``config.random_start`` says."""
+    """A raw first perturbation, shaped like x, as ``config.random_start`` says.
+
+    ``uniform``, of u and U in [0, 1): in Linf eps (2u - 1), in L2 a Gaussian direction times
+    eps U^(1/D), in L1 D exponentials with random signs over the sum of D + 1 (Devroye 1986, ch. 5):
+    the rest is the distance to the sphere.
+    """
+    eps, norm = config.eps, config.norm
     if config.random_start == "none":
         return 0 * x
     if config.random_start == "gaussian":
         return GAUSSIAN_START * draws.normal(x, "start")
-    noise = (draws.normal if config.norm == "L2" else draws.uniform)(x, "start")
-    one_each = ops.max(x, axis=example_axes(x), keepdims=True)
-    radius = noise if config.norm == "Linf" else draws.uniform(one_each, "radius")
-    return uniform_in_ball(ops, noise, radius, config.eps, config.norm)
-
-
-def uniform_in_ball(ops: Ops, draws: Array, radius: Array, eps: float, norm: str) -> Array:
-    """A point drawn uniformly from the ball ||d||_norm <= eps.
-
-    Of ``draws`` (N, ...), uniform in [0, 1), for L2 normal, and U, the ``radius`` (N, 1, ..., 1).
-    Linf: eps (2u - 1). L2: a Gaussian direction times eps U^(1/D). L1: D exponentials with random
-    signs over the sum of D + 1 (Devroye 1986, ch. 5): the rest is the distance to the sphere.
-    """
+    noise = (draws.normal if norm == "L2" else draws.uniform)(x, "start")
     if norm == "Linf":
-        return eps * (2 * draws - 1)
+        return eps * (2 * noise - 1)
+    radius = draws.uniform(ops.max(x, axis=example_axes(x), keepdims=True), "radius")
     if norm == "L2":
-        return eps * radius ** (1 / example_size(draws)) * direction(ops, draws, "L2")
-    signed = 2 * draws - 1
+        return eps * radius ** (1 / example_size(noise)) * direction(ops, noise, "L2")
+    signed = 2 * noise - 1
     # 1 - |signed| is 0 where a draw was exactly 0: 2^-24 is positive even in float16.
     sizes, rest = (-ops.log(ops.maximum(1 - u, 2.0**-24)) for u in (ops.abs(signed), radius))
     total = ops.sum(sizes, axis=example_axes(sizes), keepdims=True) + rest

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import expect
-from .ops import Array, Ops, divisor, example_axes, rivals
+from .ops import Array, Ops, divisor, example_axes, ranked, rivals
 
 GUARD = 0.5  # the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
 LARGEST_EXPONENT = 60.0  # of a factor that float32 still holds, with room for K and 1 / excess
@@ -139,11 +139,8 @@ def objective(
     lead = ops.sum(logits * up, axis=1)
     if name != "apgd-t" or int(logits.shape[1]) < 4:
         return lead, up
-    ranked, rest = [], logits
-    for _ in range(4):
-        ranked.append(ops.argmax_one_hot(rest))
-        rest = rivals(ops, rest, ranked[-1])
-    down = ranked[0] - (ranked[2] + ranked[3]) / 2
+    first, _, third, fourth = ranked(ops, logits, 4)
+    down = first - (third + fourth) / 2
     spread = ops.sum(logits * down, axis=1)
     value = lead / divisor(ops, spread)
     ratio = ops.where(spread > 0, value, 0.0)[:, None]
