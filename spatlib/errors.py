@@ -114,12 +114,6 @@ def settle(settings: Any, **rules: Any) -> None:
             object.__setattr__(settings, name, checked(name, value, rule))
 
 
-def require_type(name: str, value: Any, kind: type) -> None:
-    """ConfigError unless ``value`` is a ``kind`` of spatlib."""
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")
-
-
 def expect(condition: bool, message: str) -> None:
     """Raise DataError unless the condition holds."""
     if not condition:

@@ -12,7 +12,7 @@ from . import plots
 from .config import STANDARD, SPATConfig, TrainConfig
 from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_map, is_pair, load_data
 from .engines import Engine, load_engine
-from .errors import ConfigError, NonFiniteError, expect, require, require_type
+from .errors import ConfigError, NonFiniteError, expect, require
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
@@ -99,7 +99,7 @@ def train(
     config, own = threat_of(config, chosen, "config", SPATConfig), training is not None
     if training is None:
         training = chosen.training if chosen else TrainConfig()
-    require_type("training", training, TrainConfig)
+    require(isinstance(training, TrainConfig), "training", "be a spatlib.TrainConfig", training)
     what = "be above 0, such as 0.999, for rectify, which reads the averaged weights"
     require(config.rectify == 0 or training.ema > 0, "ema", what, training.ema)
     # The values of a recipe of ours are for its own optimizer; others are what the user means.

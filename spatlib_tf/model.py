@@ -15,7 +15,7 @@ from spatlib.core.attack import Adversarial
 from spatlib.core.feasible import random_start
 from spatlib.core.survivors import Attacked, climbed, judge, placed
 from spatlib.core.target import hard_labels, label_rows, sound_rows
-from spatlib.errors import checked, only, require, require_type, warn_of_holes
+from spatlib.errors import checked, only, require, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
@@ -69,7 +69,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
-            require_type(name, value, SPATConfig)
+            require(isinstance(value, SPATConfig), name, "be a spatlib.SPATConfig", value)
         elif name == "evaluation_steps":
             value = checked(name, value, 1)
         constant = name in ("config", "evaluation_steps")  # of the graphs

@@ -113,7 +113,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "a flat logit": ({"model": Wrong(lambda z: z[:, 0])}, "K >= 2"),
     "tuple": ({"model": Wrong(lambda z: (z, z))}, "tuple"),
     "detached": ({"model": Wrong(lambda z: z.detach())}, "autograd"),
-    "no settings": ({"config": None}, "SPATConfig, got NoneType"),
+    "no settings": ({"config": None}, "SPATConfig, got None"),
     "too many classes": (
         {"config": SPATConfig(eps=0.1, mask=Mask(classes=CLASSES + 1))},
         "classes",

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
-from ..errors import check_range, checked, expect, require, require_type, same, warn_of_holes
+from ..errors import check_range, checked, expect, require, same, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
 from .mask import Vjp, shared_mask
@@ -106,7 +106,7 @@ class Calls(NamedTuple):
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
         self.ops.check_model(model)
-        require_type("config", config, SPATConfig)
+        require(isinstance(config, SPATConfig), "config", "be a spatlib.SPATConfig", config)
         return model, *self.ops.prepare(x, y, config, validate), config
 
     def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
@@ -125,12 +125,11 @@ class Calls(NamedTuple):
 
     def _label(self, y: Array, config: SPATConfig, check: bool) -> Callable[[Array], Array]:
         """Logits to the labels (N, K), looked at once: they stay the same from step to step."""
+        look = cache(partial(check_labels, self.ops, y, loss=config.loss))
 
         def label(logits: Array) -> Array:
-            nonlocal check
             if check:
-                check_labels(self.ops, y, logits.shape[1], config.loss)
-                check = False
+                look(logits.shape[1])
             return label_rows(self.ops, y, logits)
 
         return label

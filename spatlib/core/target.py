@@ -153,9 +153,8 @@ def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
     endless = ops.cast(ops.abs(known) == math.inf, like=grad)
     some = ops.max(endless, axis=axes, keepdims=True) > 0
-    holes = ops.max(ops.cast(known != grad, like=grad), axis=axes)
-    known = ops.where(some, ops.sign(known) * endless, known)
-    return known, ops.maximum(holes, ops.max(endless, axis=axes))
+    holes = ops.max(1 - ops.cast(ops.abs(grad) < math.inf, like=grad), axis=axes)  # NaN is not
+    return ops.where(some, ops.sign(known) * endless, known), holes
 
 
 def to_unit(ops: Ops, cotangent: Array) -> Array:
