@@ -55,7 +55,7 @@ ALSO = {
 SOFT = tuple(
     f"tests/test_soft_labels.py::test_{name}"
     for name in (
-        "weights_multiply_losses_and_the_mean_is_over_all[pgd-torch]",
+        "weights_multiply_the_losses_and_the_mean_is_over_all_examples[pgd-torch]",
         "bad_weights_are_refused_before_the_attack[negative-torch]",
         "bad_weights_are_refused_before_the_attack[short-torch]",
         "mart_refuses_soft_labels[torch]",
