@@ -158,13 +158,13 @@ def train(
         on = "training" if dataset.test is None else "test"
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-        fit: Any = partial(_fit, engine, dataset, optimizer, on_epoch=on_epoch)
+        fit = partial(_fit, engine, dataset, optimizer, on_epoch=on_epoch)
         compared = config.baselines if training.baseline else {}
         parts = {label: run and run.part(label) for label in compared}  # errors before the training
         count = len(compared) + 1
         for turn, (label, method) in enumerate(compared.items(), 1):
             how = {"run": parts[label], "label": label, "turn": f"{turn}/{count}"}
-            report = fit(replace(result, model=build(), config=method), **how).report
+            report: Any = fit(replace(result, model=build(), config=method), **how).report
             result.baselines[label] = report
         how = {"run": run, "label": config.method, "turn": f"{count}/{count}" if compared else ""}
         result = fit(replace(result, model=build()), callbacks=callbacks, **how)
