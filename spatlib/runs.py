@@ -32,10 +32,9 @@ READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read a
 FILES = (RESULT, EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
 LOCK, MARKER, FORMAT = ".spatlib.lock", "spatlib_run", 3  # of config.json: marker and its value
-# Settings that may differ when a run goes on; data are known by their fingerprint.
-CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers")
-FREE = {f"training.{name}" for name in CHANGEABLE}
-FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
+# Settings that may differ when a run goes on; data have a fingerprint, batches a global_batch.
+FREE = {"epochs", "device", "progress", "checkpoint_minutes", "num_workers", "batch_size"}
+FREE = {f"training.{name}" for name in FREE} | {"data.name", "data.dir"}
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
