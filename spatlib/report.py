@@ -161,8 +161,7 @@ def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **ho
 
 def evaluation_table(facts: dict[str, Any]) -> Table:
     """What :func:`evaluation` made, a column for each network."""
-    networks = facts["baselines"] | {facts["network"]: facts}
-    return table(networks, f"; {facts['measured_on']} data")
+    return table(facts["baselines"] | {facts["network"]: facts}, f"; {facts['measured_on']} data")
 
 
 def audit_table(facts: dict[str, Any]) -> Table:

@@ -75,5 +75,4 @@ def _sums(directory: Path) -> dict[str, list[str]] | None:
     with reading(path, PUT_BACK):
         if not path.exists():
             return None
-        stored = json.loads(path.read_bytes()).items()
-        return {name: [*map(str, sums)] for name, sums in stored}
+        return {name: [*map(str, sums)] for name, sums in json.loads(path.read_bytes()).items()}

@@ -172,13 +172,11 @@ def train(
             try:
                 told = evaluation(config.method, result.report, on, result.baselines)
                 run.write(RESULT, json.dumps(told, indent=2).encode())
-                drawn = plots.curves(result.history, config, best_epoch(result.history))
-                run.write(CURVES, drawn)
+                run.write(CURVES, plots.curves(result.history, config, best_epoch(result.history)))
                 some = min(8, training.batch_size)
                 shown = attacked_examples(engine, result.model, dataset.measured, config, some)
                 if shown["x"].ndim == 4:
-                    drawn = plots.sheet(shown, config.bounds, dataset.class_names)
-                    run.write(SHEET, drawn)
+                    run.write(SHEET, plots.sheet(shown, config.bounds, dataset.class_names))
             except Exception as error:  # a full disk, a network that takes no other batch
                 warnings.warn(f"results or plots lost in {run.directory}: {error}", stacklevel=2)
         if training.progress:
