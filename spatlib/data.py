@@ -132,7 +132,7 @@ class Rows:
 
     def __init__(self, dataset: Any, chosen: np.ndarray) -> None:
         self.dataset, self.rows = dataset, np.flatnonzero(chosen)
-        if hasattr(dataset, "shape"):
+        if hasattr(dataset, "shape") and hasattr(dataset, "dtype"):  # an array
             self.shape, self.dtype = (len(self.rows), *dataset.shape[1:]), dataset.dtype
 
     def __len__(self) -> int:
