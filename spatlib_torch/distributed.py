@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import is_lazy
 
-from spatlib.errors import BackendError, PeerError, SpatlibError, cause, require
+from spatlib.errors import BackendError, PeerError, SpatlibError, cause
 
 Batch = TypeVar("Batch")
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
@@ -73,12 +73,6 @@ def together() -> Iterator[tuple[int, int]]:
 def versions(facts: object, device: torch.device) -> int:
     """How many different facts the processes have, by their texts."""
     return len({*numbers(int.from_bytes(sha256(repr(facts).encode()).digest()[:7]), device)})
-
-
-def check_alike(name: str, facts: object, device: torch.device) -> None:
-    """ConfigError unless all processes have the same facts."""
-    what = "be the same in every process, as each takes its rows of a batch"
-    require(team()[1] == 1 or versions(facts, device) == 1, name, what, facts)
 
 
 @contextmanager

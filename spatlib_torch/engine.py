@@ -24,14 +24,13 @@ from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .distributed import agreeing, begin_alike, check_alike, gathered, team, together  # noqa: F401
+from .distributed import agreeing, begin_alike, gathered, team, together, versions  # noqa: F401
 from .graphs import compiled, uncompiled
 from .loaders import Batches, placed
 from .loop import Loop
 from .models import MODELS
 from .ops import as_tensor, logits_of, one_hot
-from .seeds import keeping_globals
-from .state import attack_state, bare, load_weights, weights  # noqa: F401
+from .state import attack_state, bare, keeping_globals, load_weights, weights  # noqa: F401
 
 CHANNELS_FIRST = True
 
@@ -56,7 +55,8 @@ def fit(
     device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
     batches.workers = training.num_workers
-    batches.check_shares()
+    what = f"hold an example for each of {batches.size} processes"
+    require(batches.count is None or len(batches) > 0, "data", what, batches.count)
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd", rectify=0)
     globals_kept = keeping_globals(device, training.deterministic)
@@ -100,8 +100,9 @@ def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
             rows = np.linspace(0, len(data) - 1, 8, dtype=int).tolist()
             with keeping_globals(device):  # transforms draw from them
                 known["labels"] = [y for _, y, *_ in pairs(data[row] for row in rows)]
+        what = "be the same in every process, as each takes its rows of a batch"
         for name, value in {"data": known, **facts}.items():
-            check_alike(name, value, device)
+            require(versions(value, device) == 1, name, what, value)
 
 
 def _optimizer(

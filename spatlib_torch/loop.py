@@ -27,14 +27,13 @@ from spatlib.errors import LEAVE, DataError, NonFiniteError, check_range, check_
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
-from . import attack, ops
+from . import attack, ops, state
 from .attack import Draws
 from .distributed import agreeing, collected, in_step, step_alike
 from .graphs import Replayed
 from .loaders import Batch, Batches, Epoch, Rows, augment
 from .ops import prepare
-from .seeds import ATTACK, AUGMENT, STEP, seed_globals
-from .state import Named, bare, clones, fill, load_optimizer, optimizer_state, packed, put
+from .state import ATTACK, AUGMENT, STEP, Named, bare, clones, fill, packed, seed_globals
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
@@ -78,25 +77,23 @@ class Loop:
             first, rest = self._begun()
             while not self.monitor.stopped(self.history):
                 self._epoch(first, rest)
-                first, rest = (), None
+                first, rest = (), self._rest()
         except DataError:  # a NonFiniteError is one
             fill(self._model(), self.kept)
             raise
         fill(self.trained, self.average)
         return self.history
 
-    def _begun(self) -> tuple[Iterable[Batch], Epoch | None]:
+    def _begun(self) -> tuple[Iterable[Batch], Epoch]:
         """Begin the run, after a look at what is left of the epoch: its first batch, and the rest.
 
         Nothing is written before the look. Arrays were looked at whole.
         """
         count, device = self.batches.count, self.batches.device
-        over = self.monitor.stopped(self.history)
+        over, rest = self.monitor.stopped(self.history), self._rest()
         with agreeing(device):
             if self.step and count is None and not over:
-                again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
-                check_repeated(again)
-            rest = self._rest()
+                check_repeated(partial(self.batches.epoch, self.training.seed, len(self.history)))
             first = [*islice(rest, 0 if over or is_pair(self.batches.data) else 1)]
             for x, y, _, weights in first:
                 attack.looked_at(self.model, x, y, self.config)
@@ -114,11 +111,11 @@ class Loop:
         known = len(self.batches) > 0 or self.batches.size == 1
         return rest if known else in_step(rest, self.batches.device)
 
-    def _epoch(self, first: Iterable[Batch] = (), rest: Epoch | None = None) -> None:
+    def _epoch(self, first: Iterable[Batch], rest: Epoch) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began = time.perf_counter() - self.seconds
-        with closing(rest or self._rest()) as batches:
-            for batch in chain(first, batches):
+        with closing(rest):
+            for batch in chain(first, rest):
                 with alone(bare(self.model)):
                     self.train_on(*batch)
                 alone_due = self.batches.size == 1 and self.monitor.due()
@@ -233,9 +230,9 @@ class Loop:
 
     def _checkpoint(self) -> Iterator[bytes]:
         module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
-        state, optimizer = optimizer_state(self.optimizer, self.trained)
+        tensors, optimizer = state.optimizer_state(self.optimizer, self.trained)
         parts: dict[str, Named] = {"model": module.state_dict(), "average": self.average}
-        parts |= {"buffers": dict(module.named_buffers()), "optimizer": state}
+        parts |= {"buffers": dict(module.named_buffers()), "optimizer": tensors}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
         meta |= {"device": self.batches.device.type, "scaler": self.scaler.state_dict()}
@@ -252,7 +249,7 @@ class Loop:
         for path, tensor in named.items():
             part, _, name = path.partition(".")
             parts[part][name] = tensor
-        put(self.model, parts["model"], CHECKPOINT)
+        state.put(self.model, parts["model"], CHECKPOINT)
         began, device = meta["device"], self.batches.device.type
         what = f"be {began!r}, where the run began: other kinds of device draw other numbers"
         require(began == device, "device", what, device)
@@ -261,7 +258,7 @@ class Loop:
         with warnings.catch_warnings(action="ignore"):  # of steps of no optimizer before them
             for _ in range(self.step):
                 self._schedule()
-        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
+        state.load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         self.scaler.load_state_dict(meta["scaler"])
         fill(self._model(), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
