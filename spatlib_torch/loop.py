@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib.config import SPATConfig, fold, lr_factor, warmed_up
+from spatlib.config import SPATConfig, fold, warmed_up
 from spatlib.core import labels
 from spatlib.core.calls import alone
 from spatlib.data import is_pair
@@ -28,12 +28,10 @@ from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
 from . import attack, ops, state
-from .attack import Draws
 from .distributed import agreeing, collected, in_step, step_alike
 from .graphs import Replayed
 from .loaders import Batch, Batches, Epoch, Rows, augment
-from .ops import prepare
-from .state import ATTACK, AUGMENT, STEP, Named, bare, clones, fill, packed, seed_globals
+from .state import ATTACK, AUGMENT, STEP, Named, bare, clones, fill, packed, seed_globals, tensors
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
@@ -47,9 +45,9 @@ class Loop:
     batches: Batches
     config: SPATConfig
     optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
     monitor: Monitor
     bar: Any
-    own: LRScheduler | None = None  # the scheduler of the user's optimizer
 
     def __post_init__(self) -> None:
         self.training = training = self.monitor.training
@@ -60,16 +58,13 @@ class Loop:
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
         # Numbers in the epoch, limits of labels; on the device MEANS, extremes, examples.
         self.seen: list[tuple[int, Any, Tensor]] = []
-        steps = training.epochs * len(self.batches)
-        factor = partial(lr_factor, training.schedule, steps=steps)
-        self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
         kind, device = getattr(torch, training.precision), self.batches.device
         self.casting = torch.autocast(device.type, kind, kind != torch.float32)
         # In training mode a model may choose on the host, by chance, what a graph would repeat.
         fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
         self.attack = Replayed(self._attacked, self.model, device, fixed)
-        self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
+        self.kept = self._restored() or clones(tensors(self.model) | self.average)  # to go back to
 
     def run(self) -> list[dict[str, float]]:
         """All epochs that are left; after a DataError the model is as after the last whole one."""
@@ -79,7 +74,7 @@ class Loop:
                 self._epoch(first, rest)
                 first, rest = (), self._rest()
         except DataError:  # a NonFiniteError is one
-            fill(self._model(), self.kept)
+            fill(tensors(self.model), self.kept)
             raise
         fill(self.trained, self.average)
         return self.history
@@ -127,7 +122,7 @@ class Loop:
         row = {"epoch": len(self.history) + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
-        self.kept = clones(self._model() | self.average)
+        self.kept = clones(tensors(self.model) | self.average)
         raw = clones(self.trained if self.average else {})
         latest = partial(packed, bare(self.model).state_dict() | raw)
         averaged = (lambda: packed(bare(self.model).state_dict())) if self.average else None
@@ -155,8 +150,8 @@ class Loop:
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
         source = torch.Generator(device).manual_seed(seed(AUGMENT))
-        moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
-        moved, y = prepare(moved, y, config, validate=False)
+        moved = augment(x, training.augment, config.bounds[0], attack.Draws(source, *rows))
+        moved, y = ops.prepare(moved, y, config, validate=False)
         x_adv, *rates = self.attack(seed(ATTACK), (config, rows, len(self.history)), moved, y)
         own = partial(attack.averaged, model, own=self.average) if config.rectify else None
         with self.casting:
@@ -189,7 +184,7 @@ class Loop:
         if self.monitor.ordinary:
             return x, *[x.new_zeros(())] * 2
         with self.casting:
-            found = attack.attacked(self.model, x, y, config, source=Draws(source, *rows))
+            found = attack.attacked(self.model, x, y, config, source=attack.Draws(source, *rows))
         return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:
@@ -224,15 +219,11 @@ class Loop:
         show(self.bar, self.step, (self.history[-1] if self.history else {}) | means)
         return means
 
-    def _model(self) -> dict[str, Tensor]:
-        module = bare(self.model)
-        return dict(module.named_parameters()) | dict(module.named_buffers())
-
     def _checkpoint(self) -> Iterator[bytes]:
         module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
-        tensors, optimizer = state.optimizer_state(self.optimizer, self.trained)
+        moments, optimizer = state.optimizer_state(self.optimizer, self.trained)
         parts: dict[str, Named] = {"model": module.state_dict(), "average": self.average}
-        parts |= {"buffers": dict(module.named_buffers()), "optimizer": tensors}
+        parts |= {"buffers": dict(module.named_buffers()), "optimizer": moments}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
         meta |= {"device": self.batches.device.type, "scaler": self.scaler.state_dict()}
@@ -260,7 +251,7 @@ class Loop:
                 self._schedule()
         state.load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         self.scaler.load_state_dict(meta["scaler"])
-        fill(self._model(), parts["buffers"])  # those of no state dict too
+        fill(tensors(self.model), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
         show(self.bar, self.step, {})
         return parts["kept"]

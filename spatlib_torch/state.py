@@ -190,6 +190,11 @@ def load_optimizer(optimizer: Optimizer, trained: Named, found: Named, meta: Any
         optimizer.state[p][key] = torch.empty_like(like, dtype=value.dtype, device=at).copy_(value)
 
 
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, those of no state dict too."""
+    return dict(bare(model).named_parameters()) | dict(bare(model).named_buffers())
+
+
 def clones(named: Named) -> dict[str, Tensor]:
     """Copies on the device."""
     return {name: tensor.detach().clone() for name, tensor in named.items()}
