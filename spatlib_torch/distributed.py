@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,7 +19,6 @@ from torch.nn.parameter import is_lazy
 
 from spatlib.errors import BackendError, PeerError, SpatlibError, cause
 
-Batch = TypeVar("Batch")
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
 
@@ -108,7 +107,7 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def in_step(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+def in_step(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
     """The batches, until one of the processes has no more."""
     while 0 not in numbers(len(batch := [*islice(batches, 1)]), device):
         yield from batch

@@ -123,9 +123,9 @@ def _optimizer(
             groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
     with asking("optimizer", what):
-        made = make(groups) if callable(make) else make
+        made = make(groups)
     made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
+    require(isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
     require(held <= {*parameters}, "optimizer", what, made)

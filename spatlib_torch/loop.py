@@ -80,10 +80,7 @@ class Loop:
         return self.history
 
     def _begun(self) -> tuple[Iterable[Batch], Epoch]:
-        """Begin the run, after a look at what is left of the epoch: its first batch, and the rest.
-
-        Nothing is written before the look. Arrays were looked at whole.
-        """
+        """The next batch, looked at before anything is written (not of arrays), and the rest."""
         count, device = self.batches.count, self.batches.device
         over, rest = self.monitor.stopped(self.history), self._rest()
         with agreeing(device):
