@@ -17,7 +17,7 @@ from spatlib.data import by_rows, fingerprint, is_map, is_pair, length, pairs
 from spatlib.errors import asking, check_batch, check_images, check_weights, reading, require, shown
 
 from .attack import Draws
-from .distributed import numbers, share, team, versions
+from .distributed import in_step, numbers, share, team, versions
 from .ops import check_model
 from .state import FETCH, ITEM, ORDER, seed_globals
 
@@ -98,7 +98,7 @@ class Batches:
         left, every, whole = min(once, default=inf), inf, None  # then a sampler repeats some
         with suppress(IndexError, AttributeError, TypeError):  # so does Accelerate's loader
             every = parts[0].total_dataset_length
-        batches = (batch[:2] for batch in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
+        batches = (batch[:2] for batch in self._shuffled(0, 0, 0)) if self.size > 1 else iter(self)
         x = y = torch.empty(0, device=self.device)
         while True:
             if batch := next(batches, None):
@@ -131,7 +131,12 @@ class Batches:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
+        Of a loader that does not know its length, as many as it has in every process.
         """
+        batches, known = self._shuffled(seed, epoch, first), len(self) > 0 or self.size == 1
+        return batches if known else in_step(batches, self.device)
+
+    def _shuffled(self, seed: int, epoch: int, first: int) -> Epoch:
         for i, part in enumerate(self._parts(), 1):  # tell each which epoch begins
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(fold(seed, epoch, i, ORDER))

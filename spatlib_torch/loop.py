@@ -28,7 +28,7 @@ from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
 from . import attack, ops, state
-from .distributed import agreeing, collected, in_step, step_alike
+from .distributed import agreeing, collected, step_alike
 from .graphs import Replayed
 from .loaders import Batch, Batches, Epoch, Rows, augment
 from .state import ATTACK, AUGMENT, STEP, Named, bare, clones, fill, packed, seed_globals, tensors
@@ -72,7 +72,7 @@ class Loop:
             first, rest = self._begun()
             while not self.monitor.stopped(self.history):
                 self._epoch(first, rest)
-                first, rest = (), self._rest()
+                first, rest = (), self.batches.epoch(self.training.seed, len(self.history))
         except DataError:  # a NonFiniteError is one
             fill(tensors(self.model), self.kept)
             raise
@@ -82,10 +82,11 @@ class Loop:
     def _begun(self) -> tuple[Iterable[Batch], Epoch]:
         """The next batch, looked at before anything is written (not of arrays), and the rest."""
         count, device = self.batches.count, self.batches.device
-        over, rest = self.monitor.stopped(self.history), self._rest()
+        epoch = partial(self.batches.epoch, self.training.seed, len(self.history))
+        over, rest = self.monitor.stopped(self.history), epoch(self.done)
         with agreeing(device):
             if self.step and count is None and not over:
-                check_repeated(partial(self.batches.epoch, self.training.seed, len(self.history)))
+                check_repeated(epoch)
             first = [*islice(rest, 0 if over or is_pair(self.batches.data) else 1)]
             for x, y, _, weights in first:
                 attack.looked_at(self.model, x, y, self.config)
@@ -96,12 +97,6 @@ class Loop:
                 self.batches.check_own(x, y)
             self.monitor.begin(self.history)
         return iter(first), rest  # the iterator lets go of the batch
-
-    def _rest(self) -> Epoch:
-        """What is left of the epoch; of unknown length, as much as every process has."""
-        rest = self.batches.epoch(self.training.seed, len(self.history), self.done)
-        known = len(self.batches) > 0 or self.batches.size == 1
-        return rest if known else in_step(rest, self.batches.device)
 
     def _epoch(self, first: Iterable[Batch], rest: Epoch) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
