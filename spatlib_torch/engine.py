@@ -65,8 +65,6 @@ def fit(
         cudnn.benchmark = not cudnn.deterministic
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
-            if training.augment != "none":
-                check_images(data[0].shape)
         plan, writes = replace(training, device=None, progress=False), monitor.run is not None
         named = {name: t for name, t in tensors(model).items() if not is_lazy(t)}
         shapes = [(name, t.shape, t.dtype, t.requires_grad) for name, t in named.items()]
@@ -194,8 +192,9 @@ def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) ->
     batches = Batches(data, training.batch_size, model, device, threat.bounds)
     with agreeing(device):
         parts = _looked_through(model, batches, batches, threat)
-        for _ in islice(parts, None if is_pair(data) else 1):
-            pass
+        for x, *_ in islice(parts, None if is_pair(data) else 1):
+            if training.augment != "none":
+                check_images(x.shape)
 
 
 def _looked_through(
