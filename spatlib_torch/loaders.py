@@ -215,7 +215,7 @@ def _gather(part: Any, rows: Tensor) -> Any:
 def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
     """What it is converted to; DataError if it cannot be."""
     how = "have it hold arrays or tensors of numbers (by numpy.asarray or a transform)"
-    with reading("data", how):
+    with reading(f"data of type {type(part).__name__}", how):
         return convert(part, *arguments)
 
 
