@@ -35,8 +35,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def argmax_one_hot(x: Tensor) -> Tensor:
-    classes = torch.arange(x.shape[-1], device=x.device)  # one_hot reads values on the host
-    return (x.argmax(dim=-1, keepdim=True) == classes).to(x.dtype)
+    return one_hot(x.argmax(dim=1), x)
 
 
 def kth_largest(x: Tensor, k: int) -> Tensor:
@@ -96,6 +95,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """Of class indices (N,): (N, K) in the dtype of the logits, zeros where y names no class."""
+    # torch's own would read the values on the host.
     return (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
 
 

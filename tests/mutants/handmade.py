@@ -191,7 +191,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "pass",
         ),
     },
-    ("spatlib_torch/seeds.py", ("tests/test_determinism.py", "-k", "in_force")): {
+    ("spatlib_torch/state.py", ("tests/test_determinism.py", "-k", "in_force")): {
         "any algorithms": ('torch.set_deterministic_debug_mode("error")', "pass"),
         "cuBLAS' setting stays": ("undo.callback(os.environ.pop, CUBLAS, None)", "pass"),
     },
