@@ -72,7 +72,8 @@ def ours(setting: Setting, mask: str) -> Arm:
     training = TrainConfig(ema=0.999 if config.rectify else 0.0, **how)
     batches = Batches((x, y), len(x), model, x.device, config.bounds)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
-    loop = Loop(model, batches, config, optimizer, Monitor(training), tqdm(disable=True))
+    scheduler, bar = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0), tqdm(disable=True)
+    loop = Loop(model, batches, config, optimizer, scheduler, Monitor(training), bar)
     if setting.compiled:
         vars(model)["forward"] = compiled(model.forward)
     return lambda: loop.train_on(x, y, (0, len(x)), None)

@@ -115,8 +115,8 @@ def _replacements(kind: str) -> list[tuple[Any, str, Any]]:
 
     if kind == "ordinary":
 
-        def ordinary(*arguments: Any) -> Monitor:
-            return Monitor(*arguments[:4], ordinary=True)
+        def ordinary(*arguments: Any, **named: Any) -> Monitor:
+            return Monitor(*arguments, **named | {"ordinary": True})
 
         return [(sys.modules["spatlib.train"], "Monitor", ordinary)]
     if kind == "labels":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spatlib.core.projection import project
+from spatlib.core.feasible import project
 from spatlib_torch import ops
 from spatlib_torch.models import MODELS
 

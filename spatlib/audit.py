@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from .config import SPATConfig, plain_pgd
-from .core import labels
 from .core import numpy_ops as ops
 from .core.ops import example_axes, rivals
+from .core.target import check_mass
 from .data import as_array
 from .engines import engine_of, load_extra
 from .errors import LEAVE, check_batch, check_range, checked, classes_of, expect
@@ -77,7 +77,7 @@ def audit(
     z, z_adv = (engine.logits(judge, part, batch_size).astype(float) for part in (x, x_adv))
     count, known = len(y), np.flatnonzero(z.argmax(axis=1) == y)
     eye = np.eye(classes_of(z, checked("check_logits", check_logits, bool)))
-    labels.check((y.min(), y.max()), (0, len(eye) - 1))
+    check_mass((y.min(), y.max()), (0, len(eye) - 1))
     x, x_adv, y, z, z_adv = (part[known] for part in (x, x_adv, y, z, z_adv))
     label, read = eye[y], z_adv.argmax(axis=1)
     rival = ops.argmax_one_hot(rivals(ops, z_adv, label))

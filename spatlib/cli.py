@@ -22,9 +22,9 @@ from .engines import engine_of, from_factory
 from .errors import ConfigError, NonFiniteError, PeerError, SpatlibError, checked, require
 from .evaluate import attacked_examples
 from .monitor import CLEAN, ROBUST, best_epoch
-from .networks import NETWORKS
 from .options import DEFAULT, NUMBERS, Maybe, named, recipes, renamed
 from .page import page
+from .recipes import NETWORKS
 from .report import audit_table, evaluation, evaluation_table
 from .runs import AUDIT, CURVES, DRIFT, EVALUATION, KEPT, PAGE, SHEET, Run, load_model
 

@@ -118,41 +118,29 @@ def as_dataset(data: Any, channels_first: bool, validation: int = 0, seed: int =
         held = np.zeros(most + 1, dtype=bool)  # a mask: all frameworks' arrays can be indexed by it
         held[np.random.default_rng(seed).permutation(most + 1)[:validation]] = True
         for name, chosen in {"train": ~held, "validation": held}.items():
-            parts[name] = _some(train, chosen)
+            if is_pair(train):
+                x, *others = train
+                parts[name] = Rows(by_rows(x), chosen), *(by_rows(own)[chosen] for own in others)
+            else:
+                parts[name] = Rows(train, chosen)
     last: bool = data.channels_last and not channels_first
     return Dataset(**parts, source=data.source, channels_last=last)
 
 
-class Items:
-    """Some items of a data set of map style."""
+class Rows:
+    """Some items of a data set of map style, or rows of an array, copied when they are read."""
 
     def __init__(self, dataset: Any, chosen: np.ndarray) -> None:
         self.dataset, self.rows = dataset, np.flatnonzero(chosen)
+        if hasattr(dataset, "shape") and hasattr(dataset, "dtype"):  # an array
+            self.shape, self.dtype = (len(self.rows), *dataset.shape[1:]), dataset.dtype
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.dataset[int(self.rows[index])]
-
-
-class Rows(Items):
-    """Some rows of an array, copied when they are read."""
-
-    def __init__(self, array: Any, chosen: np.ndarray) -> None:
-        super().__init__(array, chosen)
-        self.shape, self.dtype = (len(self.rows), *array.shape[1:]), array.dtype
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.dataset[self.rows[index]]
-
-
-def _some(part: Any, chosen: np.ndarray) -> Any:
-    """The chosen examples of arrays (x, y) or of a data set of map style."""
-    if not is_pair(part):
-        return Items(part, chosen)
-    x, *others = part
-    return Rows(by_rows(x), chosen), *(by_rows(other)[chosen] for other in others)
+        rows = self.rows[index]
+        return self.dataset[rows if rows.ndim else int(rows)]
 
 
 def by_rows(part: Any) -> Any:

@@ -4,7 +4,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from numbers import Integral, Real
@@ -114,12 +114,6 @@ def settle(settings: Any, **rules: Any) -> None:
             object.__setattr__(settings, name, checked(name, value, rule))
 
 
-def require_type(name: str, value: Any, kind: type) -> None:
-    """ConfigError unless ``value`` is a ``kind`` of spatlib."""
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a spatlib.{kind.__name__}, got {type(value).__name__}")
-
-
 def expect(condition: bool, message: str) -> None:
     """Raise DataError unless the condition holds."""
     if not condition:
@@ -160,13 +154,6 @@ def cause(error: Exception) -> str:
     """The kind and the beginning of another library's error, on one line."""
     what = str(getattr(error, "strerror", None) or error)  # an OSError would repeat the path
     return f"{type(error).__name__}: {' '.join(what.partition('. ')[0].split()):.90}"
-
-
-def logits_in(outputs: Any) -> Any:
-    """Of a model's outputs the logits by name, as transformers return them, else the only one."""
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
-    found = getattr(outputs, "logits", outputs) if found is None else found
-    return found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
 
 
 def only(x: Any, name: str = "x") -> Any:
@@ -224,15 +211,22 @@ def check_range(
     expect(inside and -math.inf < low and high < math.inf, f"{what}: {fix}")
 
 
-def check_logits(logits: Any, is_tensor: bool, batch: int | None) -> None:
-    """DataError unless the model's output is a tensor (N, K) with K >= 2."""
+def logits_in(outputs: Any, is_tensor: Callable[[Any], bool], batch: int | None) -> Any:
+    """Of a model's outputs the logits by name, as transformers return them, else the only one.
+
+    DataError unless they are a tensor (N, K) with K >= 2.
+    """
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    found = getattr(outputs, "logits", outputs) if found is None else found
+    logits = found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
     what, kind = "a tensor, or an object or dict with one as logits", type(logits).__name__
-    expect(is_tensor, f"model must return {what}, got {kind}: wrap it in a model that does")
+    expect(is_tensor(logits), f"model must return {what}, got {kind}: wrap it in a model that does")
     shape = logits.shape
     if not (len(shape) == 2 and same(shape[:1], (batch,)) and (shape[1] or 0) > 1):
         # Only here: a text made of a length would have a compiler take it for a constant.
         what = f"logits of shape ({batch or 'N'}, K) with K >= 2, got {tuple(shape)}"
         raise DataError(f"model must return {what}: [-z / 2, z / 2] for one logit z")
+    return logits
 
 
 def classes_of(outputs: Any, check: bool) -> int:
@@ -243,11 +237,3 @@ def classes_of(outputs: Any, check: bool) -> int:
     how = "remove its softmax or sigmoid, or state check_logits=False if they are logits"
     expect(not (check and found), f"model must return logits, got probabilities in [0, 1]: {how}")
     return int(outputs.shape[1])
-
-
-def check_same_shape(name: str, value: Any, x: Any) -> None:
-    """DataError unless the tensor broadcasts to the shape of x without growing it."""
-    shape, expected = tuple(value.shape), tuple(x.shape)
-    known = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
-    fits = len(shape) == len(expected) and same(known, expected)
-    expect(fits, f"{name} must have the shape {expected}, or broadcast to it, got {shape}")

@@ -18,7 +18,7 @@ from .core.feasible import random_start
 from .core.target import TARGETED, TARGETS
 from .data import as_array, as_dataset, is_pair
 from .engines import Engine, engine_of
-from .errors import checked, expect, require, require_type, warn_of_holes
+from .errors import checked, expect, require, warn_of_holes
 from .recipes import Recipe, find_recipe
 from .report import Report, bar
 
@@ -132,7 +132,7 @@ def threat_of(given: T | None, recipe: Recipe | None, name: str, kind: type[T]) 
     example = 'spatlib.SPATConfig(eps=8 / 255, norm="Linf")'
     what = f"be given to state what an attack may do to data of your own, as {example}"
     require(found is not None, name, what, found)
-    require_type(name, found, kind)
+    require(isinstance(found, kind), name, f"be a spatlib.{kind.__name__}", found)
     return found  # type: ignore[no-any-return]
 
 

@@ -59,10 +59,10 @@ class Report:
         return file.getvalue()
 
     def __str__(self) -> str:
-        return str(table({"model": self}))
+        return str(table({"model": self.as_json()}))
 
     def _repr_html_(self) -> str:  # of notebooks
-        return table({"model": self}).html()
+        return table({"model": self.as_json()}).html()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class Result:
 
     def _table(self) -> "Table":
         training = "; these are the training data" * (self.measured_on == "training")
-        return table(self.baselines | {self.config.method: self.report}, training)
+        reports = self.baselines | ({self.config.method: self.report} if self.report else {})
+        return table({name: each.as_json() for name, each in reports.items()}, training)
 
     def __str__(self) -> str:
         return str(self._table())
@@ -134,24 +135,21 @@ class Table:
         return f"<table>{body}</table><p>{escape(self.note)}</p>"
 
 
-def table(networks: Mapping[str, Report | None], note: str = "") -> Table:
-    """Reports on the same data and threat model: a row for each metric, a column for each one."""
-    found = {name: report for name, report in networks.items() if report is not None}
-    if not found:
+def table(networks: Mapping[str, dict[str, Any]], note: str = "") -> Table:
+    """Of :meth:`Report.as_json` on the same data: a row for each metric, a column for each one."""
+    if not networks:
         return Table([], "not evaluated")
-    *_, last = found.values()
-    cells = [["", *found]]
-    titles = {**last.attacks}
+    *_, last = networks.values()
+    cells, titles, threat = [["", *networks]], {**last["attacks"]}, last["threat"]
     if joint := titles.pop("worst", ""):  # of attacks on what all before them left
         note += f"; worst: {joint}"
-    for key in last.metrics:
-        shares = ((report.metrics[key], *report.interval[key]) for report in found.values())
+    for key in last["metrics"]:
+        shares = ((each["metrics"][key], *each["interval"][key]) for each in networks.values())
         row = (f"{100 * p:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for p, a, b in shares)
         cells.append([titles.get(key, key), *row])
-    starts = f"{last.restarts} random start{'s' * (last.restarts != 1)}"
-    threat = f"{last.threat.norm} eps {last.threat.eps:.4g}"
-    of = f"accuracy in % [95 % interval] on {last.count} examples; {threat}, {starts}{note}"
-    return Table(cells, of)
+    starts = f"{last['restarts']} random start{'s' * (last['restarts'] != 1)}"
+    of = f"{last['count']} examples; {threat['norm']} eps {threat['eps']:.4g}, {starts}{note}"
+    return Table(cells, f"accuracy in % [95 % interval] on {of}")
 
 
 def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **how: Any) -> Any:
@@ -163,11 +161,7 @@ def evaluation(network: str, report: Any, measured_on: str, baselines: Any, **ho
 
 def evaluation_table(facts: dict[str, Any]) -> Table:
     """What :func:`evaluation` made, a column for each network."""
-    networks = facts["baselines"] | {facts["network"]: facts}
-    for name, values in networks.items():
-        known = {each.name: values[each.name] for each in fields(Report) if each.compare}
-        networks[name] = Report(**known | {"threat": Threat(**values["threat"])})
-    return table(networks, f"; {facts['measured_on']} data")
+    return table(facts["baselines"] | {facts["network"]: facts}, f"; {facts['measured_on']} data")
 
 
 def audit_table(facts: dict[str, Any]) -> Table:

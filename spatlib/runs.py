@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from .config import SPATConfig, TrainConfig
 from .engines import OURS, Rows, engine_of, load_engine
-from .errors import AnyPath, ConfigError, DataError, differences, require
-from .storage import PUT_BACK, Content, naming, put, sums_in
+from .errors import AnyPath, ConfigError, differences, require
+from .storage import SUMS, Content, naming, read, replace
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.csv", "checkpoint.safetensors"
 LAST, BEST, EMA = "last.safetensors", "best.safetensors", "ema.safetensors"
@@ -30,14 +30,11 @@ AUDIT, DRIFT, CURVES, SHEET = "audit.json", "audit.png", "curves.png", "sheet.pn
 PAGE = "report.html"
 READ = (CHECKPOINT, *WEIGHTS.values(), METRICS, CONFIG)  # those that are read again
 FILES = (RESULT, EVALUATION, KEPT, AUDIT, DRIFT, CURVES, SHEET, PAGE, *READ)
-NONE = sha256().hexdigest()  # of no content or file
 SPARE = (METRICS, LAST, EMA)  # what a training that goes on can do without
-SUMS, LOCK = "spatlib.json", ".spatlib.lock"
-MARKER, FORMAT = "spatlib_run", 3  # config.json holds this number under this name
-# Settings that may differ when a run goes on; data are known by their fingerprint.
-CHANGEABLE = ("epochs", "device", "progress", "checkpoint_minutes", "num_workers")
-FREE = {f"training.{name}" for name in CHANGEABLE}
-FREE |= {"data.name", "data.dir", "training.batch_size"}  # the last by global_batch
+LOCK, MARKER, FORMAT = ".spatlib.lock", "spatlib_run", 3  # of config.json: marker and its value
+# Settings that may differ when a run goes on; data have a fingerprint, batches a global_batch.
+FREE = {"epochs", "device", "progress", "checkpoint_minutes", "num_workers", "batch_size"}
+FREE = {f"training.{name}" for name in FREE} | {"data.name", "data.dir"}
 PACKAGES = ("spatlib", "numpy", "torch", "tensorflow", "tensorflow-cpu", "keras")
 GIT = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
@@ -78,7 +75,7 @@ class Run:
         """The run in a subdirectory, with the settings of this one; it goes on if this one does."""
         place = self.directory / name
         part = Run(place, resume=self.resumed, overwrite=place in self._old)
-        part.parent, part.silent = self, self.silent
+        part.parent, part.silent, part._lock = self, self.silent, self._lock
         part.describe(self._asked, self.settings["versions"]["threads"])
         part.settings["network"] = name
         return part
@@ -115,7 +112,7 @@ class Run:
             for path in (*_files(place), place / SUMS):
                 path.unlink(missing_ok=True)
         sums = {name: [sha256(self.read(name) or b"").hexdigest()] for name in READ}
-        self._replace(SUMS, json.dumps(sums).encode())
+        replace(self.directory / SUMS, json.dumps(sums).encode())
         self._old, self.resumed, self._found = [], True, {**self.settings}
         self.write(CONFIG, json.dumps(self.settings, indent=2).encode())
 
@@ -124,7 +121,7 @@ class Run:
         with suppress(OSError):  # all that could be written is
             if self._events is not None:
                 self._events.close()
-        (self.parent or self)._lock.release(force=True)
+        self._lock.release(force=True)
 
     def _stored(self) -> dict[str, Any]:
         """What ``config.json`` holds, {} if there is no run; ConfigError if it is not a run's."""
@@ -153,38 +150,15 @@ class Run:
 
     def read(self, name: str) -> bytes | None:
         """The contents of a file, or None if there is none; DataError unless it is the run's."""
-        path, hint = self.directory / name, ", or delete it" * (name in SPARE)
-        for _ in range(5):  # a training may replace it between our two looks
-            with naming(path):
-                content = path.read_bytes() if path.exists() else None
-            known, spared = sums_in(path.with_name(SUMS)), content is None and name in SPARE
-            found = sha256(content or b"").hexdigest()
-            if known is None or spared or found in known.get(name, [NONE]):
-                return content
-        what = "is missing" if content is None else "is damaged, or that of another run"
-        raise DataError(f"{path} {what}: {PUT_BACK}{hint}")
+        return read(self.directory / name, spare=name in SPARE)
 
     def write(self, name: str, content: Content) -> None:
         """Replace a file whole: a process killed here leaves the old content or the new."""
         if self.silent:
             return
-        if name in READ and (self.parent or self)._lock.is_locked:  # else no training has begun
+        if name in READ and self._lock.is_locked:  # else no training has begun
             (self.directory / SUMS).stat()  # an error if another directory is in its place
-        self._replace(name, content)
-
-    def _replace(self, name: str, content: Content) -> None:
-        path, temporary = self.directory / name, self.directory / f".{name}.part"
-        with naming(path):
-            try:
-                found = put(temporary, content)
-                if name in READ:  # first the checksums of both, and of each other file one
-                    known = sums_in(self.directory / SUMS) or {}
-                    sums = {other: known.get(other, [NONE])[-1:] for other in READ}
-                    sums[name] += sums[content.name] if isinstance(content, Path) else [found]
-                    self._replace(SUMS, json.dumps(sums).encode())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        replace(self.directory / name, content, summed=name in READ)
 
     def history(self) -> Rows:
         """The rows of ``metrics.csv``; DataError if it is damaged."""

@@ -12,7 +12,7 @@ from . import plots
 from .config import STANDARD, SPATConfig, TrainConfig
 from .data import PARTS, Dataset, as_array, as_dataset, fingerprint, is_map, is_pair, load_data
 from .engines import Engine, load_engine
-from .errors import ConfigError, NonFiniteError, expect, require, require_type
+from .errors import ConfigError, NonFiniteError, expect, require
 from .evaluate import Evaluation, attacked_examples, measure, threat_of
 from .monitor import CLEAN, ROBUST, SINGLE, Monitor, best_epoch
 from .recipes import RECIPES, Recipe, find_recipe
@@ -81,16 +81,16 @@ def train(
     """
     require(run_dir is not None or not (resume or overwrite), "run_dir", "name the run", run_dir)
     run = None if run_dir is None else Run(run_dir, resume=resume, overwrite=overwrite)
-    own = run is None or "network" not in run.settings
-    require(own, "run_dir", "be a run of its own, not a baseline of another", run_dir)
+    was = {} if run is None else run.settings  # of one that goes on
+    what = "be a run of its own, not a baseline of another"
+    require("network" not in was, "run_dir", what, run_dir)
     chosen, saved = find_recipe(recipe, data), None
-    if run is not None and run.resumed:
+    if run is not None and was:
         saved = _recipe_of(run, model=model, data=data, optimizer=optimizer)
-        backend = backend or run.settings["backend"]
-        data = load_data(**run.settings["data"]) if data is None else data
+        backend = backend or was["backend"]
+        data = load_data(**was["data"]) if data is None else data
         chosen = saved if recipe is None else chosen
-    given = {"config": config, "training": training}
-    passed = [name for name, value in given.items() if value is not None]
+    passed = [n for n, v in {"config": config, "training": training}.items() if v is not None]
     dropped = len(passed) == 1 or (passed and recipe is not None)
     if chosen is not None and chosen is not saved and dropped:
         what = f"{' and '.join(passed)} would drop settings of the recipe for {chosen.data!r}"
@@ -99,7 +99,7 @@ def train(
     config, own = threat_of(config, chosen, "config", SPATConfig), training is not None
     if training is None:
         training = chosen.training if chosen else TrainConfig()
-    require_type("training", training, TrainConfig)
+    require(isinstance(training, TrainConfig), "training", "be a spatlib.TrainConfig", training)
     what = "be above 0, such as 0.999, for rectify, which reads the averaged weights"
     require(config.rectify == 0 or training.ema > 0, "ema", what, training.ema)
     # The values of a recipe of ours are for its own optimizer; others are what the user means.
@@ -125,14 +125,14 @@ def train(
     engine = load_engine(name)
     with engine.together() as (rank, size):
         # Nothing is written before engine, data and model are checked.
-        was = run.settings["training"] if run is not None and run.resumed else {}
-        if run is not None and training.batch_size == was.get("batch_size"):
-            whole = run.settings["global_batch"]  # which any number of processes can share
+        plan = was.get("training", {})
+        if training.batch_size == plan.get("batch_size"):
+            whole = was["global_batch"]  # which any number of processes can share
             what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
         if training.precision == "auto" and hasattr(engine, "precision"):  # settled once for a run
-            found = was.get("precision") or engine.precision(model, training.device)
+            found = plan.get("precision") or engine.precision(model, training.device)
             training = replace(training, precision=found)
         if rank:  # the first process speaks
             on_epoch, training = None, replace(training, progress=False)
@@ -158,27 +158,25 @@ def train(
         on = "training" if dataset.test is None else "test"
         result = Result(model=model, history=[], config=config, training=training, measured_on=on)
         build: Any = partial(engine.build_model, seed=seed, **built) if built else lambda: model
-        fit = partial(_fit, engine, dataset, on_epoch, optimizer)
+        fit = partial(_fit, engine, dataset, optimizer, on_epoch=on_epoch)
         compared = config.baselines if training.baseline else {}
-        parts = [run and run.part(label) for label in compared]  # errors before the training
-        names = [*compared, config.method]
-        if compared:
-            names = [f"{name} {turn}/{len(names)}" for turn, name in enumerate(names, 1)]
-        for (label, method), part, name in zip(compared.items(), parts, names, strict=False):
-            report: Any = fit(replace(result, model=build(), config=method), part, name).report
+        parts = {label: run and run.part(label) for label in compared}  # errors before the training
+        count = len(compared) + 1
+        for turn, (label, method) in enumerate(compared.items(), 1):
+            how = {"run": parts[label], "label": label, "turn": f"{turn}/{count}"}
+            report: Any = fit(replace(result, model=build(), config=method), **how).report
             result.baselines[label] = report
-        result = fit(replace(result, model=build()), run, names[-1], callbacks)
+        how = {"run": run, "label": config.method, "turn": f"{count}/{count}" if compared else ""}
+        result = fit(replace(result, model=build()), callbacks=callbacks, **how)
         if run is not None:  # all processes, as a loader may need them to begin; one writes
             try:
                 told = evaluation(config.method, result.report, on, result.baselines)
                 run.write(RESULT, json.dumps(told, indent=2).encode())
-                drawn = plots.curves(result.history, config, best_epoch(result.history))
-                run.write(CURVES, drawn)
+                run.write(CURVES, plots.curves(result.history, config, best_epoch(result.history)))
                 some = min(8, training.batch_size)
                 shown = attacked_examples(engine, result.model, dataset.measured, config, some)
                 if shown["x"].ndim == 4:
-                    drawn = plots.sheet(shown, config.bounds, dataset.class_names)
-                    run.write(SHEET, drawn)
+                    run.write(SHEET, plots.sheet(shown, config.bounds, dataset.class_names))
             except Exception as error:  # a full disk, a network that takes no other batch
                 warnings.warn(f"results or plots lost in {run.directory}: {error}", stacklevel=2)
         if training.progress:
@@ -186,24 +184,14 @@ def train(
         return result
 
 
-def _fit(
-    engine: Engine,
-    data: Dataset,
-    tell: Any,
-    optimizer: Any,
-    result: Result,
-    run: Any,
-    label: str,
-    callbacks: Sequence[Any] = (),
-) -> Result:
-    """The result after ``result.model`` was trained and measured."""
+def _fit(engine: Engine, data: Dataset, optimizer: Any, result: Result, **how: Any) -> Result:
+    """The result after ``result.model`` was trained, by a Monitor made of ``how``, and measured."""
     model, config, plan, held = result.model, result.config, result.training, data.validation
     look = partial(measure, engine, batch_size=plan.batch_size)  # which the network may be fixed to
     for part in (held, data.test):  # before the training, not after it
         if part is not None:
             engine.check(model, part, config, plan)
-    label, _, turn = label.partition(" ")  # which of how many
-    if ordinary := label == STANDARD:  # there is no attack that could grow
+    if ordinary := how["label"] == STANDARD:  # there is no attack that could grow
         plan = replace(plan, eps_warmup=0)
 
     def validate(net: Any) -> dict[str, float]:
@@ -213,7 +201,7 @@ def _fit(
         return {CLEAN: found["clean"], ROBUST: found["pgd10"], SINGLE: found["pgd1"]}
 
     look_at = validate if held is not None else None
-    monitor = Monitor(plan, look_at, run, tell, ordinary, callbacks, label, turn)
+    monitor = Monitor(plan, look_at, ordinary=ordinary, **how)
     try:
         with monitor.signals():
             history = engine.fit(model, data.train, config, monitor, optimizer=optimizer)
@@ -222,8 +210,8 @@ def _fit(
         raise
     if (best := monitor.best_weights()) is not None:
         engine.load_weights(model, best)
-    how: Any = {"device": plan.device, "progress": plan.progress}
-    report = look(model, data.measured, Evaluation(config), **how)
+    shown: Any = {"device": plan.device, "progress": plan.progress}
+    report = look(model, data.measured, Evaluation(config), **shown)
     return replace(result, history=history, report=report)
 
 
@@ -234,9 +222,9 @@ def _recipe_of(run: Run, **passed: Any) -> Recipe:
         if lost and passed[name] is None:
             raise ConfigError(f"{name} of the run in {run.directory} was your own: pass it again")
     config, training = run.configs()
-    known: Any = network or dict.fromkeys(("name", "mean", "std"))
-    parts = {"model": known["name"], "mean": known["mean"], "std": known["std"]}
-    return Recipe(data="", config=config, training=training, source="", **parts)
+    its: Any = network or dict.fromkeys(("name", "mean", "std"))
+    own = {"model": its["name"], "mean": its["mean"], "std": its["std"]}
+    return Recipe(data="", config=config, training=training, source="", **own)
 
 
 def _architecture(name: str, dataset: Dataset, recipe: Recipe | None) -> dict[str, Any]:

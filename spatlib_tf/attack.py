@@ -27,7 +27,7 @@ def vjp(
         tape.watch(x)
         logits = ops.logits_of(model, x, training=training)
 
-    def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
+    def pull(cotangent: Tensor) -> Tensor:
         gradient = tape.gradient(logits, x, output_gradients=cotangent)
         what = "model must return logits that TensorFlow can follow to its input"
         expect(gradient is not None, f"{what}: remove stop_gradient or numpy from its call")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from spatlib.config import PADDING, SPATConfig, Threat, TrainConfig, fold
-from spatlib.core import labels
+from spatlib.core.target import check_labels, check_mass, label_mass, mass_limits
 from spatlib.data import as_array, by_rows, is_map, is_pair, length, pairs
 from spatlib.errors import (
     ROUNDING,
@@ -45,7 +45,7 @@ def check_batch(model: keras.Model, x: Any, y: Any, threat: Threat, classes: int
     what = f"data must come in batches of {size}, as the model is built for, got {len(x)} examples"
     expect(size in (None, len(x)), f"{what}: set batch_size, and leave out the rest")
     classes = classes or classes_of(ops.logits_of(model, x).numpy(), threat.check_logits)
-    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
+    check_labels(ops, y, classes, getattr(threat, "loss", ""))
     return classes
 
 
@@ -115,8 +115,8 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
 
     def update_state(self, x: Any, y: Any, classes: int) -> None:
         """With inputs and labels as they came, before the former are clipped."""
-        limits = labels.limits(y, classes)
-        (low, high), (first, last) = map(extremes, (only(x), labels.mass(ops, y, self.config.loss)))
+        limits = mass_limits(y, classes)
+        (low, high), (first, last) = map(extremes, (only(x), label_mass(ops, y, self.config.loss)))
         self.count.assign_add(1.0)
         bad, count = map(tf.convert_to_tensor, (self.bad, self.count))
         row = tf.stack([tf.cast(v, bad.dtype) for v in (1, count, low, high, first, last, *limits)])
@@ -133,7 +133,7 @@ class Seen(keras.metrics.Metric):  # type: ignore[misc]
             number, low, high, first, last, *limits = bad[1:] / bad[0]  # replicas add up
             try:
                 check_range((low, high), self.config.bounds)
-                labels.check((first, last), limits)
+                check_mass((first, last), limits)
             except DataError as error:
                 raise DataError(f"batch {number:g}: {error}") from None
             what = "x in bounds and labels that are classes in every replica, got others in several"

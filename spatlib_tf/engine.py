@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, Threat, TrainConfig
-from spatlib.core import labels
 from spatlib.core import survivors as core
+from spatlib.core.target import hard_labels
 from spatlib.data import is_pair
 from spatlib.engines import by_itself as together  # noqa: F401
 from spatlib.errors import asking, checked, require
@@ -109,7 +109,7 @@ def survivors(
     with tf.device(device), attack.unmoved(model):
         for x, y in batches(model, data, batch_size, threat):
             classes = check_batch(model, x, y, threat, classes)
-            y, clean = labels.hard(ops, y), call(core.read, net, x)
+            y, clean = hard_labels(ops, y), call(core.read, net, x)
             if separable is None and len(x) > 1:
                 with attack.unmoved(model):  # by a pass of another size
                     separable = core.separable(net, x, clean)

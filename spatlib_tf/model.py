@@ -11,11 +11,11 @@ import keras
 import tensorflow as tf
 
 from spatlib.config import SPATConfig, plain_pgd
-from spatlib.core import labels as core
 from spatlib.core.attack import Adversarial
 from spatlib.core.feasible import random_start
 from spatlib.core.survivors import Attacked, climbed, judge, placed
-from spatlib.errors import checked, only, require, require_type, warn_of_holes
+from spatlib.core.target import hard_labels, label_rows, sound_rows
+from spatlib.errors import checked, only, require, warn_of_holes
 from spatlib.monitor import READ_EVERY
 
 from . import ops
@@ -69,7 +69,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config":
-            require_type(name, value, SPATConfig)
+            require(isinstance(value, SPATConfig), name, "be a spatlib.SPATConfig", value)
         elif name == "evaluation_steps":
             value = checked(name, value, 1)
         constant = name in ("config", "evaluation_steps")  # of the graphs
@@ -186,7 +186,7 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         (tf.function(update, autograph=False) if alone else update)(tape.gradient(scaled, weights))
         for v, before in kept:  # a step that loss scaling skips must not ruin statistics either
             v.assign(tf.where(tf.reduce_all(tf.math.is_finite(v.value)), v.value, before))
-        right, _ = judge(ops, logits, ops.one_hot(core.hard(ops, labels), logits))
+        right, _ = judge(ops, logits, ops.one_hot(hard_labels(ops, labels), logits))
         self._record(loss, right, raw, labels, logits.shape[1])
         self.stall_rate.update_state(attack.stalls)
         self.hole_rate.update_state(attack.holes)
@@ -200,13 +200,13 @@ class SPATModel(keras.Model):  # type: ignore[misc]  # keras ships no types
         raw, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, labels = ops.prepare(raw, y, self.config, validate=False)
         logits = ops.logits_of(self.base, x)
-        label = core.sound(ops, core.rows(ops, labels, logits), self.config.loss)
+        label = sound_rows(ops, label_rows(ops, labels, logits), self.config.loss)
         losses = -ops.sum(label * ops.log_softmax(logits), axis=-1)
         loss = _total(losses, weight, self.losses)  # with penalties of the clean pass
         threat = plain_pgd(self.config, self.evaluation_steps)
         start = random_start(ops, x, threat, Draws(next_seed(self.evaluation_seeds, x)))
         own = partial(vjp, self.base, False), partial(ops.logits_of, self.base)
-        net, hard = Attacked(ops, *own, threat), ops.one_hot(core.hard(ops, labels), logits)
+        net, hard = Attacked(ops, *own, threat), ops.one_hot(hard_labels(ops, labels), logits)
         with unmoved(self.base):
             d, _, *begin = placed(net, x, hard, start)
             _, *end = climbed(net, x, hard, hard, d)

@@ -1,4 +1,4 @@
-"""The networks of ``spatlib.networks`` in Keras' own layers."""
+"""The networks of ``spatlib.recipes`` in Keras' own layers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from spatlib.networks import NETWORKS, Layout, Numbers, Shape
+from spatlib.recipes import NETWORKS, Layout, Numbers, Shape
 
 
 def build(

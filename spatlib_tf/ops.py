@@ -110,8 +110,7 @@ def check_device(device: str | None) -> None:
 
 def logits_of(model: keras.Model, x: Tensor, *, training: bool = False) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits = errors.logits_in(model(x, training=training))
-    errors.check_logits(logits, tf.is_tensor(logits), x.shape[0])
+    logits = errors.logits_in(model(x, training=training), tf.is_tensor, x.shape[0])
     return tf.maximum(widen(logits), errors.RULED_OUT)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spatlib.config import SPATConfig, Threat
-from spatlib.core import labels
 from spatlib.core.calls import Calls
+from spatlib.core.target import check_labels
 from spatlib.errors import classes_of, expect, require
 
 from . import ops
@@ -28,8 +28,8 @@ def vjp(model: nn.Module, x: Tensor, *, many: bool = False) -> tuple[Tensor, Cal
     advice = f"{what}: remove no_grad, detach or item from its forward"
     expect(logits.requires_grad, advice)
 
-    def pull(cotangent: Tensor, *, last: bool = True) -> Tensor:
-        how = {"retain_graph": not last, "allow_unused": True}
+    def pull(cotangent: Tensor) -> Tensor:
+        how = {"retain_graph": many, "allow_unused": True}
         (found,) = torch.autograd.grad(logits, leaf, cotangent, **how)
         expect(found is not None, advice)  # the logits may depend on weights alone
         return found
@@ -113,7 +113,7 @@ def looked_at(
         with attack_state(model, fork=x.device) as module, uncompiled():
             logits = torch.no_grad()(ops.logits_of)(module, x)
         classes = classes_of(logits.numpy(force=True), threat.check_logits)
-    labels.check_values(ops, y, classes, getattr(threat, "loss", ""))
+    check_labels(ops, y, classes, getattr(threat, "loss", ""))
     return x, y, classes
 
 

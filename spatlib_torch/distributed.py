@@ -10,16 +10,15 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import is_lazy
 
-from spatlib.errors import BackendError, PeerError, SpatlibError, cause, require
+from spatlib.errors import BackendError, PeerError, SpatlibError, cause
 
-Batch = TypeVar("Batch")
 RUNNING = ("running_mean", "running_var")  # of BatchNorm: averaged; other buffers are process 0's
 _team = [0, 1]
 
@@ -75,12 +74,6 @@ def versions(facts: object, device: torch.device) -> int:
     return len({*numbers(int.from_bytes(sha256(repr(facts).encode()).digest()[:7]), device)})
 
 
-def check_alike(name: str, facts: object, device: torch.device) -> None:
-    """ConfigError unless all processes have the same facts."""
-    what = "be the same in every process, as each takes its rows of a batch"
-    require(team()[1] == 1 or versions(facts, device) == 1, name, what, facts)
-
-
 @contextmanager
 def agreeing(device: torch.device) -> Iterator[None]:
     """Around what may fail in one process alone: all others then end with a PeerError."""
@@ -114,7 +107,7 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def in_step(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+def in_step(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
     """The batches, until one of the processes has no more."""
     while 0 not in numbers(len(batch := [*islice(batches, 1)]), device):
         yield from batch

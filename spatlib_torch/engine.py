@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,26 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch import get_num_threads as threads  # noqa: F401  # an engine has it
 from torch.nn.parameter import is_lazy
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from spatlib.config import SPATConfig, Threat, TrainConfig
-from spatlib.core import labels
+from spatlib.config import SPATConfig, Threat, TrainConfig, lr_factor
 from spatlib.core import survivors as core
 from spatlib.core.calls import alone
+from spatlib.core.target import hard_labels
 from spatlib.data import as_array, fingerprint, is_map, is_pair, pairs
 from spatlib.errors import asking, check_images, checked, require
 from spatlib.evaluate import Evaluation
 from spatlib.monitor import Monitor
 
 from . import attack, ops
-from .distributed import agreeing, begin_alike, check_alike, gathered, team, together  # noqa: F401
+from .distributed import agreeing, begin_alike, gathered, team, together, versions  # noqa: F401
 from .graphs import compiled, uncompiled
 from .loaders import Batches, placed
 from .loop import Loop
 from .models import MODELS
-from .ops import as_tensor, logits_of, one_hot
-from .seeds import keeping_globals
-from .state import attack_state, bare, load_weights, weights  # noqa: F401
+from .state import attack_state, bare, keeping_globals, load_weights, tensors, weights  # noqa: F401
 
 CHANNELS_FIRST = True
 
@@ -56,7 +54,8 @@ def fit(
     device = placed(model, training.device)
     batches = Batches(data, training.batch_size, model, device, config.bounds)
     batches.workers = training.num_workers
-    batches.check_shares()
+    what = f"hold an example for each of {batches.size} processes"
+    require(batches.count is None or len(batches) > 0, "data", what, batches.count)
     if monitor.ordinary:  # cross-entropy, whatever the loss
         config = replace(config, loss="pgd", rectify=0)
     globals_kept = keeping_globals(device, training.deterministic)
@@ -66,11 +65,9 @@ def fit(
         cudnn.benchmark = not cudnn.deterministic
         if is_pair(data):  # all before anything changes
             check(model, batches.data, config, training)
-            if training.augment != "none":
-                check_images(data[0].shape)
         plan, writes = replace(training, device=None, progress=False), monitor.run is not None
-        named = chain(bare(model).named_parameters(), bare(model).named_buffers())
-        shapes = [(name, t.shape, t.dtype, t.requires_grad) for name, t in named if not is_lazy(t)]
+        named = {name: t for name, t in tensors(model).items() if not is_lazy(t)}
+        shapes = [(name, t.shape, t.dtype, t.requires_grad) for name, t in named.items()]
         settings = plan, config, writes, monitor.validate is not None
         _check_alike(data, device, settings=settings, model=shapes)
         begin_alike(bare(model))
@@ -87,8 +84,8 @@ def fit(
                 own = [p.requires_grad for p in module.parameters()]
                 for part in module.modules() if own and not any(own) else ():
                     part.training &= not [*part.buffers(recurse=False)]
-            made, scheduler = _optimizer(model, training, optimizer)
-            loop = Loop(model, batches, config, made, monitor, bar, scheduler)
+            made = _optimizer(model, training, optimizer, training.epochs * len(batches))
+            loop = Loop(model, batches, config, *made, monitor, bar)
         return loop.run()
 
 
@@ -100,14 +97,15 @@ def _check_alike(data: Any, device: torch.device, **facts: object) -> None:
             rows = np.linspace(0, len(data) - 1, 8, dtype=int).tolist()
             with keeping_globals(device):  # transforms draw from them
                 known["labels"] = [y for _, y, *_ in pairs(data[row] for row in rows)]
+        what = "be the same in every process, as each takes its rows of a batch"
         for name, value in {"data": known, **facts}.items():
-            check_alike(name, value, device)
+            require(versions(value, device) == 1, name, what, value)
 
 
 def _optimizer(
-    model: nn.Module, training: TrainConfig, make: Any
-) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
-    """The one that was asked for, else SGD, of the parameters to train, and its own scheduler."""
+    model: nn.Module, training: TrainConfig, make: Any, steps: int
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """The one asked for, else SGD, of the parameters to train; its own scheduler, else ours."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     known = bool(parameters) and not any(map(is_lazy, parameters))
     what = "have parameters to train (set requires_grad) with shapes (call it on a batch first)"
@@ -123,9 +121,9 @@ def _optimizer(
             groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
     what = "be a function from parameters to a torch.optim.Optimizer, e.g. torch.optim.AdamW"
     with asking("optimizer", what):
-        made = make(groups) if callable(make) else make
+        made = make(groups)
     made, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    require(made is not make and isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
+    require(isinstance(made, torch.optim.Optimizer), "optimizer", what, made)
     held = {p for group in made.param_groups for p in group["params"]}
     what = "be made of the parameters that its function is given, and of no others"
     require(held <= {*parameters}, "optimizer", what, made)
@@ -142,7 +140,8 @@ def _optimizer(
     for p in parameters if ours and half else ():
         # Fused SGD would take unset memory for it after a first step that is left out.
         made.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return made, scheduler
+    factor = partial(lr_factor, training.schedule, steps=steps)
+    return made, scheduler or LambdaLR(made, factor)
 
 
 def survivors(
@@ -152,15 +151,15 @@ def survivors(
     threat, separable, found = evaluation.threat, None, dict[str, Any]()
     batches = Batches(data, batch_size, model, placed(model, device), threat.bounds)
     for x, y, classes, first, counted in _looked_through(model, batches.shares(), batches, threat):
-        y = labels.hard(ops, y)
+        y = hard_labels(ops, y)
         starts = evaluation.starts(first, x.shape, ops.CHANNEL_AXIS)
         begins = (torch.as_tensor(start).to(x.dtype).to(x.device) for start in starts)
         with attack_state(model, fork=x.device) as module:
-            predict = torch.no_grad()(partial(logits_of, module))
+            predict = torch.no_grad()(partial(ops.logits_of, module))
             net = core.Attacked(ops, partial(attack.vjp, module), predict, threat)
             if len(x):  # else only other processes have some left
                 clean = predict(x)
-                label, foreign = one_hot(y, clean), partial(_foreign, module)
+                label, foreign = ops.one_hot(y, clean), partial(_foreign, module)
                 if separable is None and len(x) > 1:
                     with uncompiled(), attack_state(module):
                         separable = core.separable(net, x, clean)
@@ -183,7 +182,7 @@ def _foreign(module: nn.Module, key: str, call: Any, x: Tensor, y: Tensor) -> Te
     with attack_state(module, fork=x.device, foreign=True):
         x_adv = call(module, x.clone(), y.clone())
     x_adv = torch.as_tensor(x_adv) if isinstance(x_adv, np.ndarray) else x_adv
-    return as_tensor(f"x_adv of {key}", x_adv).to(x)
+    return ops.as_tensor(f"x_adv of {key}", x_adv).to(x)
 
 
 def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) -> None:
@@ -193,8 +192,9 @@ def check(model: nn.Module, data: Any, threat: Threat, training: TrainConfig) ->
     batches = Batches(data, training.batch_size, model, device, threat.bounds)
     with agreeing(device):
         parts = _looked_through(model, batches, batches, threat)
-        for _ in islice(parts, None if is_pair(data) else 1):
-            pass
+        for x, *_ in islice(parts, None if is_pair(data) else 1):
+            if training.augment != "none":
+                check_images(x.shape)
 
 
 def _looked_through(
@@ -234,7 +234,7 @@ def logits(model: nn.Module, x: Any, batch_size: int = 256) -> np.ndarray:
     """Logits (N, K) in inference mode."""
     batches = Batches((x, torch.zeros(len(x))), batch_size, model, placed(model, None), (0, 1))
     with attack_state(model, fork=batches.device) as module, torch.no_grad():
-        return torch.cat([logits_of(module, z) for z, _ in batches]).numpy(force=True)
+        return torch.cat([ops.logits_of(module, z) for z, _ in batches]).numpy(force=True)
 
 
 def vjp(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:

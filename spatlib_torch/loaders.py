@@ -14,21 +14,12 @@ from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from spatlib.config import PADDING, fold
 from spatlib.data import by_rows, fingerprint, is_map, is_pair, length, pairs
-from spatlib.errors import (
-    ConfigError,
-    DataError,
-    cause,
-    check_batch,
-    check_images,
-    check_weights,
-    require,
-    shown,
-)
+from spatlib.errors import asking, check_batch, check_images, check_weights, reading, require, shown
 
 from .attack import Draws
-from .distributed import numbers, share, team, versions
+from .distributed import in_step, numbers, share, team, versions
 from .ops import check_model
-from .seeds import FETCH, ITEM, ORDER, seed_globals
+from .state import FETCH, ITEM, ORDER, seed_globals
 
 CPU = torch.device("cpu")
 Bounds = tuple[float, float]
@@ -42,10 +33,8 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
     """Move the model to this device; by default to that of its first tensor, or the CPU."""
     check_model(model)
     own = next((t.device for t in (*model.parameters(), *model.buffers())), CPU)
-    try:
+    with asking(f"device {shown(device)}", "be one PyTorch finds"):
         found = own if device is None else torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"device must be one PyTorch finds, got {shown(device)}") from error
     if any(t.device != found for t in (*model.parameters(), *model.buffers())):
         model.to(found)  # which, if for nothing too, disturbs a training in another thread
     return found
@@ -80,11 +69,6 @@ class Batches:
         # BatchNorm cannot train on one example: such a rest is left out of the epoch.
         return whole + (rest >= (2 if whole else 1) * self.size)
 
-    def check_shares(self) -> None:
-        """ConfigError unless each of several processes gets examples of its own."""
-        what = f"hold an example for each of {self.size} processes"
-        require(self.count is None or len(self) > 0, "data", what, self.count)
-
     def check_own(self, x: Tensor, y: Tensor) -> None:
         """ConfigError unless each of several processes has a batch of its own, here of a loader."""
         what = "be shared out: pass the data set, or a loader with sampler=DistributedSampler(...)"
@@ -114,7 +98,7 @@ class Batches:
         left, every, whole = min(once, default=inf), inf, None  # then a sampler repeats some
         with suppress(IndexError, AttributeError, TypeError):  # so does Accelerate's loader
             every = parts[0].total_dataset_length
-        batches = (batch[:2] for batch in self.epoch(0, 0, 0)) if self.size > 1 else iter(self)
+        batches = (batch[:2] for batch in self._shuffled(0, 0, 0)) if self.size > 1 else iter(self)
         x = y = torch.empty(0, device=self.device)
         while True:
             if batch := next(batches, None):
@@ -143,11 +127,16 @@ class Batches:
         moved = map(self._moved, self._read(torch.split(rows, self.batch_size)))
         return ((x, y) for x, y, _ in moved)
 
-    def epoch(self, seed: int, epoch: int, first: int) -> Epoch:
+    def epoch(self, seed: int, epoch: int, first: int = 0) -> Epoch:
         """The shuffled batches of an epoch from ``first`` on; only a loader reads those before.
 
         Each with the number of its first row in the batch of all processes, and rows of that.
+        Of a loader that does not know its length, as many as it has in every process.
         """
+        batches, known = self._shuffled(seed, epoch, first), len(self) > 0 or self.size == 1
+        return batches if known else in_step(batches, self.device)
+
+    def _shuffled(self, seed: int, epoch: int, first: int) -> Epoch:
         for i, part in enumerate(self._parts(), 1):  # tell each which epoch begins
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(fold(seed, epoch, i, ORDER))
@@ -225,12 +214,9 @@ def _gather(part: Any, rows: Tensor) -> Any:
 
 def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
     """What it is converted to; DataError if it cannot be."""
-    try:
+    how = "have it hold arrays or tensors of numbers (by numpy.asarray or a transform)"
+    with reading(f"data of type {type(part).__name__}", how):
         return convert(part, *arguments)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-        kind, advice = type(part).__name__, "convert it in a transform or by numpy.asarray"
-        what = f"data must hold arrays or tensors of numbers, got {kind} ({cause(error)}): {advice}"
-        raise DataError(what) from error
 
 
 def augment(x: Tensor, kind: str, lower: float, draws: Draws) -> Tensor:

@@ -15,26 +15,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from spatlib.config import SPATConfig, fold, lr_factor, warmed_up
-from spatlib.core import labels
+from spatlib.config import SPATConfig, fold, warmed_up
 from spatlib.core.calls import alone
+from spatlib.core.target import check_mass, hard_labels, label_mass, mass_limits
 from spatlib.data import is_pair
 from spatlib.engines import unpack
 from spatlib.errors import LEAVE, DataError, NonFiniteError, check_range, check_weights, require
 from spatlib.monitor import MEANS, READ_EVERY, Monitor, check_repeated, show
 from spatlib.runs import CHECKPOINT
 
-from . import attack, ops
-from .attack import Draws
-from .distributed import agreeing, collected, in_step, step_alike
+from . import attack, ops, state
+from .distributed import agreeing, collected, step_alike
 from .graphs import Replayed
 from .loaders import Batch, Batches, Epoch, Rows, augment
-from .ops import prepare
-from .seeds import ATTACK, AUGMENT, STEP, seed_globals
-from .state import Named, bare, clones, fill, load_optimizer, optimizer_state, packed, put
+from .state import ATTACK, AUGMENT, STEP, Named, bare, clones, fill, packed, seed_globals, tensors
 
 PROGRESS = ("history", "step", "done", "count", "seconds", "sums")  # the numbers in a checkpoint
 LEAST = 1e-4  # the scale of a loss in float16 falls below it where no gradient is finite
@@ -48,9 +45,9 @@ class Loop:
     batches: Batches
     config: SPATConfig
     optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
     monitor: Monitor
     bar: Any
-    own: LRScheduler | None = None  # the scheduler of the user's optimizer
 
     def __post_init__(self) -> None:
         self.training = training = self.monitor.training
@@ -61,16 +58,13 @@ class Loop:
         self.step, self.done, self.count, self.seconds, self.sums = 0, 0, 0, 0.0, [0.0] * len(MEANS)
         # Numbers in the epoch, limits of labels; on the device MEANS, extremes, examples.
         self.seen: list[tuple[int, Any, Tensor]] = []
-        steps = training.epochs * len(self.batches)
-        factor = partial(lr_factor, training.schedule, steps=steps)
-        self.scheduler = self.own or LambdaLR(self.optimizer, factor)
         self.scaler = GradScaler(self.batches.device.type, enabled=training.precision == "float16")
         kind, device = getattr(torch, training.precision), self.batches.device
         self.casting = torch.autocast(device.type, kind, kind != torch.float32)
         # In training mode a model may choose on the host, by chance, what a graph would repeat.
         fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
         self.attack = Replayed(self._attacked, self.model, device, fixed)
-        self.kept = self._restored() or clones(self._model() | self.average)  # if an epoch fails
+        self.kept = self._restored() or clones(tensors(self.model) | self.average)  # to go back to
 
     def run(self) -> list[dict[str, float]]:
         """All epochs that are left; after a DataError the model is as after the last whole one."""
@@ -78,25 +72,21 @@ class Loop:
             first, rest = self._begun()
             while not self.monitor.stopped(self.history):
                 self._epoch(first, rest)
-                first, rest = (), None
+                first, rest = (), self.batches.epoch(self.training.seed, len(self.history))
         except DataError:  # a NonFiniteError is one
-            fill(self._model(), self.kept)
+            fill(tensors(self.model), self.kept)
             raise
         fill(self.trained, self.average)
         return self.history
 
-    def _begun(self) -> tuple[Iterable[Batch], Epoch | None]:
-        """Begin the run, after a look at what is left of the epoch: its first batch, and the rest.
-
-        Nothing is written before the look. Arrays were looked at whole.
-        """
+    def _begun(self) -> tuple[Iterable[Batch], Epoch]:
+        """The next batch, looked at before anything is written (not of arrays), and the rest."""
         count, device = self.batches.count, self.batches.device
-        over = self.monitor.stopped(self.history)
+        epoch = partial(self.batches.epoch, self.training.seed, len(self.history))
+        over, rest = self.monitor.stopped(self.history), epoch(self.done)
         with agreeing(device):
             if self.step and count is None and not over:
-                again = partial(self.batches.epoch, self.training.seed, len(self.history), 0)
-                check_repeated(again)
-            rest = self._rest()
+                check_repeated(epoch)
             first = [*islice(rest, 0 if over or is_pair(self.batches.data) else 1)]
             for x, y, _, weights in first:
                 attack.looked_at(self.model, x, y, self.config)
@@ -108,17 +98,11 @@ class Loop:
             self.monitor.begin(self.history)
         return iter(first), rest  # the iterator lets go of the batch
 
-    def _rest(self) -> Epoch:
-        """What is left of the epoch; of unknown length, as much as every process has."""
-        rest = self.batches.epoch(self.training.seed, len(self.history), self.done)
-        known = len(self.batches) > 0 or self.batches.size == 1
-        return rest if known else in_step(rest, self.batches.device)
-
-    def _epoch(self, first: Iterable[Batch] = (), rest: Epoch | None = None) -> None:
+    def _epoch(self, first: Iterable[Batch], rest: Epoch) -> None:
         """A new epoch, or the rest of one that was interrupted; its row, validation and files."""
         self.began = time.perf_counter() - self.seconds
-        with closing(rest or self._rest()) as batches:
-            for batch in chain(first, batches):
+        with closing(rest):
+            for batch in chain(first, rest):
                 with alone(bare(self.model)):
                     self.train_on(*batch)
                 alone_due = self.batches.size == 1 and self.monitor.due()
@@ -130,7 +114,7 @@ class Loop:
         row = {"epoch": len(self.history) + 1, **self._look(), "lr": rate, "seconds": self.seconds}
         self.history.append(row)
         self.done, self.count, self.seconds, self.sums = 0, 0, 0.0, [0.0] * len(MEANS)
-        self.kept = clones(self._model() | self.average)
+        self.kept = clones(tensors(self.model) | self.average)
         raw = clones(self.trained if self.average else {})
         latest = partial(packed, bare(self.model).state_dict() | raw)
         averaged = (lambda: packed(bare(self.model).state_dict())) if self.average else None
@@ -158,8 +142,8 @@ class Loop:
         seed = partial(fold, training.seed, len(self.history), self.done)
         seed_globals(seed(STEP, *rows[:1]), device)
         source = torch.Generator(device).manual_seed(seed(AUGMENT))
-        moved = augment(x, training.augment, config.bounds[0], Draws(source, *rows))
-        moved, y = prepare(moved, y, config, validate=False)
+        moved = augment(x, training.augment, config.bounds[0], attack.Draws(source, *rows))
+        moved, y = ops.prepare(moved, y, config, validate=False)
         x_adv, *rates = self.attack(seed(ATTACK), (config, rows, len(self.history)), moved, y)
         own = partial(attack.averaged, model, own=self.average) if config.rectify else None
         with self.casting:
@@ -179,12 +163,12 @@ class Loop:
             move = get_ema_multi_avg_fn(training.ema if self.step else 0.0)  # type: ignore[no-untyped-call]
             move(list(self.average.values()), list(self.trained.values()), 0)
         self.step, self.done = self.step + 1, self.done + 1
-        accuracy = (logits.argmax(dim=1) == labels.hard(ops, y)).to(losses.dtype).mean()
-        ends = *torch.aminmax(x), *torch.aminmax(labels.mass(ops, y, config.loss))
+        accuracy = (logits.argmax(dim=1) == hard_labels(ops, y)).to(losses.dtype).mean()
+        ends = *torch.aminmax(x), *torch.aminmax(label_mass(ops, y, config.loss))
         count = loss.new_full((), len(y))  # a new_tensor would wait for the device
         ends = *ends, *((count, count) if weights is None else torch.aminmax(weights))
         values = losses.detach().mean(), accuracy, *rates, *ends, count
-        self.seen.append((self.done, labels.limits(y, logits.shape[1]), torch.stack(values)))
+        self.seen.append((self.done, mass_limits(y, logits.shape[1]), torch.stack(values)))
 
     def _attacked(self, source: torch.Generator, how: Any, x: Tensor, y: Tensor) -> Any:
         """x' and the mean rates; what is cast of the weights is kept until its end."""
@@ -192,7 +176,7 @@ class Loop:
         if self.monitor.ordinary:
             return x, *[x.new_zeros(())] * 2
         with self.casting:
-            found = attack.attacked(self.model, x, y, config, source=Draws(source, *rows))
+            found = attack.attacked(self.model, x, y, config, source=attack.Draws(source, *rows))
         return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:
@@ -208,7 +192,7 @@ class Loop:
             try:
                 for row in rows:
                     check_range(row[4:6], self.config.bounds)
-                    labels.check(row[6:8], limits)
+                    check_mass(row[6:8], limits)
                     check_range(row[8:10], (0.0, math.inf), "weights", LEAVE)
             except DataError as error:
                 where = f"epoch {len(self.history) + 1}, batch {number}"
@@ -227,15 +211,11 @@ class Loop:
         show(self.bar, self.step, (self.history[-1] if self.history else {}) | means)
         return means
 
-    def _model(self) -> dict[str, Tensor]:
-        module = bare(self.model)
-        return dict(module.named_parameters()) | dict(module.named_buffers())
-
     def _checkpoint(self) -> Iterator[bytes]:
         module, meta = bare(self.model), {name: getattr(self, name) for name in PROGRESS}
-        state, optimizer = optimizer_state(self.optimizer, self.trained)
+        moments, optimizer = state.optimizer_state(self.optimizer, self.trained)
         parts: dict[str, Named] = {"model": module.state_dict(), "average": self.average}
-        parts |= {"buffers": dict(module.named_buffers()), "optimizer": state}
+        parts |= {"buffers": dict(module.named_buffers()), "optimizer": moments}
         parts["kept"] = self.kept if self.done else {}
         named = {f"{part}.{name}": t for part, own in parts.items() for name, t in own.items()}
         meta |= {"device": self.batches.device.type, "scaler": self.scaler.state_dict()}
@@ -252,7 +232,7 @@ class Loop:
         for path, tensor in named.items():
             part, _, name = path.partition(".")
             parts[part][name] = tensor
-        put(self.model, parts["model"], CHECKPOINT)
+        state.put(self.model, parts["model"], CHECKPOINT)
         began, device = meta["device"], self.batches.device.type
         what = f"be {began!r}, where the run began: other kinds of device draw other numbers"
         require(began == device, "device", what, device)
@@ -261,9 +241,9 @@ class Loop:
         with warnings.catch_warnings(action="ignore"):  # of steps of no optimizer before them
             for _ in range(self.step):
                 self._schedule()
-        load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
+        state.load_optimizer(self.optimizer, self.trained, parts["optimizer"], meta["optimizer"])
         self.scaler.load_state_dict(meta["scaler"])
-        fill(self._model(), parts["buffers"])  # those of no state dict too
+        fill(tensors(self.model), parts["buffers"])  # those of no state dict too
         fill(self.average, parts["average"])
         show(self.bar, self.step, {})
         return parts["kept"]

@@ -1,4 +1,4 @@
-"""The networks of ``spatlib.networks`` as PyTorch modules."""
+"""The networks of ``spatlib.recipes`` as PyTorch modules."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatlib.networks import NETWORKS, Layout, Numbers, Shape
+from spatlib.recipes import NETWORKS, Layout, Numbers, Shape
 
 
 class Normalize(nn.Module):

@@ -35,8 +35,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def argmax_one_hot(x: Tensor) -> Tensor:
-    classes = torch.arange(x.shape[-1], device=x.device)  # one_hot reads values on the host
-    return (x.argmax(dim=-1, keepdim=True) == classes).to(x.dtype)
+    return one_hot(x.argmax(dim=1), x)
 
 
 def kth_largest(x: Tensor, k: int) -> Tensor:
@@ -90,13 +89,13 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (N, K), in float32 at least, checked for shape; -inf becomes -1e9."""
-    logits: Tensor = errors.logits_in(model(x))
-    errors.check_logits(logits, isinstance(logits, Tensor), len(x))
+    logits: Tensor = errors.logits_in(model(x), torch.is_tensor, len(x))
     return widen(logits).clamp(min=errors.RULED_OUT)
 
 
 def one_hot(y: Tensor, logits: Tensor) -> Tensor:
     """Of class indices (N,): (N, K) in the dtype of the logits, zeros where y names no class."""
+    # torch's own would read the values on the host.
     return (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)
 
 

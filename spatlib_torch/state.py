@@ -1,22 +1,30 @@
-"""What an attack changes on a model and puts back; models and optimizers as named tensors."""
+"""What is changed for a while and put back: models, generators; named tensors of a training."""
 
+import os
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from spatlib.core.calls import alone
 from spatlib.engines import pack, unpack
-from spatlib.errors import DataError, require
+from spatlib.errors import reading, require
 
 Named = Mapping[str, Tensor]
 PLAIN = (int, float, str, type(None), tuple)  # JSON gives them back, a tuple as a list
+# The purposes of a seed, fold(seed, epoch, number of the step or item, purpose): as every draw
+# follows from one, no state of a generator is saved.
+ORDER, ITEM, FETCH, STEP, AUGMENT, ATTACK = range(1, 7)
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS has equal bits where it is :4096:8 or :16:8
 
 
 def bare(model: nn.Module, *, compiled: bool = False) -> nn.Module:
@@ -88,6 +96,37 @@ def _put_back(module: nn.Module, name: str, buffer: Tensor, value: Tensor) -> No
             buffer.data.copy_(value)
 
 
+def seed_globals(seed: int, device: torch.device) -> None:
+    """Seed the global generators of Python, NumPy, and torch on the CPU and on the device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # transforms may draw from it
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 200 us
+    if device.type != "cpu":
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).manual_seed(seed)
+
+
+def keeping_globals(device: torch.device, deterministic: bool = False) -> ExitStack:
+    """A context that puts all that :func:`seed_globals` seeds back as it was.
+
+    ``deterministic``: in it, and in the whole process, only algorithms that give equal bits run.
+    """
+    undo, others = ExitStack(), [device] if device.type != "cpu" else []
+    undo.callback(random.setstate, random.getstate())
+    undo.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+    undo.enter_context(torch.random.fork_rng(others, device_type=device.type))
+    if deterministic:
+        undo.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("error")
+        for name, value in {"deterministic": True, "benchmark": False}.items():
+            undo.callback(setattr, cudnn, name, getattr(cudnn, name))
+            setattr(cudnn, name, value)
+        if CUBLAS not in os.environ:
+            undo.callback(os.environ.pop, CUBLAS, None)
+            os.environ[CUBLAS] = ":4096:8"
+    return undo
+
+
 def packed(named: Named, meta: Any = None) -> Iterator[bytes]:
     """A safetensors file in parts, of which each comes to the host when it is due."""
 
@@ -110,11 +149,9 @@ def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> N
 
 def put(model: nn.Module, named: Named, source: str) -> None:
     """Load a state dict; DataError if it is that of another architecture."""
-    try:
+    how = "have it hold weights of this architecture (build the model as it was trained)"
+    with reading(source, how):
         bare(model).load_state_dict(named)
-    except RuntimeError as error:
-        what = f"{source} must hold weights of this architecture: build the model as it was trained"
-        raise DataError(what) from error
 
 
 def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[str, Any]]:
@@ -149,6 +186,11 @@ def load_optimizer(optimizer: Optimizer, trained: Named, found: Named, meta: Any
         like = p.detach() if value.shape == p.shape else value  # its memory format is that of p
         at = p.device if device == p.device.type else device
         optimizer.state[p][key] = torch.empty_like(like, dtype=value.dtype, device=at).copy_(value)
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, those of no state dict too."""
+    return dict(bare(model).named_parameters()) | dict(bare(model).named_buffers())
 
 
 def clones(named: Named) -> dict[str, Tensor]:

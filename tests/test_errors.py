@@ -90,7 +90,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "numpy labels": ({"y": Y.numpy()}, "torch.as_tensor"),
     "no batch axis": ({"x": X.flatten()}, "batch"),
     "empty": ({"x": X[:0], "y": Y[:0]}, "at least one"),
-    "label too large": ({"y": Y + 1}, "3"),
+    "label too large": ({"y": Y + 1}, "from 0 to 2 (3 outputs of the model)"),
     "label negative": ({"y": Y - 1}, "-1"),
     "label column": ({"y": Y[:, None]}, "(4, 1)"),
     "rows of sum 2": ({"y": 2 * torch.eye(CLASSES)[Y]}, "rows that sum to 1"),
@@ -113,7 +113,7 @@ BAD_BATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "a flat logit": ({"model": Wrong(lambda z: z[:, 0])}, "K >= 2"),
     "tuple": ({"model": Wrong(lambda z: (z, z))}, "tuple"),
     "detached": ({"model": Wrong(lambda z: z.detach())}, "autograd"),
-    "no settings": ({"config": None}, "SPATConfig, got NoneType"),
+    "no settings": ({"config": None}, "SPATConfig, got None"),
     "too many classes": (
         {"config": SPATConfig(eps=0.1, mask=Mask(classes=CLASSES + 1))},
         "classes",

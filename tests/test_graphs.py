@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from spatlib import Mask, SPATConfig, Threat
 from spatlib.config import plain_pgd
 from spatlib.core import mask, target
 from spatlib.core.attack import adversarial
-from spatlib.core.feasible import FeasibleSet, random_start, uniform_in_ball
+from spatlib.core.feasible import FeasibleSet, random_start
 from spatlib.core.ops import rivals
 from spatlib.core.survivors import Attacked, begun, climbed, placed, risen
 from spatlib_torch import perturb
@@ -41,11 +42,12 @@ ATTACK = SPATConfig(eps=0.3, steps=2, loss="trades")
 
 
 def a_step(norm: str) -> Callable[..., Any]:
-    threat = Threat(eps=0.1, norm=norm)
+    threat, same = SPATConfig(eps=0.1, norm=norm), lambda like, _: like
+    draws: Any = SimpleNamespace(uniform=same, normal=same)
 
     def function(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
         allowed = FeasibleSet(ops, x, threat)
-        d = allowed.begin(uniform_in_ball(ops, x, x[:, :1, :1, :1], 0.1, norm))
+        d = allowed.begin(random_start(ops, x, threat, draws))
         return allowed.at(allowed.step(d, grad, 0.02))
 
     return function

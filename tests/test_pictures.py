@@ -233,9 +233,11 @@ def test_a_link_in_a_run_does_not_lead_a_writer_out_of_it(own: Any, tmp_path: Pa
 
 def test_tables_fit_eighty_columns_whatever_the_attacks() -> None:
     report = sample(("pgd", "margin", "targeted", "apgd-ce", "apgd-t", "apgd"), 20, 3)
-    text = str(table({"standard": report, "SPAT": report}, "; these are the training data"))
+    facts = report.as_json()
+    text = str(table({"standard": facts, "SPAT": facts}, "; these are the training data"))
     assert max(map(len, text.splitlines())) <= 80
-    of_train = dict.fromkeys(("standard", "PGD-AT", "SPAT"), sample(("pgd", "margin", "apgd")))
+    facts = sample(("pgd", "margin", "apgd")).as_json()
+    of_train = dict.fromkeys(("standard", "PGD-AT", "SPAT"), facts)
     assert max(map(len, str(table(of_train)).splitlines())) <= 80
     assert " ".join(text.split()).endswith("3 random starts; these are the training data")
     joint = Evaluation(CONFIG, ("targeted", "apgd", "margin"), joint=True)

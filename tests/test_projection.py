@@ -12,9 +12,8 @@ from hypothesis.extra import numpy as npst
 
 import reference
 from spatlib import Threat
-from spatlib.core.feasible import FeasibleSet
+from spatlib.core.feasible import FeasibleSet, project
 from spatlib.core.ops import Array, Ops
-from spatlib.core.projection import project
 
 from .backends import Backend
 from .record import agree, at_most, note

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spatlib.core.projection import project
+from spatlib.core.feasible import project
 
 from .backends import Backend
 from .record import agree

@@ -11,8 +11,7 @@ import pytest
 
 from spatlib import Threat
 from spatlib.core import numpy_ops
-from spatlib.core.feasible import FeasibleSet
-from spatlib.core.projection import CHORD_ROUNDS, project
+from spatlib.core.feasible import CHORD_ROUNDS, FeasibleSet, project
 
 from .record import agree, saw_dtypes
 from .test_projection import length

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spatlib import SPATConfig
-from spatlib.core.feasible import random_start, uniform_in_ball
+from spatlib.core.feasible import random_start
 from spatlib.core.ops import Array, Ops
 
 from .backends import Backend
@@ -51,6 +51,10 @@ def started(backend: Backend, x: np.ndarray, config: SPATConfig, *draws: np.ndar
     return start
 
 
+def in_ball(backend: Backend, draws: np.ndarray, radius: np.ndarray, norm: str) -> np.ndarray:
+    return started(backend, 0 * draws, SPATConfig(eps=EPS, norm=norm), draws, draws, radius)
+
+
 @over_shapes
 def test_a_start_is_made_of_the_draws_that_its_kind_asks_for(
     backend: Backend, shape: tuple[int, ...]
@@ -58,7 +62,7 @@ def test_a_start_is_made_of_the_draws_that_its_kind_asks_for(
     x, draws, radius = np.round(uniform(shape)), uniform(shape), radii(shape)
     normal = np.random.default_rng(2).normal(size=shape)
     for norm in ("Linf", "L2", "L1"):
-        ball = backend.call(uniform_in_ball, normal if norm == "L2" else draws, radius, EPS, norm)
+        ball = in_ball(backend, normal if norm == "L2" else draws, radius, norm)
         config = SPATConfig(eps=EPS, norm=norm)
         np.testing.assert_array_equal(started(backend, x, config, draws, normal, radius), ball)
     near = SPATConfig(eps=EPS, random_start="gaussian")
@@ -72,7 +76,7 @@ def test_linf_start_is_the_draw_stretched_over_the_box(
     backend: Backend, shape: tuple[int, ...]
 ) -> None:
     draws = uniform(shape)
-    start = backend.call(uniform_in_ball, draws, radii(shape), EPS, "Linf")
+    start = in_ball(backend, draws, radii(shape), "Linf")
     agree(start, np.interp(draws, [0, 1], [-EPS, EPS]), atol=1e-15)
 
 
@@ -83,7 +87,7 @@ def test_l2_start_has_the_draws_direction_and_a_share_of_the_volume(
 ) -> None:
     draws = np.random.default_rng(0).normal(size=shape).astype(dtype)
     radius = radii(shape, dtype)
-    start = backend.call(uniform_in_ball, draws, radius, EPS, "L2")
+    start = in_ball(backend, draws, radius, "L2")
     assert start.dtype == dtype
     length = np.linalg.norm(rows(start), axis=1)
     near = 20 * float(np.finfo(dtype).eps)
@@ -98,7 +102,7 @@ def test_l1_start_is_exponentials_with_signs_over_the_sum_of_one_more(
     backend: Backend, shape: tuple[int, ...], dtype: str
 ) -> None:
     draws, radius = uniform(shape, dtype), radii(shape, dtype)
-    start = backend.call(uniform_in_ball, draws, radius, EPS, "L1")
+    start = in_ball(backend, draws, radius, "L1")
     assert start.dtype == dtype
     signed = 2 * rows(draws) - 1
     waits, more = -np.log1p(-np.abs(signed)), -np.log1p(-rows(radius))
@@ -111,7 +115,7 @@ def test_l1_start_is_finite_for_the_extreme_draws(backend: Backend, dtype: str) 
     """-1 has probability 2^-24 in float32; its exponential would be infinite."""
     draws = np.array([[0, 0.5, 0.25], [0.5, 0.5, 0.5], [0, 0, 0]], dtype=dtype)
     radius = np.array([[0.5], [0.5], [0]], dtype=dtype)
-    start = backend.call(uniform_in_ball, draws, radius, EPS, "L1")
+    start = in_ball(backend, draws, radius, "L1")
     longest = 24 * np.log(2)
     first = np.array([-longest, 0, -np.log(2)]) / (longest + 2 * np.log(2))
     agree(start, EPS * np.array([first, [0, 0, 0], [-1 / 3] * 3]), atol=1e-6)

@@ -10,9 +10,8 @@ from hypothesis.extra import numpy as npst
 
 from spatlib import Threat
 from spatlib.core import mask as core
-from spatlib.core.feasible import FeasibleSet, direction
+from spatlib.core.feasible import FeasibleSet, direction, project
 from spatlib.core.ops import Array, Ops
-from spatlib.core.projection import project
 
 from .backends import Backend
 from .record import agree, at_most

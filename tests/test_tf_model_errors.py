@@ -46,7 +46,7 @@ def test_settings_have_to_be_given() -> None:
 
 @pytest.mark.parametrize("config", [None, {}, 0.1, TrainConfig(), Threat(eps=0.1)], ids=str)
 def test_settings_of_another_kind_are_refused(config: Any) -> None:
-    word = "config must be a spatlib.SPATConfig, got " + type(config).__name__
+    word = "config must be a spatlib.SPATConfig, got " + repr(config)[:80]
     check(ConfigError, word, lambda: SPATModel(network(), config))
     for function in (perturb, spat_loss, shared_mask):
         check(ConfigError, word, lambda f=function: f(network(), *BATCH.values(), config))

@@ -181,9 +181,10 @@ def test_what_is_no_pair_is_refused_and_named() -> None:
 
     with pytest.raises(DataError, match="weights, the third part of data, must be floats"):
         fit(Named())
-    with pytest.raises(DataError, match=r"data must hold arrays .* got tuple .*str.*: convert"):
+    how = ": have it hold arrays or tensors of numbers"
+    with pytest.raises(DataError, match=rf"data of type tuple cannot be read .*str.*{how}"):
         spatlib.evaluate(network(), Listed(), CONFIG)
-    with pytest.raises(DataError, match=r"data must hold arrays .* equal size.*: convert"):
+    with pytest.raises(DataError, match=rf"data .*equal size.*{how}"):
         fit(Uneven())
 
 

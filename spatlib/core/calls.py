@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..config import Mask, SPATConfig
-from ..errors import check_range, check_same_shape, checked, require, require_type, warn_of_holes
-from . import labels
+from ..errors import check_range, checked, expect, require, same, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, begin, channel_axis, finish, shared_mask
+from .mask import Vjp, shared_mask
 from .ops import Array
-from .target import outer_loss, rectified
+from .target import check_labels, label_rows, outer_loss, rectified, sound_rows
 
 Batch = tuple[Any, Any, Any, SPATConfig]  # model, x, y, config
 GIVEN = {"start": (-math.inf, math.inf), "mask": (0.0, 1.0), "weights": (0.0, math.inf)}  # ranges
@@ -66,14 +65,12 @@ class Calls(NamedTuple):
 
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         model, x, y, config = self._prepared(*batch, validate)
-        ops, mask = self.ops, config.mask or Mask()
-        if not config.masked:  # all ones, as where no class takes part
-            state = begin(ops, ops.widen(x), mask.score, channel_axis(ops, x, mask))
-            return finish(ops, state, mask.keep, mask.floor)
+        ops, mask = self.ops, config.mask or Mask(keep=1)
         with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, config, validate)
             budget, _, holes = shared_mask(ops, x, vjp, label, mask, draws)
-        self._warn(holes, validate)
+        if validate:
+            warn_of_holes(float(ops.mean(holes)))
         return ops.detach(budget)
 
     def attacked(
@@ -84,7 +81,8 @@ class Calls(NamedTuple):
         label = self._label(y, config, check)
         with self.attacking(model, x, config, source, start) as (vjp, draws):
             found = adversarial(ops, vjp, label, x, config, start, mask, draws)
-        self._warn(found.holes, check)
+        if check:
+            warn_of_holes(float(ops.mean(found.holes)))
         return found._replace(x=ops.detach(found.x))
 
     def outer(self, *batch: Any, check: bool = False, average: Any = None) -> tuple[Array, Array]:
@@ -98,7 +96,7 @@ class Calls(NamedTuple):
         with alone(self.bare(model)):
             clean = None if config.loss == "pgd" else self.forward(model, x)
             logits = self.forward(model, x_adv)
-        label = labels.sound(self.ops, self._label(y, config, check)(logits), config.loss)
+        label = sound_rows(self.ops, self._label(y, config, check)(logits), config.loss)
         if config.rectify:
             classes, own = logits.shape[1], read.shape[1]
             what = f"return {classes} logits, as the model does whose weights it averages"
@@ -108,19 +106,18 @@ class Calls(NamedTuple):
 
     def _prepared(self, model: Any, x: Any, y: Any, config: Any, validate: bool) -> Batch:
         self.ops.check_model(model)
-        require_type("config", config, SPATConfig)
+        require(isinstance(config, SPATConfig), "config", "be a spatlib.SPATConfig", config)
         return model, *self.ops.prepare(x, y, config, validate), config
 
-    def _warn(self, holes: Array, check: bool) -> None:
-        if check:
-            warn_of_holes(float(self.ops.extremes(self.ops.sum(holes, axis=0))[0]) / len(holes))
-
     def _given(self, name: str, value: Any, x: Array, validate: bool) -> Array | None:
-        """What the user passed, if anything: shaped like x, in its range up to rounding."""
+        """What the user passed, if anything, that broadcasts to x, in its range up to rounding."""
         if value is None:
             return None
         value = self.ops.as_tensor(name, value)
-        check_same_shape(name, value, x)
+        shape, expected = tuple(value.shape), tuple(x.shape)
+        grown = [b if a == 1 else a for a, b in zip(shape, expected, strict=False)]
+        fits = len(shape) == len(expected) and same(grown, expected)
+        expect(fits, f"{name} must have the shape {expected}, or broadcast to it, got {shape}")
         if validate:
             advice = "clip it, or look at where it comes from"
             check_range(self.ops.extremes(value), GIVEN[name], name, advice)
@@ -128,12 +125,11 @@ class Calls(NamedTuple):
 
     def _label(self, y: Array, config: SPATConfig, check: bool) -> Callable[[Array], Array]:
         """Logits to the labels (N, K), looked at once: they stay the same from step to step."""
+        look = cache(partial(check_labels, self.ops, y, loss=config.loss))
 
         def label(logits: Array) -> Array:
-            nonlocal check
             if check:
-                labels.check_values(self.ops, y, logits.shape[1], config.loss)
-                check = False
-            return labels.rows(self.ops, y, logits)
+                look(logits.shape[1])
+            return label_rows(self.ops, y, logits)
 
         return label

@@ -6,7 +6,7 @@ grow with the number of classes.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ..config import Mask
 from ..errors import expect, require
@@ -14,28 +14,22 @@ from .feasible import Draws
 from .ops import Array, Ops, divisor, example_axes, example_size, rivals
 from .target import finite
 
-# x -> (logits (N, K), pull), and pull: cotangent (N, K) -> gradient in x. Called with many=True
-# where pull is called several times, each time with last=False.
-Vjp: TypeAlias = Callable[..., tuple[Array, Callable[..., Any]]]
-
-
-class Score(NamedTuple):
-    """A running score: of the pixels (N, ..., one channel), and what it needs to be continued."""
-
-    score: Array
-    scale: Array  # (N, 1, ..., 1): the largest gradient so far, the unit of "rms"
-    reach: Array  # the largest saliency so far, not normalised: 0 where no class depends on a pixel
+# x -> (logits (N, K), pull), pull: cotangent (N, K) -> gradient in x, more than once if many=True.
+Vjp: TypeAlias = Callable[..., tuple[Array, Callable[[Array], Array]]]
+# Of the pixels (N, ..., one channel) the score so far and the largest saliency, not normalised: 0
+# where no class depends on one; and the largest gradient (N, 1, ..., 1), the unit of "rms".
+Running: TypeAlias = tuple[Array, Array, Array]
 
 
 def shared_mask(
     ops: Ops, x: Array, vjp: Vjp, one_hot: Callable[[Array], Array], config: Mask, draws: Draws
 ) -> tuple[Array, Array | None, Array]:
-    """The budget of every pixel (one channel), the logits (``random``: None), the holes (N,)."""
+    """The budget of every pixel (one channel), the logits (None without a pass), the holes (N,)."""
     axis, zeros = channel_axis(ops, x, config), 0 * ops.widen(x)
     state = begin(ops, zeros, config.score, axis)
-    if config.score == "random":
-        noise = draws.uniform(state.score, "mask")
-        state = Score(noise, state.scale, noise + math.inf)
+    if config.score == "random" or 1 in (config.keep, config.floor):  # any, to keep all
+        noise = draws.uniform(state[0], "mask")
+        state = noise, noise + math.inf, state[2]
         holes = ops.max(zeros, axis=example_axes(zeros))
         return finish(ops, state, config.keep, config.floor), None, holes
     logits, pull = vjp(x, many=True)
@@ -48,16 +42,16 @@ def shared_mask(
         y = ops.argmax_one_hot(label)
         rows = draws.signs(y, config.probes) if probes else draws.classes(y, count)
 
-    def one(k: Array, rest: Array, total: Array, *score: Array) -> tuple[Array, ...]:
+    def one(k: Array, rest: Array, total: Array, *state: Array) -> tuple[Array, ...]:
         """Fold in row k, or of all classes the one of the largest logit in ``rest`` (N, K)."""
         row = ops.argmax_one_hot(rest) if every else rows[k]
-        grad = ops.widen(pull(centred(ops, row), last=False))
-        new = fold(ops, Score(*score), finite(ops, grad)[0], config.score, axis)
+        grad = ops.widen(pull(centred(ops, row)))
+        new = fold(ops, state, finite(ops, grad)[0], config.score, axis)
         return k + 1, rivals(ops, rest, row), total + grad, *new
 
     passes = classes - 1 if every else int(rows.shape[0])
-    *_, total, score, scale, reach = ops.repeat(one, passes, (0, logits, zeros, *state))
-    state, (last, holes) = Score(score, scale, reach), finite(ops, total)
+    _, _, total, *state = ops.repeat(one, passes, (0, logits, zeros, *state))
+    last, holes = finite(ops, total)
     if every:  # the centred gradients add up to zero: but for its sign, total is the last one's
         state = fold(ops, state, last, config.score, axis)
     return finish(ops, state, config.keep, config.floor), logits, holes
@@ -77,41 +71,41 @@ def centred(ops: Ops, rows: Array) -> Array:
     return rows - ops.sum(rows, axis=1, keepdims=True) / int(rows.shape[1])
 
 
-def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Score:
+def begin(ops: Ops, x: Array, score: str, axis: int | None) -> Running:
     """The running score before any fold."""
     pixels = _pixels(ops, 0 * x, axis)
     scale = ops.sum(pixels, axis=example_axes(pixels), keepdims=True)
-    return Score(pixels + math.inf if score in ("min", "neutral") else pixels, scale, pixels)
+    return pixels + math.inf if score in ("min", "neutral") else pixels, pixels, scale
 
 
-def fold(ops: Ops, state: Score, grad: Array, score: str, axis: int | None) -> Score:
+def fold(ops: Ops, state: Running, grad: Array, score: str, axis: int | None) -> Running:
     """Fold in one more gradient: of a class's centred logit, or of a probe (``rms``).
 
     For ``mean`` and ``rms`` sums, which rank pixels as their means and roots do.
     """
-    s = _pixels(ops, ops.abs(grad), axis)
-    reach = ops.maximum(state.reach, s)
+    (before, reach, scale), s = state, _pixels(ops, ops.abs(grad), axis)
+    reach = ops.maximum(reach, s)
     if score == "rms":
         # In units of the largest entry so far: the squares of tiny gradients would vanish.
         entry = ops.max(ops.abs(grad), axis=example_axes(grad), keepdims=True)
-        largest = ops.maximum(state.scale, entry)
+        largest = ops.maximum(scale, entry)
         unit = divisor(ops, largest)
-        old, new = state.scale / unit, grad / unit
-        return Score(state.score * old * old + _pixels(ops, new * new, axis), largest, reach)
+        old, new = scale / unit, grad / unit
+        return before * old * old + _pixels(ops, new * new, axis), reach, largest
     total = ops.sum(s, axis=example_axes(s), keepdims=True)
     s = s / divisor(ops, total)
     if score == "mean":
-        return Score(state.score + s, state.scale, reach)
+        return before + s, reach, scale
     s = ops.where(total > 0, -s if score == "neutral" else s, math.inf)
-    return Score(ops.minimum(state.score, s), state.scale, reach)
+    return ops.minimum(before, s), reach, scale
 
 
-def finish(ops: Ops, state: Score, keep: float, floor: float) -> Array:
+def finish(ops: Ops, state: Running, keep: float, floor: float) -> Array:
     """The mask: 1 on the share ``keep`` of the pixels with the highest scores, ``floor`` elsewhere.
 
     Never on one that no class depends on, unless there is no other: then all are kept.
     """
-    score, scale, reach = state
+    score, reach, scale = state
     used = reach > 0
     score = ops.where(used, score, -math.inf)
     threshold = ops.kth_largest(score, max(1, math.floor(keep * example_size(score) + 0.5)))

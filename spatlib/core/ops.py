@@ -6,7 +6,7 @@ branch on one. Gradients and random numbers belong to the engines.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any  # of the framework behind ops
@@ -61,3 +61,10 @@ def divisor(ops: Ops, x: Array) -> Array:
 def rivals(ops: Ops, scores: Array, one_hot: Array) -> Array:
     """The scores (N, K) of all classes but the one in ``one_hot``, which gets -inf."""
     return ops.where(one_hot > 0, -math.inf, scores)
+
+
+def ranked(ops: Ops, scores: Array, count: int) -> Iterator[Array]:
+    """So many classes, one-hot (N, K), from the one of the highest score on."""
+    for _ in range(count):
+        yield (best := ops.argmax_one_hot(scores))
+        scores = rivals(ops, scores, best)

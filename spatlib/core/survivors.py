@@ -1,7 +1,7 @@
 """Who survives the attacks of an evaluation: an example that is decided is attacked no further."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from ..errors import RULED_OUT
 from .apgd import Ascent, begin, found, rise, stretches
 from .feasible import FeasibleSet
 from .mask import Vjp
-from .ops import Array, Ops, rivals
+from .ops import Array, Ops, ranked, rivals
 from .target import TARGETED, TARGETS, finite, objective
 
 
@@ -120,7 +120,7 @@ def survivors(
     every = np.arange(len(x))
     unmoved = Verdict(*map(as_array, (*judge(ops, clean, label), ops.widen(x))))
     verdicts = {key: deepcopy(unmoved) for key in evaluation.keys}
-    goals = list(_targets(ops, rivals(ops, clean, label)))
+    goals = [*ranked(ops, rivals(ops, clean, label), min(TARGETS, int(label.shape[1]) - 1))]
 
     def run(part: str, verdict: Verdict, goal: Array, d: Array) -> None:
         rows = np.flatnonzero(verdict.right) if separable else every
@@ -157,13 +157,6 @@ def survivors(
             evaluation.check_inside(key, own_x, x_adv, ops.mantissa_bits(x))
             verdict.see(rows, x_adv, *judge(ops, net.predict(x_adv), own_label))
     return verdicts
-
-
-def _targets(ops: Ops, rest: Array) -> Iterator[Array]:
-    """The classes to be taken for, one-hot, from the highest logit in ``rest`` (N, K) on."""
-    for _ in range(min(TARGETS, int(rest.shape[1]) - 1)):
-        yield (goal := ops.argmax_one_hot(rest))
-        rest = rivals(ops, rest, goal)
 
 
 def judge(ops: Ops, logits: Array, label: Array) -> tuple[Array, Array]:

@@ -1,13 +1,78 @@
-"""What attacks ascend, as its gradient in the logits, and what training descends."""
+"""Labels, what attacks ascend, as its gradient in the logits, and what training descends.
+
+Labels are class indices (N,), or rows (N, K) of probabilities, one-hot or soft (MART: one-hot).
+"""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from .ops import Array, Ops, divisor, example_axes, rivals
+from ..errors import expect
+from .ops import Array, Ops, divisor, example_axes, ranked, rivals
 
 GUARD = 0.5  # the guarded weight p_y - q_y of the label stays at most half of p_y - b_y
 LARGEST_EXPONENT = 60.0  # of a factor that float32 still holds, with room for K and 1 / excess
 TARGETED = ("targeted", "apgd-t")  # attacks of an evaluation that try one class after the other
 TARGETS = 9  # of them at most, as AutoAttack has
+SUM_ROUNDING = 4e-3  # by which a row may miss a sum of 1: bfloat16 rounds by as much
+
+
+def mass_limits(y: Array, classes: int) -> tuple[float, float]:
+    """What :func:`label_mass` has to be in; DataError for rows without a column per class."""
+    if len(y.shape) == 1:
+        return 0, classes - 1
+    what = f"y must hold class indices (N,) or rows (N, {classes}), one column per output"
+    expect(y.shape[1] == classes, f"{what} of the model, got shape {tuple(y.shape)}: pass such")
+    return 1 - SUM_ROUNDING, 1 + SUM_ROUNDING
+
+
+def label_mass(ops: Ops, y: Array, loss: str) -> Array:
+    """What :func:`mass_limits` bound (N,): class indices as they are; the sum of a row (N, K).
+
+    For ``mart`` it is divided by the number of positive entries; a negative entry is in its place.
+    """
+    if len(y.shape) == 1:
+        return y
+    # Not -max(-y): of y in float64, as Keras feeds it, TensorFlow's optimizer makes that of x.
+    lowest, total = -ops.max(ops.abs(y) - y, axis=1) / 2, ops.sum(y, axis=1)
+    if loss == "mart":
+        total = total / divisor(ops, ops.sum(ops.cast(y > 0, like=y), axis=1))
+    return ops.where(lowest < 0, lowest, total)
+
+
+def check_mass(extremes: Sequence[float], limits: tuple[float, float]) -> None:
+    """DataError unless the extremes of :func:`label_mass` are in its :func:`mass_limits`."""
+    (first, last), (low, high) = map(float, extremes), map(float, limits)
+    what, how = f"labels from 0 to {high:g} ({high + 1:g} outputs of the model)", "count from 0"
+    if low:
+        what = "rows that sum to 1, none with a negative value, one-hot for loss='mart'"
+        how = "divide each by its sum, for 'mart' pass class indices"
+    inside = low <= first and last <= high  # never with NaN
+    expect(inside, f"y must hold {what}, got {first:g} to {last:g}: {how}")
+
+
+def check_labels(ops: Any, y: Array, classes: int, loss: str) -> None:
+    """DataError unless all labels are some for this loss; reads them on the host."""
+    check_mass(ops.extremes(label_mass(ops, y, loss)), mass_limits(y, classes))
+
+
+def label_rows(ops: Any, y: Array, logits: Array) -> Array:
+    """Labels (N, K) in the dtype of the logits; zeros where an index names no class."""
+    if len(y.shape) == 1:
+        return ops.one_hot(y, logits)
+    mass_limits(y, int(logits.shape[1]))
+    return ops.cast(y, like=logits)
+
+
+def sound_rows(ops: Ops, label: Array, loss: str) -> Array:
+    """The labels (N, K) with NaN, so that the loss is NaN, in rows that are none for this loss."""
+    off = ops.abs(label_mass(ops, label, loss) - 1)
+    return ops.where(off[:, None] <= SUM_ROUNDING, label, math.nan)
+
+
+def hard_labels(ops: Any, y: Array) -> Array:
+    """The classes (N,): of rows the largest entry's."""
+    return y if len(y.shape) == 1 else ops.argmax(y)
 
 
 def ascent(
@@ -74,11 +139,8 @@ def objective(
     lead = ops.sum(logits * up, axis=1)
     if name != "apgd-t" or int(logits.shape[1]) < 4:
         return lead, up
-    ranked, rest = [], logits
-    for _ in range(4):
-        ranked.append(ops.argmax_one_hot(rest))
-        rest = rivals(ops, rest, ranked[-1])
-    down = ranked[0] - (ranked[2] + ranked[3]) / 2
+    first, _, third, fourth = ranked(ops, logits, 4)
+    down = first - (third + fourth) / 2
     spread = ops.sum(logits * down, axis=1)
     value = lead / divisor(ops, spread)
     ratio = ops.where(spread > 0, value, 0.0)[:, None]
@@ -91,9 +153,8 @@ def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
     endless = ops.cast(ops.abs(known) == math.inf, like=grad)
     some = ops.max(endless, axis=axes, keepdims=True) > 0
-    holes = ops.max(ops.cast(known != grad, like=grad), axis=axes)
-    known = ops.where(some, ops.sign(known) * endless, known)
-    return known, ops.maximum(holes, ops.max(endless, axis=axes))
+    holes = ops.max(1 - ops.cast(ops.abs(grad) < math.inf, like=grad), axis=axes)  # NaN is not
+    return ops.where(some, ops.sign(known) * endless, known), holes
 
 
 def to_unit(ops: Ops, cotangent: Array) -> Array:

@@ -60,7 +60,10 @@ CORE: dict[str, Faults] = {
     "survivors": {
         "start not looked at": ("verdicts[key].see(every, *seen)", "pass"),
         "wrong clean examples count": ("self.right[rows] &= right", "self.right[rows] = right"),
-        "one target for all": ("        rest = rivals(ops, rest, goal)", "        pass"),
+        "one target for all": (
+            "goal in goals if part in TARGETED",
+            "goal in goals[:1] if part in TARGETED",
+        ),
         "what is decided is attacked on": (
             "np.flatnonzero(verdict.right) if separable else every",
             "every",
@@ -85,7 +88,12 @@ CORE: dict[str, Faults] = {
             "ops.where(size >= ops.kth_largest(size, count),",
             "ops.where(size >= 0,",
         ),
-        "radius without the root": ("radius ** (1 / example_size(draws))", "radius"),
+        "radius without the root": ("radius ** (1 / example_size(noise))", "radius"),
+        "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
+        "threshold of L1 from its feasible end": (
+            "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
+            "shrunk = ops.minimum(ops.maximum(size - high, 0.0), side)",
+        ),
     },
     "mask": {
         "gradients not centred": (
@@ -94,21 +102,14 @@ CORE: dict[str, Faults] = {
         ),
         "classes not normalised": ("s = s / divisor(ops, total)", "s = s / 1"),
         "probes on scales of their own": (
-            "state.score * old * old + _pixels",
-            "state.score + _pixels",
+            "before * old * old + _pixels",
+            "before + _pixels",
         ),
         "pixels that no class depends on kept": (
             "((score >= threshold) & used) | none",
             "(score >= threshold) | none",
         ),
         "last class left out": ("passes = classes - 1 if every", "passes = classes - 2 if every"),
-    },
-    "projection": {
-        "box forgotten in L2": ("return ops.clip(s * d, lower, upper)", "return s * d"),
-        "threshold of L1 from its feasible end": (
-            "shrunk = ops.minimum(ops.maximum(size - low, 0.0), side)",
-            "shrunk = ops.minimum(ops.maximum(size - high, 0.0), side)",
-        ),
     },
     "target": {
         "divergence the other way round": (
@@ -190,7 +191,7 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "pass",
         ),
     },
-    ("spatlib_torch/seeds.py", ("tests/test_determinism.py", "-k", "in_force")): {
+    ("spatlib_torch/state.py", ("tests/test_determinism.py", "-k", "in_force")): {
         "any algorithms": ('torch.set_deterministic_debug_mode("error")', "pass"),
         "cuBLAS' setting stays": ("undo.callback(os.environ.pop, CUBLAS, None)", "pass"),
     },

@@ -14,11 +14,10 @@ CORE = {
     "apgd": ("apgd",),
     "attack": (),
     "survivors": ("passes",),
-    "feasible": ("start", "step"),
+    "feasible": ("start", "step", "projection_rounds", "projection_limits", "projection"),
     "mask": ("cotangents", "mask", "shared_mask"),
     "numpy_ops": ("ops", "cotangents", "losses", "target", "mask", "projection_limits", "step"),
     "ops": ("losses", "target", "mask", "step"),
-    "projection": ("projection_rounds", "projection_limits", "projection"),
     "target": ("stall", "target", "cotangents", "apgd", "losses"),
 }
 ALSO = {
@@ -42,6 +41,10 @@ ALSO = {
     "target": (
         f"{NINE}[torch-9-0]",
         f"{NINE}[torch-10-1]",
+        "tests/test_errors.py::test_bad_batches_are_refused",
+        "tests/test_errors.py::test_a_loop_of_many_steps_asks_for_no_label_and_sees_wrong_ones_in_their_losses",
+        "tests/test_soft_labels.py::test_rounded_rows_are_labels[torch]",
+        "tests/test_soft_labels.py::test_one_hot_rows_are_hard_labels_to_the_bit[mart-torch]",
         "tests/test_soft_labels.py::test_soft_labels_are_b_and_their_largest_entry_is_the_label",
     ),
     "feasible": (
@@ -52,7 +55,7 @@ ALSO = {
 SOFT = tuple(
     f"tests/test_soft_labels.py::test_{name}"
     for name in (
-        "weights_multiply_losses_and_the_mean_is_over_all[pgd-torch]",
+        "weights_multiply_the_losses_and_the_mean_is_over_all_examples[pgd-torch]",
         "bad_weights_are_refused_before_the_attack[negative-torch]",
         "bad_weights_are_refused_before_the_attack[short-torch]",
         "mart_refuses_soft_labels[torch]",

@@ -112,7 +112,7 @@ def vjp(model: Linear, x: Any) -> tuple[Any, Any]:
 def differentiated(model: Linear, x: Any, *, many: bool = False) -> tuple[Any, Any]:
     """As the core asks for it; here the map can always be called again."""
 
-    def pull(cotangent: Any, *, last: bool = True) -> Any:
+    def pull(cotangent: Any) -> Any:
         return xp.reshape(cotangent @ model.weights.T, x.shape)
 
     return model(x), pull
