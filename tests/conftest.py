@@ -38,6 +38,10 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+# Their fixtures take seconds: begun last, one would leave the other workers idle.
+LONGEST = ("test_tf_strategies", "test_pages", "test_torch_processes", "test_benchmarks")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", default=",".join(BACKENDS), help="which of them to test")
     parser.addoption("--rehearse", action="store_true", help="tests of a GPU, on the CPU instead")
@@ -48,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # In the background of a shell SIGINT, which tests send, would be ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "verifies(backends): a row of docs/verification.md")
-    if {"torch", "tf"} & set(selected(config)):
+    works = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if works and {"torch", "tf"} & set(selected(config)):
         import torch  # noqa: F401  # has to be imported before TensorFlow
 
 
@@ -138,7 +143,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return train_digits(directory), directory
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     of_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if of_gpu and not config.getoption("--rehearse"):
         import torch

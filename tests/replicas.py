@@ -1,12 +1,8 @@
-"""What test_tf_strategies runs: trainings on one device and on two, made before TensorFlow starts.
-
-As a worker of a cluster (TF_CONFIG): Keras' own fit under a MultiWorkerMirroredStrategy.
-"""
+"""What test_tf_strategies runs: trainings on one device and on two, set up before TensorFlow is."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -158,8 +154,10 @@ def compared(directory: Path) -> dict[str, Any]:
     for name, scope in (("one", nullcontext), ("two", strategy.scope)):
         with scope():
             own = {loss: trained(loss) for loss in ("trades", "mart")}
-            own |= {"run": run(), "fit": fitted()}
-            if name == "two":
+            own["fit"] = fitted()
+            if name == "one":
+                own["run"] = run()
+            else:
                 run(directory / "run", epochs=1)
                 own["resumed"] = run(directory / "run")
                 own["draws"] = draws(strategy)
@@ -174,17 +172,5 @@ def compared(directory: Path) -> dict[str, Any]:
     return results
 
 
-def worker() -> None:
-    """Keras alone; nothing of spatlib."""
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    with strategy.scope():
-        model = network()
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(*arrays(), batch_size=BATCH, verbose=0)
-
-
 if __name__ == "__main__":
-    if "TF_CONFIG" in os.environ:
-        worker()
-    else:
-        print(json.dumps(compared(Path(sys.argv[1]))))
+    print(json.dumps(compared(Path(sys.argv[1]))))

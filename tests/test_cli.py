@@ -228,7 +228,9 @@ def test_an_existing_run_is_kept(
 def test_a_terminal_shows_the_bar_and_a_table() -> None:
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 120))
-    process = start("train", *QUICK, "--baseline", stdout=follower, stderr=follower)
+    process = start(
+        "train", *QUICK, "--baseline", "--limit", "200", stdout=follower, stderr=follower
+    )
     os.close(follower)
     shown = b""
     while True:

@@ -107,7 +107,7 @@ def test_more_restarts_never_raise_accuracy(batch_size: int, seed: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 3))
     for p in model.parameters():
         nn.init.normal_(p, std=3.0)  # rugged, so that the start decides
-    x = tensors(count=200)[0]
+    x = tensors(count=10 * batch_size)[0]
     data = (x, model(x).argmax(dim=1))  # all correct clean
     settings = {"steps": 2, "seed": seed, "batch_size": batch_size}
     results = [
@@ -202,11 +202,12 @@ def test_data_of_ones_own_need_a_threat() -> None:
 
 def test_result_prints_the_baselines_beside_spat(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"steps": 1, "epochs": 1, "baseline": True}
-    result = spatlib.train(recipe=RECIPES["digits"].change(**settings))
+    few = spatlib.load_data("digits", limit=70)
+    result = spatlib.train(data=few, recipe=RECIPES["digits"].change(**settings))
     head, *lines, note = str(result).splitlines()
     assert head.split() == ["standard", "PGD-AT", "SPAT"]
     assert [re.split(" {2,}", line)[0] for line in lines][1] == "PGD-20"
-    assert "450 examples" in note
+    assert "70 examples" in note
     assert "0.15" in note
     columns = zip(*(re.findall(r"([\d.]+) \[", line) for line in lines), strict=True)
     for shown, report in zip(columns, (*result.baselines.values(), result.report), strict=True):

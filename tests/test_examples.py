@@ -13,8 +13,8 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
 LOOPS: list[tuple[str, dict[str, Any]]] = [
-    ("torch_loop", {"epochs": 4}),
-    ("keras_fit", {"epochs": 4}),
+    ("torch_loop", {"epochs": 2}),
+    ("keras_fit", {"epochs": 2}),
     ("accelerate_loop", {"epochs": 2, "precision": "bf16", "cpu": True}),
     ("fabric_loop", {"epochs": 2, "accelerator": "cpu"}),
     ("fabric_loop", {"epochs": 2, "accelerator": "cpu", "precision": "bf16-mixed"}),

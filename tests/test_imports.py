@@ -53,44 +53,40 @@ def caught(action: str, before: str, *flags: str) -> str:
     return run(before + CAUGHT.format(action=action), *flags)
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [
+def test_no_framework_is_loaded() -> None:
+    statements = (
         "import spatlib",
         "from spatlib import *",
-        "import spatlib; spatlib.SPATConfig(eps=0.1, mask=spatlib.Mask())",
-        "import spatlib.core.attack, spatlib.core.attack, spatlib.core.numpy_ops",
-        "import spatlib; spatlib.load_data('digits', limit=3)",
+        "spatlib.SPATConfig(eps=0.1, mask=spatlib.Mask())",
+        "import spatlib.core.attack, spatlib.core.numpy_ops",
+        "spatlib.load_data('digits', limit=3)",
         "from spatlib.data import as_dataset; as_dataset('digits', channels_first=True)",
-        "import spatlib; spatlib.RECIPES['mnist'].change(steps=2)",
-    ],
-)
-def test_no_framework_is_loaded(statements: str) -> None:
-    assert run(f"{statements}\n{LOADED}") == ""
+        "spatlib.RECIPES['mnist'].change(steps=2)",
+    )
+    assert run("\n".join(f"{each}\n{LOADED}" for each in statements)) == ""
 
 
 def test_a_loaded_framework_would_be_noticed() -> None:
     assert "torch" in run(f"import spatlib.engines as e; e.load_engine('torch')\n{LOADED}").split()
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
+def test_missing_torch_is_a_backend_error_with_the_command_to_run() -> None:
+    actions = (
         "spatlib.train()",
         "spatlib.train(backend='torch')",
         "spatlib.train(object(), ([[0.5]], [0]), config=spatlib.SPATConfig(eps=0.1))",
         "spatlib.evaluate(Model(), recipe='digits')",
         "spatlib.audit(Model(), [[0.5]], [[0.5]], [0])",
-    ],
-)
-def test_missing_torch_is_a_backend_error_with_the_command_to_run(action: str) -> None:
-    before = (
-        f"{WITHOUT_TORCH}\nimport spatlib\nModel = type('Model', (), {{'__module__': 'torch'}})"
     )
-    kind, message = caught(action, before).split(" | ")
-    assert kind == "BackendError"
-    assert "run pip install torch" in message
-    assert "No module named 'torch'" in message
+    model = "import spatlib\nModel = type('Model', (), {'__module__': 'torch'})"
+    code = "".join(CAUGHT.format(action=action) for action in actions)
+    for line, action in zip(
+        run(f"{WITHOUT_TORCH}\n{model}\n{code}").splitlines(), actions, strict=True
+    ):
+        kind, message = line.split(" | ")
+        assert kind == "BackendError", action
+        assert "run pip install torch" in message
+        assert "No module named 'torch'" in message
 
 
 def test_torch_is_really_missing_there() -> None:
@@ -108,10 +104,9 @@ def test_an_error_inside_the_framework_is_named_too(tmp_path: Path) -> None:
     assert "libcudart.so: cannot open" in message
 
 
-KERAS_ON_TORCH = """
-import os
-os.environ["KERAS_BACKEND"] = "torch"
-import torch, keras, spatlib
+KERAS_ON_TORCH = "import os; os.environ['KERAS_BACKEND'] = 'torch'\nimport spatlib\n"
+MODELS_OF_BOTH = """
+import torch, keras
 from spatlib_torch import spat_loss
 layers = [keras.layers.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
 model = keras.Sequential(layers)
@@ -123,16 +118,20 @@ x, y, config = torch.rand(8, 4), torch.arange(8) % 3, spatlib.SPATConfig(eps=0.1
 def test_models_of_keras_on_pytorch_are_refused_as_their_batchnorm_would_not_move() -> None:
     refused = "ConfigError | model must be a torch.nn.Module that returns logits, not of Keras"
     other = "BackendError | spatlib_tf needs Keras on TensorFlow, got Keras on torch"
-    actions = {
+    early = dict.fromkeys(("import spatlib_tf", "spatlib.train(backend='tf')"), other)
+    late = {
         "spat_loss(model, x, y, config)": refused,
         "spat_loss(inside, x, y, config)": refused,
         "spatlib.train(inside, (x, y), config=config)": refused,
         "spatlib.evaluate(model, (x, y), config)": other,
         "import spatlib_tf": other,
+        "spatlib.evaluate(keras.Sequential(), 'digits')": other,
     }
-    code = KERAS_ON_TORCH + "".join(CAUGHT.format(action=action) for action in actions)
-    for line, expected in zip(run(code).splitlines(), actions.values(), strict=True):
+    tried = ["".join(CAUGHT.format(action=each) for each in part) for part in (early, late)]
+    found = run(KERAS_ON_TORCH + tried[0] + MODELS_OF_BOTH + tried[1]).splitlines()
+    for line, expected in zip(found, [*early.values(), *late.values()], strict=True):
         assert line.startswith(expected)
+        assert expected is refused or "KERAS_BACKEND=tensorflow" in line
 
 
 CHECKS = {

@@ -21,7 +21,7 @@ from spatlib_tf import engine
 
 from .entry import to_last
 from .test_evaluation import IGNORED
-from .test_imports import CAUGHT, run
+from .test_imports import run
 from .test_tf_model import arrays, functional, network, spat, subclassed
 
 CLASSES, CHANNELS, SIZE, FILTERS = 4, 2, 6, 5
@@ -166,15 +166,3 @@ print(np.abs(spatlib_tf.perturb(ours, x, np.array([0]), config).numpy() - spatli
     theirs, torch.as_tensor(x), torch.tensor([0]), config).numpy()).max() < 1e-6)
 """
     assert run(code).splitlines()[-1] == "True"
-
-
-def test_keras_on_another_backend_is_refused_with_the_remedy() -> None:
-    evaluation = "import keras; spatlib.evaluate(keras.Sequential(), 'digits')"
-    actions = ("import spatlib_tf", "spatlib.train(backend='tf')", evaluation)
-    before = "import os; os.environ['KERAS_BACKEND'] = 'torch'\nimport spatlib"
-    tried = "".join(CAUGHT.format(action=action) for action in actions)
-    for line in run(before + tried).splitlines()[-3:]:
-        kind, message = line.split(" | ")
-        assert kind == "BackendError"
-        assert "KERAS_BACKEND=tensorflow" in message
-        assert "torch" in message

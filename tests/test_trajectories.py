@@ -90,7 +90,7 @@ def test_masks_equal_the_oracle(engine: Any, mask: str, keep: float) -> None:
 def test_attack_stays_in_the_set_and_off_masked_pixels(
     engine: Any, norm: str, floor: float
 ) -> None:
-    config = SPATConfig(norm=norm, eps=EPS[norm], mask=Mask(floor=floor, keep=0.25))
+    config = SPATConfig(norm=norm, eps=EPS[norm], steps=4, mask=Mask(floor=floor, keep=0.25))
     ours = engine(initial_weights())
     for number in range(3):  # test_attack draws many more
         x, y, start = batch(number)
