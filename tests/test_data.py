@@ -126,7 +126,7 @@ BAD_CALLS: dict[str, tuple[type[SpatlibError], Callable[[], Any], str]] = {
         lambda: train(network(), training=CONFIG),
         "TrainConfig",
     ),
-    "settings as a dict": (ConfigError, lambda: train(network(), config={"eps": 0.1}), "dict"),
+    "settings as a dict": (ConfigError, lambda: train(network(), config={"eps": 0.1}), "got {"),
     "no settings": (ConfigError, lambda: train(network(), config=None), "config must be given"),
     "what an attack may do, not how": (
         ConfigError,
