@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
@@ -132,7 +133,7 @@ class Rows:
 
     def __init__(self, dataset: Any, chosen: np.ndarray) -> None:
         self.dataset, self.rows = dataset, np.flatnonzero(chosen)
-        if hasattr(dataset, "shape") and hasattr(dataset, "dtype"):  # an array
+        with suppress(AttributeError, TypeError):  # of a data set: an array has both
             self.shape, self.dtype = (len(self.rows), *dataset.shape[1:]), dataset.dtype
 
     def __len__(self) -> int:

@@ -14,7 +14,8 @@ from .errors import ConfigError, SpatlibError, require
 from .recipes import RECIPES, Recipe
 
 DEFAULT = "digits"  # the recipe where none is named
-TEXTS = ("--model", "--data", "--data-dir", "--run-dir")  # after them a recipe's name is a value
+# After them a recipe's name is a value.
+TEXTS = ("--model", "--data", "--data-dir", "--data_dir", "--run-dir", "--run_dir")
 NUMBERS = tyro.constructors.ConstructorRegistry()
 SETTINGS = {each.name: each.name for kind in (SPATConfig, TrainConfig) for each in fields(kind)}
 NAME = r"(?<![\w./'-])([a-z]\w+)(=True|=False| must|)(?![\w./'-])"  # in no path
@@ -40,7 +41,8 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 def ordered(words: list[str]) -> list[str]:
     """With the recipe of ``train`` first: tyro takes options before it for the default's."""
-    if words[:1] == ["train"] and words[1:] not in (["--help"], ["-h"]):
+    first = "".join(words[1:2])  # of a misspelled recipe tyro says which there are
+    if words[:1] == ["train"] and first[:1] == "-" and words[1:] not in (["--help"], ["-h"]):
         places = [k for k, v in enumerate(words) if v in RECIPES and words[k - 1] not in TEXTS]
         words.insert(1, words.pop(places[0]) if places else DEFAULT)
     return words

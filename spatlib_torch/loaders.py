@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
+from spatlib import errors
 from spatlib.config import PADDING, fold
 from spatlib.data import by_rows, fingerprint, is_map, is_pair, length, pairs
-from spatlib.errors import asking, check_batch, check_images, check_weights, reading, require, shown
+from spatlib.errors import DataError, asking, cause, require, shown
 
 from .attack import Draws
 from .distributed import in_step, numbers, share, team, versions
@@ -33,7 +34,7 @@ def placed(model: nn.Module, device: str | None) -> torch.device:
     """Move the model to this device; by default to that of its first tensor, or the CPU."""
     check_model(model)
     own = next((t.device for t in (*model.parameters(), *model.buffers())), CPU)
-    with asking(f"device {shown(device)}", "be one PyTorch finds"):
+    with asking("device", f"be one PyTorch finds, not {shown(device)}"):
         found = own if device is None else torch.empty(0, device=device).device
     if any(t.device != found for t in (*model.parameters(), *model.buffers())):
         model.to(found)  # which, if for nothing too, disturbs a training in another thread
@@ -102,7 +103,7 @@ class Batches:
         x = y = torch.empty(0, device=self.device)
         while True:
             if batch := next(batches, None):
-                check_batch(x := batch[0], y := batch[1])
+                errors.check_batch(x := batch[0], y := batch[1])
             else:  # others may have more
                 x, y = x[:0], y[:0]
             if not any(counts := numbers(len(x), self.device)):
@@ -179,7 +180,7 @@ class Batches:
         """The batch on the device, its weights last, if it has any."""
         x, y, *weights = map(self._to_device, next(pairs([batch])))
         for each in weights:
-            check_weights(each, x)
+            errors.check_weights(each, x)
         if x.dtype == torch.uint8:
             lower, upper = self.bounds
             x = lower + (upper - lower) * (x.to(self.dtype or torch.get_default_dtype()) / 255)
@@ -215,15 +216,18 @@ def _gather(part: Any, rows: Tensor) -> Any:
 def _numbers(convert: Callable[..., Any], part: Any, *arguments: Any) -> Any:
     """What it is converted to; DataError if it cannot be."""
     how = "have it hold arrays or tensors of numbers (by numpy.asarray or a transform)"
-    with reading(f"data of type {type(part).__name__}", how):
+    try:
         return convert(part, *arguments)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # not of a disk
+        what = f"data of type {type(part).__name__} cannot be read ({cause(error)})"
+        raise DataError(f"{what}: {how}") from error
 
 
 def augment(x: Tensor, kind: str, lower: float, draws: Draws) -> Tensor:
     """Images (N, C, H, W) moved as ``TrainConfig.augment`` says; around them is ``lower``."""
     if kind == "none":
         return x
-    check_images(x.shape)
+    errors.check_images(x.shape)
     (n, _, height, width), device, side = x.shape, x.device, 2 * PADDING + 1
     versions = side**2 * (2 if kind == "crop-flip" else 1)
     version = draws.versions(x, versions)

@@ -56,8 +56,8 @@ def test_a_mask_is_on_off_or_changed(arguments: str, mask: Mask | None, asked: A
 def test_a_recipe_is_a_choice_and_a_value_is_none(name: str, asked: Any) -> None:
     quiet = {each: recipe.change(progress=False) for each, recipe in RECIPES.items()}
     assert asked(name) == (None, None, quiet[name])
-    same = asked("--model", name, "--run-dir", "cifar100")
-    assert same == (name, None, quiet["digits"])
+    for option in ("--run-dir", "--run_dir"):
+        assert asked("--model", name, option, "cifar100") == (name, None, quiet["digits"])
 
 
 def test_a_recipe_may_come_after_options(asked: Any) -> None:
@@ -112,6 +112,7 @@ def test_data_are_limited_and_may_be_a_file(tmp_path: Path, asked: Any) -> None:
         ("train --eps 8/0", ("eps must be a number in (0, inf), got '8/0'",)),
         ("train --lr much", ("lr must be a number in (0, inf), got 'much'",)),
         ("train --epochs 0", ("epochs must be",)),
+        ("train --device there", ("--device must be one PyTorch finds, not 'there'",)),
         ("train --mask.keep 3/2", ("--mask.keep must be a number in (0, 1]",)),
         ("train mnist --no-mask --mask.keep 1/2", ("--no-mask", "keep")),
         ("train mnist --epochs 3 --eps-warmup 3", ("--eps-warmup must be below epochs (3)",)),
@@ -132,24 +133,26 @@ def test_bad_input_is_said_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "word"),
     [
-        "train --epsilon 1",
-        "train --epochs many",
-        "train --norm L7",
-        "train svhn",
-        "train --recipe digits",
-        "evaluate",
-        "prove",
+        ("train --epsilon 1", "--epsilon"),
+        ("train --epochs many", "many"),
+        ("train --norm L7", "L7"),
+        ("train svhn", "cifar10-onecycle"),  # and all others that there are
+        ("train --recipe digits", "--recipe"),
+        ("evaluate", "RUN"),
+        ("prove", "prove"),
     ],
 )
 def test_a_bad_option_is_refused_with_a_hint(
-    arguments: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     assert stop.value.code == 2
-    assert "--help" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "--help" in printed
+    assert word in printed
 
 
 def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -65,11 +65,12 @@ MOVING = (Mask(score="rms"), Mask(classes=2), Mask(score="random"))
 def test_torchs_generator_moves_on_where_something_is_drawn_and_only_there(
     mask: Mask | None,
 ) -> None:
-    (x, y), generator = test_torch_state.batch(), torch.Generator().manual_seed(0)
+    batch, generator = test_torch_state.batch(), torch.Generator().manual_seed(0)
     config = SPATConfig(eps=0.1, random_start="none", steps=1, mask=mask)
-    before = generator.get_state()
-    spatlib_torch.perturb(test_torch_state.network(), x, y, config, generator=generator)
-    assert torch.equal(generator.get_state(), before) == (mask in STILL)
+    for call in (spatlib_torch.perturb, spatlib_torch.shared_mask):
+        before = generator.get_state()
+        call(test_torch_state.network(), *batch, config, generator=generator)
+        assert torch.equal(generator.get_state(), before) == (mask in STILL)
 
 
 @pytest.mark.parametrize("mask", MOVING, ids=str)

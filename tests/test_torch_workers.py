@@ -60,7 +60,7 @@ def test_items_may_be_dicts_of_two() -> None:
 
 def test_examples_are_held_out_as_of_arrays() -> None:
     class Table(Pictures):
-        shape = COUNT, 2  # of rows and columns, as of the tables of Hugging Face
+        shape, dtype = COUNT, None  # of its own, though it is no array
 
     found = []
     for data in (Table(moves=False), arrays()):
@@ -70,6 +70,16 @@ def test_examples_are_held_out_as_of_arrays() -> None:
         found.append((state(result.model), {k: v for k, v in row.items() if k != "seconds"}))
     assert found[0] == found[1]
     assert "val_pgd10" in found[0][1]
+
+
+def test_what_a_disk_says_is_passed_on() -> None:
+    class Broken(Stored):
+        def __getitem__(self, rows: Any) -> Any:
+            raise OSError(5, "Input/output error", "x.h5")
+
+    x, y = arrays()
+    with pytest.raises(OSError, match=r"x\.h5"):
+        fit((Broken(x), y))
 
 
 @pytest.mark.parametrize("form", [torch.as_tensor, Stored])

@@ -66,7 +66,8 @@ class Calls(NamedTuple):
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         model, x, y, config = self._prepared(*batch, validate)
         ops, mask = self.ops, config.mask or Mask(keep=1)
-        with self.attacking(model, x, config, source, None) as (vjp, draws):
+        source, start = (source, None) if config.masked else (None, x)  # all ones: draw nothing
+        with self.attacking(model, x, config, source, start) as (vjp, draws):
             label = self._label(y, config, validate)
             budget, _, holes = shared_mask(ops, x, vjp, label, mask, draws)
         if validate:
