@@ -29,6 +29,8 @@ CONTROLS = (  # of an arm: what it has to beat
     ("mask min", "pgd"),
     ("mask min", "eps x 0.75"),
     ("mask min", "mask random"),
+    ("mask random", "pgd"),
+    ("mask random", "eps x 0.75"),
 )
 # By number of seeds, the 97.5 % quantile of Student's t.
 T95 = {1: 0.0, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}

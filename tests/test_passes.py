@@ -93,6 +93,16 @@ def test_only_what_is_undecided_is_shown_again(name: str) -> None:
     assert ways[-1] == round(report.metrics["apgd20"] * n)
 
 
+def test_every_other_class_is_a_target_once(name: str) -> None:
+    network, (x, y), counts = model(name, ridges), points(name), list[int]()
+    for attack in ("pgd", "targeted"):
+        with Shown(network) as sizes:
+            settings: dict[str, Any] = {"steps": 5, "batch_size": len(x), "attacks": (attack,)}
+            spatlib.evaluate(network, (x, y), Threat(eps=1e-6), **settings)
+        counts.append(len(sizes))
+    assert counts[1] - counts[0] == 2 * 6  # three targets: 5 steps and a last look each
+
+
 @pytest.mark.parametrize("logits", [mixed, numbered])
 def test_where_a_batch_is_a_whole_it_stays_one(name: str, logits: Any) -> None:
     network, (x, y), array = model(name, logits), points("torch"), BACKENDS[name]().array

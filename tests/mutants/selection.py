@@ -25,6 +25,7 @@ ALSO = {
         *TORCH,
         "tests/test_stall.py",
         "tests/test_attack.py",
+        "tests/test_holes.py",
         "tests/test_bounds.py",
         "tests/test_trajectories.py::test_attack_stays_in_the_set_and_off_masked_pixels",
         "-k",
@@ -33,10 +34,11 @@ ALSO = {
     "survivors": (
         "tests/test_evaluation.py",
         "tests/test_verdicts.py",
+        "tests/test_holes.py",
         "tests/test_points.py",
         "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
         "-k",
-        "torch or evaluation or verdicts or points",
+        "torch or evaluation or verdicts or points or holes",
     ),
     "target": (
         f"{NINE}[torch-9-0]",
@@ -50,6 +52,7 @@ ALSO = {
     "feasible": (
         "tests/test_torch_contexts.py::test_gaussian_starts_have_their_scale_whatever_eps_is",
         "tests/test_projection.py::test_feasible_box_holds_0_and_equals_the_oracle",
+        "tests/test_low_precision.py::test_no_entry_is_rounded_away_from_its_input[numpy]",
     ),
 }
 SOFT = tuple(
