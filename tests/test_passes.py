@@ -28,6 +28,16 @@ def mixed(ops: Ops, x: Array, array: Any) -> Array:
     return ridges(ops, x, array) + 0.2 * ops.sum(x, axis=0)[:4]
 
 
+def mixed_little(ops: Ops, x: Array, array: Any) -> Array:
+    """The same between logits that are all small."""
+    return 1e-3 * mixed(ops, x, array)
+
+
+def mixed_without_one(ops: Ops, x: Array, array: Any) -> Array:
+    """The same where a class is ruled out."""
+    return mixed(ops, x, array) + array([[0.0, 0.0, 0.0, -np.inf]])
+
+
 def numbered(ops: Ops, x: Array, array: Any) -> Array:
     """Logits that depend on an example's place in the batch."""
     places = np.random.default_rng(0).normal(size=(200, 4))
@@ -103,7 +113,16 @@ def test_every_other_class_is_a_target_once(name: str) -> None:
     assert counts[1] - counts[0] == 2 * 6  # three targets: 5 steps and a last look each
 
 
-@pytest.mark.parametrize("logits", [mixed, numbered])
+def test_auto_pgd_drops_what_is_decided_at_its_checkpoints(name: str) -> None:
+    network, (x, y) = model(name, ridges), points(name)
+    with Shown(network) as sizes:
+        measure(name, network, x, y, ("apgd-ce",), steps=20, batch_size=len(x))
+    _, _, _, _, first, *ways = sizes
+    assert first == ways[0] > ways[-1]
+    assert ways == sorted(ways, reverse=True)
+
+
+@pytest.mark.parametrize("logits", [mixed, mixed_little, mixed_without_one, numbered])
 def test_where_a_batch_is_a_whole_it_stays_one(name: str, logits: Any) -> None:
     network, (x, y), array = model(name, logits), points("torch"), BACKENDS[name]().array
     data = [(array(x[k]), array(y[k])) for k in (slice(1), slice(1, None))]  # one says nothing
