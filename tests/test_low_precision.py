@@ -92,6 +92,11 @@ def test_no_entry_is_rounded_away_from_its_input(
     np.testing.assert_array_equal(found[:, ::5], x[:, ::5])
 
 
+def test_what_half_precision_holds_is_reached(backend: Backend) -> None:
+    x, d = np.float16([[0.5, 0.25]]), np.float32([[0.25, -0.125]])
+    np.testing.assert_array_equal(moved(backend, x, d, Threat(eps=1)), [[0.75, 0.125]])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("mask", [None, Mask(floor=0.0), Mask(score="rms"), Mask(score="random")])

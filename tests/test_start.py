@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spatlib import SPATConfig
-from spatlib.core.feasible import random_start
+from spatlib import SPATConfig, Threat
+from spatlib.core import numpy_ops
+from spatlib.core.feasible import FeasibleSet, random_start
 from spatlib.core.ops import Array, Ops
 
 from .backends import Backend
@@ -119,3 +120,9 @@ def test_l1_start_is_finite_for_the_extreme_draws(backend: Backend, dtype: str) 
     longest = 24 * np.log(2)
     first = np.array([-longest, 0, -np.log(2)]) / (longest + 2 * np.log(2))
     agree(start, EPS * np.array([first, [0, 0, 0], [-1 / 3] * 3]), atol=1e-6)
+
+
+def test_a_mask_that_rounding_made_negative_is_0() -> None:
+    x = np.full((1, 2), 0.5)
+    allowed = FeasibleSet(numpy_ops, x, Threat(eps=0.1), np.array([[-1e-7, 1.0]]))
+    np.testing.assert_array_equal(allowed.at(allowed.begin(0 * x + 1)), [[0.5, 0.6]])
