@@ -222,15 +222,6 @@ def test_engines_find_the_channels_on_the_axis_that_is_named(engine: Any, axis: 
         np.testing.assert_array_equal(mask(axis, Mask()), expected)
 
 
-@pytest.mark.parametrize("own", [{"keep": 1}, {"floor": 1, "score": "rms"}])
-def test_a_mask_of_ones_takes_no_pass(backend: Backend, own: dict[str, Any]) -> None:
-    rng = np.random.default_rng(0)
-    weights, noise = rng.normal(size=(COUNT, CLASSES, 6)), rng.uniform(size=(COUNT, 6))
-    mask, _, passes = linear_mask(backend, weights, np.zeros(COUNT, int), Mask(**own), noise)
-    np.testing.assert_array_equal(mask, np.ones((COUNT, 6)))
-    assert passes == 0
-
-
 def test_masks_that_keep_all_pixels_ask_no_network(engine: Any) -> None:
     name = next(n for n, e in ENGINES.items() if e is engine)
     backend, y = BACKENDS[name](), np.zeros(COUNT, int)

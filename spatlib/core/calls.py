@@ -12,7 +12,7 @@ from ..config import Mask, SPATConfig
 from ..errors import check_range, checked, expect, require, same, warn_of_holes
 from .attack import Adversarial, adversarial
 from .feasible import Draws
-from .mask import Vjp, shared_mask
+from .mask import Vjp, begin, channel_axis, finish, shared_mask
 from .ops import Array
 from .target import check_labels, label_rows, outer_loss, rectified, sound_rows
 
@@ -65,9 +65,11 @@ class Calls(NamedTuple):
 
     def shared_mask(self, batch: Batch, source: Any, validate: bool) -> Array:
         model, x, y, config = self._prepared(*batch, validate)
-        ops, mask = self.ops, config.mask or Mask(keep=1)
-        source, start = (source, None) if config.masked else (None, x)  # all ones: draw nothing
-        with self.attacking(model, x, config, source, start) as (vjp, draws):
+        ops, mask = self.ops, config.mask or Mask()
+        if not config.masked:  # all ones, as where no class takes part
+            state = begin(ops, ops.widen(x), mask.score, channel_axis(ops, x, mask))
+            return ops.detach(finish(ops, state, mask.keep, mask.floor))
+        with self.attacking(model, x, config, source, None) as (vjp, draws):
             label = self._label(y, config, validate)
             budget, _, holes = shared_mask(ops, x, vjp, label, mask, draws)
         if validate:

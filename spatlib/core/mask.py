@@ -24,10 +24,10 @@ Running: TypeAlias = tuple[Array, Array, Array]
 def shared_mask(
     ops: Ops, x: Array, vjp: Vjp, one_hot: Callable[[Array], Array], config: Mask, draws: Draws
 ) -> tuple[Array, Array | None, Array]:
-    """The budget of every pixel (one channel), the logits (None without a pass), the holes (N,)."""
+    """The budget of every pixel (one channel), the logits (``random``: None), the holes (N,)."""
     axis, zeros = channel_axis(ops, x, config), 0 * ops.widen(x)
     state = begin(ops, zeros, config.score, axis)
-    if config.score == "random" or 1 in (config.keep, config.floor):  # any, to keep all
+    if config.score == "random":
         noise = draws.uniform(state[0], "mask")
         state = noise, noise + math.inf, state[2]
         holes = ops.max(zeros, axis=example_axes(zeros))
