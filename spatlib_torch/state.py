@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from spatlib.core.calls import alone
 from spatlib.engines import pack, unpack
-from spatlib.errors import reading, require
+from spatlib.errors import DataError, require
 
 Named = Mapping[str, Tensor]
 PLAIN = (int, float, str, type(None), tuple)  # JSON gives them back, a tuple as a list
@@ -149,9 +149,11 @@ def load_weights(model: nn.Module, content: bytes, source: str = "weights") -> N
 
 def put(model: nn.Module, named: Named, source: str) -> None:
     """Load a state dict; DataError if it is that of another architecture."""
-    how = "have it hold weights of this architecture (build the model as it was trained)"
-    with reading(source, how):
+    try:
         bare(model).load_state_dict(named)
+    except RuntimeError as error:  # torch's own text is as long as the list of layers
+        what = f"{source} must hold weights of this architecture: build the model as it was trained"
+        raise DataError(what) from error
 
 
 def optimizer_state(optimizer: Optimizer, trained: Named) -> tuple[Named, dict[str, Any]]:
