@@ -31,6 +31,9 @@ def builders(setting: Setting, network: Network, batch: Batch) -> dict[str, Buil
     def add(name: str, build: Callable[..., Arm], **how: bool) -> None:
         arms[name] = lambda: build(setting, network(setting), *batch(setting), **how)
 
+    if setting.device == "cpu" and setting.precision == "bfloat16":  # whether it pays at all
+        full = setting._replace(precision="float32")
+        arms["by hand, float32"] = lambda: by_hand(full, network(full), *batch(full))
     add("by hand", by_hand)
     add("by hand, channels_last", by_hand, channels_last=True)
     if setting.device != "cpu":

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from spatlib.core.target import check_labels
 from spatlib.errors import classes_of, expect, require
 
 from . import ops
-from .graphs import uncompiled
+from .graphs import compiled, uncompiled
 from .state import attack_state, bare
 
 
@@ -100,8 +101,14 @@ def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None
         return ops.logits_of(read, x)
 
 
-_calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
-attacked, outer = _calls.attacked, _calls.outer
+calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
+attacked, outer = calls.attacked, calls.outer
+
+
+def calls_of(*, compile: bool) -> Calls:
+    """Those, with what an attack does around the network in each of its steps compiled or not."""
+    own = vars(ops) | {"fused": cache(compiled)}
+    return calls._replace(ops=SimpleNamespace(**own)) if compile else calls
 
 
 def looked_at(
@@ -146,7 +153,7 @@ def perturb(
             untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
     """
-    return _calls.perturb((model, x, y, config), start, mask, generator, validate)  # type: ignore[no-any-return]
+    return calls.perturb((model, x, y, config), start, mask, generator, validate)  # type: ignore[no-any-return]
 
 
 def spat_loss(
@@ -173,7 +180,7 @@ def spat_loss(
     AveragedModel: in inference mode, without gradient, its state comes back as it was.
     """
     batch, own = (model, x, y, config), (x_adv, weights, average)
-    return _calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]
+    return calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]
 
 
 def shared_mask(
@@ -192,4 +199,4 @@ def shared_mask(
     labels matter with ``classes`` only. Costs K - 1 backward passes (``classes``, ``probes`` for
     ``rms``, none for ``random``); all ones, without a pass, unless ``config.masked``.
     """
-    return _calls.shared_mask((model, x, y, config), generator, validate)  # type: ignore[no-any-return]
+    return calls.shared_mask((model, x, y, config), generator, validate)  # type: ignore[no-any-return]

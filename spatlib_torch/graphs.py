@@ -28,21 +28,21 @@ def uncompiled(when: bool = True) -> Iterator[None]:
         yield
 
 
-def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward pass compiled for inputs shaped like the first; it runs as it is on others."""
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled for tensors shaped like the first; it runs as it is on others."""
 
-    def own(x: Tensor) -> Any:
-        return forward(x)
+    def own(*arguments: Any) -> Any:
+        return function(*arguments)
 
     # torch compiles a code object at most 8 times in a process: each network gets its own.
     own.__code__ = own.__code__.replace()
-    fast, shape = torch.compile(own, dynamic=False), None
+    fast, known = torch.compile(own, dynamic=False), None
 
-    def chosen(x: Tensor, *others: Any, **named: Any) -> Any:
-        nonlocal shape
-        shape = shape or x.shape
-        alike = x.shape == shape and not (others or named)
-        return fast(x) if alike else forward(x, *others, **named)
+    def chosen(*arguments: Any, **named: Any) -> Any:
+        nonlocal known
+        shapes = [getattr(value, "shape", None) for value in arguments]
+        known = known or shapes
+        return (fast if shapes == known and not named else function)(*arguments, **named)
 
     return chosen
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -64,6 +64,8 @@ class Loop:
         # In training mode a model may choose on the host, by chance, what a graph would repeat.
         fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
         self.attack = Replayed(self._attacked, self.model, device, fixed)
+        # Compiled for each budget, where a graph holds it; a CPU would save little.
+        self.calls = cache(lambda config, on=self.attack.on: attack.calls_of(compile=on))
         self.kept = self._restored() or clones(tensors(self.model) | self.average)  # to go back to
 
     def run(self) -> list[dict[str, float]]:
@@ -105,8 +107,7 @@ class Loop:
             for batch in chain(first, rest):
                 with alone(bare(self.model)):
                     self.train_on(*batch)
-                alone_due = self.batches.size == 1 and self.monitor.due()
-                if alone_due or self.step % READ_EVERY == 0:
+                if self.step % READ_EVERY == 0 or (self.batches.size == 1 and self.monitor.due()):
                     self._look()
                     if self._due():
                         self.monitor.save(self._checkpoint())
@@ -176,7 +177,8 @@ class Loop:
         if self.monitor.ordinary:
             return x, *[x.new_zeros(())] * 2
         with self.casting:
-            found = attack.attacked(self.model, x, y, config, source=attack.Draws(source, *rows))
+            own = attack.Draws(source, *rows)
+            found = self.calls(config).attacked(self.model, x, y, config, source=own)
         return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:

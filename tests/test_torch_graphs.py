@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatlib import DataError, Mask, SPATConfig, TrainConfig
 from spatlib.monitor import Monitor
-from spatlib_torch import engine, graphs, loop, perturb
+from spatlib_torch import attack, engine, graphs, loop, perturb
 
 SHAPE, CLASSES, SIZE = (3, 8, 8), 3, 4
 CONFIGS = {
@@ -62,6 +62,37 @@ def test_each_network_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert counts == 10 * [2]  # for the attack and for the step of the weights
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("loss", ["pgd", "trades"])
+def test_what_surrounds_the_network_is_three_graphs_for_all_steps(
+    norm: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, original = [], torch.compile
+
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        made.append(graph)
+        return graph.forward  # type: ignore[no-any-return]
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda *a, **kw: original(*a, backend=backend, **kw))
+    config = SPATConfig(eps=0.4, norm=norm, steps=3, loss=loss)
+    source, model = torch.Generator(), network().double()
+    fast, plain = (attack.calls_of(compile=compiles) for compiles in (True, False))
+    for count in (SIZE, SIZE, 2):  # fewer than at first run as they are
+        shape = (count, *SHAPE)
+        x = torch.rand(shape, generator=source.manual_seed(1), dtype=torch.float64)
+        y = torch.arange(count) % CLASSES
+        ours, expected = (
+            calls.attacked(model, x, y, config, source=attack.Draws(source.manual_seed(2)))
+            for calls in (fast, plain)
+        )
+        assert len(made) == 3
+        # A loop in a graph does not ask whether it is done: more rounds change the last bits.
+        torch.testing.assert_close(ours.x, expected.x, rtol=0, atol=1e-12)
+        assert torch.equal(ours.stalls, expected.stalls)
+        assert not torch.equal(ours.x, x)
+
+
 class Casts(TorchDispatchMode):
     """Counts the casts of float32 to bfloat16."""
 
@@ -105,7 +136,11 @@ class Recorder:
     """Stands in for a CUDA graph: a function that runs again, into the tensors of its first run."""
 
     def __init__(self) -> None:
-        self.captures, self.replays = 0, 0
+        self.captures, self.replays, self.compiled = 0, 0, 0
+
+    def compile(self, function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        self.compiled += 1
+        return function
 
     def __call__(self, run: Callable[[], Any], source: torch.Generator) -> Callable[[], Any]:
         self.captures += 1
@@ -130,7 +165,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             super().__init__(*arguments)
             self.on = arguments[-1]
 
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch, "compile", found.compile)
     monkeypatch.setattr(loop, "Replayed", Here)
     monkeypatch.setattr(graphs, "recorded", found)
     return found
@@ -154,11 +189,13 @@ def test_replayed_attacks_are_the_attacks(config: SPATConfig, recorder: Recorder
     alike(config=config)
     # In each epoch all but the first two batches and the smaller one at the end.
     assert (recorder.captures, recorder.replays) == (2, 2 * (6 - 2))
+    assert recorder.compiled == 1 + 3  # the network, and what surrounds it
 
 
 def test_a_budget_that_grows_is_captured_anew(recorder: Recorder) -> None:
     alike(epochs=3, eps_warmup=2)
     assert (recorder.captures, recorder.replays) == (3, 3 * (6 - 2))
+    assert recorder.compiled == 1 + 3 * 3  # for a third of the budget, two thirds and all
 
 
 class Averaging(nn.Module):
@@ -182,6 +219,7 @@ def test_no_graph_is_replayed_where_the_model_has_new_tensors(recorder: Recorder
 def test_attacks_in_training_mode_are_not_captured(recorder: Recorder) -> None:
     alike(config=SPATConfig(eps=0.1, steps=2, attack_mode="train"))
     assert recorder.captures == 0
+    assert recorder.compiled == 1
 
 
 def test_what_cannot_be_captured_runs_as_it_is_after_a_warning(

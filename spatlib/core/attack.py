@@ -43,16 +43,33 @@ def adversarial(
         clean = vjp(x)[0]
     allowed = FeasibleSet(ops, x, config, mask)
     base = ops.log_softmax(clean) if trades else None  # None: the label
+    at, up, move = ops.fused(FeasibleSet.at), ops.fused(_up), ops.fused(_move)
 
     def ascend(d: Array, stalls: Array, holes: Array) -> tuple[Array, ...]:
-        logits, pull = vjp(allowed.at(d))
-        label, log_p = one_hot(logits), ops.log_softmax(logits)
-        cotangent = ascent(ops, base, label, log_p, config.smoothing, config.guard)
-        grad, bad = finite(ops, pull(cotangent))
-        if config.smoothing:
-            stalls = stalls + ops.cast(stalled(ops, label, log_p, config.smoothing), like=stalls)
-        return allowed.step(d, grad, config.alpha), stalls, holes + bad
+        logits, pull = vjp(at(allowed, d))
+        cotangent, stalls = up(ops, config, base, one_hot(logits), logits, stalls)
+        d, holes = move(allowed, config.alpha, d, pull(cotangent), holes)
+        return d, stalls, holes
 
     none = ops.max(0 * allowed.x, axis=example_axes(x))
     d, stalls, holes = ops.repeat(ascend, config.steps, (allowed.begin(start), none, none + lost))
     return Adversarial(allowed.at(d), mask, clean, stalls / config.steps, holes / passes)
+
+
+def _up(
+    ops: Ops, config: SPATConfig, base: Array | None, label: Array, logits: Array, stalls: Array
+) -> tuple[Array, ...]:
+    """The cotangent (N, K) of the logits, and one more where unguarded ascent would pull back."""
+    log_p = ops.log_softmax(logits)
+    cotangent = ascent(ops, base, label, log_p, config.smoothing, config.guard)
+    if config.smoothing:
+        stalls = stalls + ops.cast(stalled(ops, label, log_p, config.smoothing), like=stalls)
+    return cotangent, stalls
+
+
+def _move(
+    allowed: FeasibleSet, size: float, d: Array, grad: Array, holes: Array
+) -> tuple[Array, ...]:
+    """The perturbation a step further, and one more where the gradient is not finite."""
+    grad, bad = finite(allowed.ops, grad)
+    return allowed.step(d, grad, size), holes + bad
