@@ -53,7 +53,7 @@ CORE: dict[str, Faults] = {
             "ops.log_softmax(clean) if trades else None",
             "None",
         ),
-        "gradient at the input": ("logits, pull = vjp(allowed.at(d))", "logits, pull = vjp(x)"),
+        "gradient at the input": ("logits, pull = vjp(at(allowed, d))", "logits, pull = vjp(x)"),
         "start ignored": ("draws) if start is None else start", "draws)"),
         "result not clipped": ("Adversarial(allowed.at(d),", "Adversarial(x + d,"),
     },
@@ -206,13 +206,17 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
     },
     ("spatlib_torch/graphs.py", ("tests/test_torch_graphs.py",)): {
         "one limit for all networks": ("own.__code__ = own.__code__.replace()", "pass"),
-        "smaller batches compiled": ("alike = x.shape == shape", "alike = True"),
+        "smaller batches compiled": ("if shapes == known and", "if"),
         "inputs of the capture": ("kept.copy_(new)", "pass"),
         "a graph for good": ("if key != self.key:", "if self.key is None:"),
         "draws of the trial go on": (
             "self.source.manual_seed(seed)\n        return self.replay()",
             "return self.replay()",
         ),
+    },
+    ("spatlib_torch/loop.py", ("tests/test_torch_graphs.py",)): {
+        "the arithmetic as it is": ("on=self.attack.on: ", "on=False: "),
+        "compiled once for all budgets": ("self.calls(config)", "self.calls(None)"),
     },
     ("spatlib_tf/attack.py", TF_DRAWS): {
         "same offsets from every seed": (
