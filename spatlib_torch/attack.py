@@ -107,7 +107,7 @@ attacked, outer = calls.attacked, calls.outer
 
 def calls_of(*, compile: bool) -> Calls:
     """Those, with what an attack does around the network in each of its steps compiled or not."""
-    own = vars(ops) | {"fused": cache(compiled)}
+    own = vars(ops) | {"fused": cache(partial(compiled, dynamic=None))}
     return calls._replace(ops=SimpleNamespace(**own)) if compile else calls
 
 

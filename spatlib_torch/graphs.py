@@ -28,15 +28,18 @@ def uncompiled(when: bool = True) -> Iterator[None]:
         yield
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled for tensors shaped like the first; it runs as it is on others."""
+def compiled(function: Callable[..., Any], dynamic: bool | None = False) -> Callable[..., Any]:
+    """The function compiled for tensors shaped like the first; it runs as it is on others.
+
+    With ``dynamic`` None numbers that change, such as a budget that grows, are compiled once more.
+    """
 
     def own(*arguments: Any) -> Any:
         return function(*arguments)
 
     # torch compiles a code object at most 8 times in a process: each network gets its own.
     own.__code__ = own.__code__.replace()
-    fast, known = torch.compile(own, dynamic=False), None
+    fast, known = torch.compile(own, dynamic=dynamic), None
 
     def chosen(*arguments: Any, **named: Any) -> Any:
         nonlocal known

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -64,8 +64,7 @@ class Loop:
         # In training mode a model may choose on the host, by chance, what a graph would repeat.
         fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
         self.attack = Replayed(self._attacked, self.model, device, fixed)
-        # Compiled for each budget, where a graph holds it; a CPU would save little.
-        self.calls = cache(lambda config, on=self.attack.on: attack.calls_of(compile=on))
+        self.calls = attack.calls_of(compile=self.attack.on)  # a CPU would save little
         self.kept = self._restored() or clones(tensors(self.model) | self.average)  # to go back to
 
     def run(self) -> list[dict[str, float]]:
@@ -177,8 +176,8 @@ class Loop:
         if self.monitor.ordinary:
             return x, *[x.new_zeros(())] * 2
         with self.casting:
-            own = attack.Draws(source, *rows)
-            found = self.calls(config).attacked(self.model, x, y, config, source=own)
+            draws = attack.Draws(source, *rows)
+            found = self.calls.attacked(self.model, x, y, config, source=draws)
         return found.x, found.stalls.mean(), found.holes.mean()
 
     def _schedule(self) -> None:

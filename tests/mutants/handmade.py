@@ -215,8 +215,10 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
         ),
     },
     ("spatlib_torch/loop.py", ("tests/test_torch_graphs.py",)): {
-        "the arithmetic as it is": ("on=self.attack.on: ", "on=False: "),
-        "compiled once for all budgets": ("self.calls(config)", "self.calls(None)"),
+        "the arithmetic as it is": ("compile=self.attack.on)", "compile=False)"),
+    },
+    ("spatlib_torch/attack.py", ("tests/test_torch_graphs.py",)): {
+        "compiled anew for each budget": ("partial(compiled, dynamic=None)", "compiled"),
     },
     ("spatlib_tf/attack.py", TF_DRAWS): {
         "same offsets from every seed": (
