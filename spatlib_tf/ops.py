@@ -58,10 +58,6 @@ def repeat(
     return state  # type: ignore[no-any-return]
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function  # a compiled training is one graph as it is
-
-
 def mantissa_bits(x: Tensor) -> int:
     return {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[x.dtype.name]
 

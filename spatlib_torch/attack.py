@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -107,8 +106,7 @@ attacked, outer = calls.attacked, calls.outer
 
 def calls_of(*, compile: bool) -> Calls:
     """Those, with what an attack does around the network in each of its steps compiled or not."""
-    own = vars(ops) | {"fused": cache(partial(compiled, dynamic=None))}
-    return calls._replace(ops=SimpleNamespace(**own)) if compile else calls
+    return calls._replace(fused=cache(partial(compiled, dynamic=None))) if compile else calls
 
 
 def looked_at(

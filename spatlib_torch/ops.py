@@ -55,10 +55,6 @@ def repeat(
     return state  # type: ignore[no-any-return]
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function  # :func:`.attack.calls_of` may replace it
-
-
 def mantissa_bits(x: Tensor) -> int:
     return 1 - round(math.log2(torch.finfo(x.dtype).eps))
 

@@ -136,7 +136,7 @@ def a_shared_mask(config: Mask) -> Callable[..., Any]:
 
 def an_attack(ops: Any, x: Any, grad: Any, logits: Any) -> Any:
     own = by_hand(ops, grad, logits), ops.argmax_one_hot
-    found = adversarial(ops, *own, x, ATTACK, 0.1 * grad, None, Given(ops))
+    found = adversarial(ops, *own, x, ATTACK, (0.1 * grad, None), Given(ops))
     return found.x + (found.stalls + found.holes)[:, None, None, None]
 
 
@@ -232,7 +232,7 @@ def test_torch_compiles_the_steps_of_the_attack_with_their_gradients_to_one_grap
 
     def attack(x: torch.Tensor, d: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         own = partial(vjp, model), partial(one_hot, y)
-        return adversarial(spatlib_torch.ops, *own, x, config, d, None, Draws(None)).x
+        return adversarial(spatlib_torch.ops, *own, x, config, (d, None), Draws(None)).x
 
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         check_one_graph(attack, map(problem, (3, 5, 8)), atol=1e-15)

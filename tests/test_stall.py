@@ -108,7 +108,7 @@ def test_gradients_with_holes_are_counted_by_example_and_move_the_rest(backend: 
             logits = ops.sum(x, axis=1, keepdims=True) * (1 - label)
             return logits, lambda cotangent: ops.sum(cotangent[:, :1], axis=1)[:, None] * broken
 
-        found = adversarial(ops, vjp, lambda _: label, x, config, 0 * x, None, None)
+        found = adversarial(ops, vjp, lambda _: label, x, config, (0 * x, None), None)
         return found.x, found.holes, found.stalls
 
     label = np.eye(2)[[1, 1, 1]]

@@ -1,7 +1,7 @@
 """The training attack."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import SPATConfig
 from .feasible import Draws, FeasibleSet, random_start
@@ -26,14 +26,16 @@ def adversarial(
     one_hot: Callable[[Array], Array],
     x: Array,
     config: SPATConfig,
-    start: Array | None,
-    mask: Array | None,
+    own: tuple[Array | None, Array | None],
     draws: Draws,
+    fused: Callable[..., Any] = lambda function: function,
 ) -> Adversarial:
     """Projected gradient ascent inside B(x, m) from x (N, ...) in bounds; see docs/method.md.
 
-    ``one_hot`` takes logits to the label; for None ``start`` is drawn, ``mask`` made.
+    ``one_hot`` takes logits to the label; of ``own`` start and mask None is drawn and made.
+    ``fused`` may compile what is arithmetic alone.
     """
+    start, mask = own
     start = random_start(ops, ops.widen(x), config, draws) if start is None else start
     clean, lost, passes, trades = None, 0.0, config.steps, config.loss == "trades"
     if mask is None and config.mask is not None and config.masked:
@@ -43,7 +45,7 @@ def adversarial(
         clean = vjp(x)[0]
     allowed = FeasibleSet(ops, x, config, mask)
     base = ops.log_softmax(clean) if trades else None  # None: the label
-    at, up, move = ops.fused(FeasibleSet.at), ops.fused(_up), ops.fused(_move)
+    at, up, move = fused(FeasibleSet.at), fused(_up), fused(_move)
 
     def ascend(d: Array, stalls: Array, holes: Array) -> tuple[Array, ...]:
         logits, pull = vjp(at(allowed, d))

@@ -35,6 +35,7 @@ class Calls(NamedTuple):
     forward: Callable[[Any, Array], Array]  # (model, x) -> logits (N, K) for the outer loss
     averaged: Callable[[Any, Array], Array]  # the same in inference mode, without gradient
     bare: Callable[[Any], Any] = lambda model: model  # out of its wrappers, as attacks lock it
+    fused: Callable[..., Any] = lambda function: function  # compiled, where the engine is to
 
     def perturb(self, batch: Batch, start: Any, mask: Any, source: Any, validate: bool) -> Array:
         _, x, _, _ = batch = self._prepared(*batch, validate)
@@ -80,10 +81,10 @@ class Calls(NamedTuple):
         self, *batch: Any, own: Any = (None, None), source: Any = None, check: bool = False
     ) -> Adversarial:
         """The attack on a prepared :data:`Batch`; ``own`` are the user's start and mask."""
-        (model, x, y, config), (start, mask), ops = batch, own, self.ops
+        (model, x, y, config), ops = batch, self.ops
         label = self._label(y, config, check)
-        with self.attacking(model, x, config, source, start) as (vjp, draws):
-            found = adversarial(ops, vjp, label, x, config, start, mask, draws)
+        with self.attacking(model, x, config, source, own[0]) as (vjp, draws):
+            found = adversarial(ops, vjp, label, x, config, own, draws, self.fused)
         if check:
             warn_of_holes(float(ops.mean(found.holes)))
         return found._replace(x=ops.detach(found.x))

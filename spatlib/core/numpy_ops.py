@@ -53,9 +53,5 @@ def repeat(body: Callable[..., Any], times: int, state: Any, done: Any = None) -
     return state  # type: ignore[no-any-return]
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
-
-
 def mantissa_bits(x: Array) -> int:
     return int(np.finfo(x.dtype).nmant) + 1

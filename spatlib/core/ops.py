@@ -42,9 +42,6 @@ class Ops(Protocol):
     # done(*state) holds, where asking is free; more rounds must do no harm.
     def repeat(self, body: Callable[..., Any], times: int, state: Any, done: Any = ...) -> Any: ...
 
-    # The function, which does arithmetic alone; compiled, where the engine is to compile it.
-    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]: ...
-
 
 def example_axes(x: Array) -> tuple[int, ...]:
     """All axes of ``x`` but the batch."""

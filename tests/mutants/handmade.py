@@ -151,10 +151,10 @@ ENGINES: dict[tuple[str, tuple[str, ...]], Faults] = {
             "label, clean, logits), logits",
             "label, logits, logits), logits",
         ),
-        "start ignored": ("config, start, mask, draws)", "config, None, mask, draws)"),
+        "start ignored": ("config, own, draws,", "config, (None, own[1]), draws,"),
     },
     ("spatlib/core/calls.py", TF_MASKED): {
-        "mask of its own kept": ("config, start, mask, draws)", "config, start, None, draws)"),
+        "mask of its own kept": ("config, own, draws,", "config, (own[0], None), draws,"),
     },
     ("spatlib/core/calls.py", TF): {
         "clean logits doubled": (

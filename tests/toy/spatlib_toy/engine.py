@@ -131,7 +131,7 @@ class Draws:
 def attacked(model: Linear, x: Any, y: Any, config: SPATConfig, rng: Any) -> Any:
     """The training attack of the core."""
     own = partial(differentiated, model), lambda _: xp.eye(10)[y]
-    return adversarial(ops, *own, x, config, None, None, Draws(rng))
+    return adversarial(ops, *own, x, config, (None, None), Draws(rng))
 
 
 def perturb(

@@ -55,10 +55,6 @@ def kth_largest(x: Array, k: int) -> Array:
     return xp.reshape(ordered[:, k - 1], (-1,) + (1,) * (x.ndim - 1))
 
 
-def fused(function: Callable[..., Array]) -> Callable[..., Array]:
-    return function
-
-
 def repeat(
     body: Callable[..., tuple[Array, ...]],
     times: int,
