@@ -7,6 +7,11 @@ CASES = ("pgd-Linf-min-True", "trades-Linf-off-True", "pgd-L2-mean-False", "mart
 TORCH, TF = (
     tuple(f"{TRAJECTORIES}[{engine}-{case}]" for case in CASES) for engine in ("torch", "tf")
 )
+RECTIFIED = tuple(
+    "tests/test_trajectories.py::test_weights_with_soft_and_rectified_labels_equal_the_oracle"
+    f"[torch-0.75-{case}-three classes-True]"
+    for case in ("pgd-Linf", "trades-Linf")
+)
 STALL = "tests/test_stall.py::test_share_of_stalled_steps_is_the_oracles"
 NINE = "tests/test_verdicts.py::test_targets_are_the_nine_best_of_the_other_classes"
 ALL_ONES = "tests/test_shared_mask.py::test_masks_that_keep_all_pixels_ask_no_network"
@@ -106,8 +111,10 @@ SELECTION: dict[str, tuple[str, ...]] = {
     },
     "spatlib/core/calls.py": (
         *TORCH,
+        *RECTIFIED,
         f"{STALL}[torch-0.3]",
         f"{ALL_ONES}[torch]",
+        "tests/test_holes.py::test_holes_are_warned_of_with_their_share[torch-shared_mask]",
         *SOFT,
         "tests/test_rectify.py",
         *STATE,
