@@ -24,7 +24,8 @@ def build(
     """The twin of ``spatlib_torch.models.build``: inputs are (N, H, W, C), ``shape`` (H, W, C).
 
     Its weights come in the same order and give the same logits; the initial ones follow from
-    ``seed``. Under a mixed policy normalisation and logits stay in the precision of the weights.
+    ``seed``. Under a mixed policy normalisation, first convolution and logits stay in the precision
+    of the weights: rounded inputs would hide a part of the attack.
     """
     layout = of(**settings)
     layout.check(shape, classes, mean, std, channels_first=False)
@@ -32,11 +33,12 @@ def build(
     x = inputs = layers.Input(tuple(shape), dtype=full)
     if mean is not None and std is not None:
         x = layers.Normalization(mean=[*mean], variance=[s**2 for s in std], dtype=full)(x)
-    for layer in layout.layers:
+    for number, layer in enumerate(layout.layers):
+        how: dict[str, Any] = {"dtype": None if number else full}
         match layer:
             case "conv", width, padding:
-                start, same = _start(seeds, layout.he), "same" if padding else "valid"
-                x = layers.Conv2D(width, 3, 1, same, activation="relu", kernel_initializer=start)(x)
+                how |= {"activation": "relu", "kernel_initializer": _start(seeds, layout.he)}
+                x = layers.Conv2D(width, 3, 1, "same" if padding else "valid", **how)(x)
             case ("pool",):
                 x = layers.MaxPooling2D(2)(x)
             case ("flatten",):
@@ -44,7 +46,7 @@ def build(
             case "dense", width:
                 x = layers.Dense(width, activation="relu", kernel_initializer=_start(seeds))(x)
             case "stem", width:
-                x = _convolution(x, width, seeds)
+                x = _convolution(x, width, seeds, **how)
             case "block", width, stride:
                 activated = _activation(x)
                 inner = _convolution(activated, width, seeds, stride=stride)
@@ -62,11 +64,14 @@ def _activation(x: Any) -> Any:
     return layers.ReLU()(layers.BatchNormalization(epsilon=1e-5, momentum=0.9)(x))  # PyTorch's
 
 
-def _convolution(x: Any, width: int, seeds: Iterator[int], size: int = 3, stride: int = 1) -> Any:
+def _convolution(
+    x: Any, width: int, seeds: Iterator[int], size: int = 3, stride: int = 1, **how: Any
+) -> Any:
     if stride > 1 and size > 1:  # where padding="same" pads other sides than PyTorch
         x = layers.ZeroPadding2D(size // 2)(x)
-    padding, start = "same" if stride == 1 else "valid", _start(seeds, he=True)
-    return layers.Conv2D(width, size, stride, padding, use_bias=False, kernel_initializer=start)(x)
+    padding, how = "same" if stride == 1 else "valid", how | {"use_bias": False}
+    start = _start(seeds, he=True)
+    return layers.Conv2D(width, size, stride, padding, kernel_initializer=start, **how)(x)
 
 
 def _start(seeds: Iterator[int], he: bool = False) -> keras.initializers.Initializer:

@@ -37,6 +37,37 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.addcmul(shift[:, None, None], input, scale[:, None, None])
 
 
+def _low(x: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast would compute on this device, if it is on."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+class Conv(nn.Conv2d):
+    """A convolution that under autocast does not round the network's inputs.
+
+    In bfloat16 pixels near 1 are 1/256 apart, half a step of 2/255, and trainings on rounded ones
+    ended less robust (docs/performance.md). What is in the lower precision already goes as ever.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (low := _low(input)) in (None, input.dtype):
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype)).to(low)
+
+
+class Logits(nn.Linear):
+    """The last layer, under autocast in the precision of its weights, as in the twin for Keras."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _low(input) is None:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class Block(nn.Module):
     """A ``("block", outputs, stride)`` after ``inputs`` channels."""
 
@@ -56,11 +87,11 @@ class Block(nn.Module):
 
 
 LAYERS: dict[str, Callable[..., list[nn.Module]]] = {  # from the number of channels on
-    "conv": lambda inputs, out, padding: [nn.Conv2d(inputs, out, 3, padding=padding), nn.ReLU()],
+    "conv": lambda inputs, out, padding: [Conv(inputs, out, 3, padding=padding), nn.ReLU()],
     "pool": lambda _: [nn.MaxPool2d(2)],
     "flatten": lambda _: [nn.Flatten()],
     "dense": lambda inputs, out: [nn.Linear(inputs, out), nn.ReLU()],
-    "stem": lambda inputs, out: [nn.Conv2d(inputs, out, 3, padding=1, bias=False)],
+    "stem": lambda inputs, out: [Conv(inputs, out, 3, padding=1, bias=False)],
     "block": lambda inputs, out, stride: [Block(inputs, out, stride)],
     "mean": lambda n: [BatchNorm(n), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
 }
@@ -83,7 +114,7 @@ def build(
         width = numbers[0] if numbers else width
         if kind == "flatten":
             width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-    model = nn.Sequential(*layers, nn.Linear(width, classes))
+    model = nn.Sequential(*layers, Logits(width, classes))
     for module in model.modules() if layout.he else ():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

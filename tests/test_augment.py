@@ -107,3 +107,12 @@ def test_torch_keeps_memory_format_and_dtype(memory: Any, dtype: torch.dtype) ->
     assert result.dtype == dtype
     assert result.stride() == x.stride()
     assert not torch.equal(result, x)
+
+
+@pytest.mark.parametrize("kind", ["crop", "crop-flip"])
+def test_the_rows_of_a_process_move_as_in_the_batch_of_all(kind: str) -> None:
+    source, x = torch.Generator(), torch.rand(6, 3, 8, 8)
+    whole = spatlib_torch.loaders.augment(x, kind, LOWER, Draws(source.manual_seed(0)))
+    ours = Draws(source.manual_seed(0), 2, len(x))
+    assert torch.equal(spatlib_torch.loaders.augment(x[2:5], kind, LOWER, ours), whole[2:5])
+    assert not torch.equal(whole, x)

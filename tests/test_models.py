@@ -224,6 +224,27 @@ def test_saved_models_load_without_our_code(name: str, policy: None, tmp_path: P
     assert expected.dtype == np.float32
 
 
+@pytest.mark.parametrize("name", ["small_cnn", "mnist_cnn", NARROW])
+@pytest.mark.parametrize("framework", ENGINES)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16"], indirect=True)
+def test_inputs_and_logits_are_not_rounded(framework: str, name: str, policy: None) -> None:
+    """In bfloat16 pixels near 1 are half a step of 2/255 apart."""
+    model, x = build(ENGINES[framework][0], name), images((3, 18, 18))
+    rounded = torch.as_tensor(x).bfloat16().float().numpy()
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for each in (x, rounded):
+            if framework == "tf":
+                seen.append(model(to_last(each), training=False).numpy())
+            else:
+                seen.append(model.eval()(torch.as_tensor(each)).detach().numpy())
+            assert seen[-1].dtype == np.float32
+            exact = torch.as_tensor(seen[-1])
+            assert not torch.equal(exact, exact.bfloat16().float())
+    assert not np.array_equal(*seen)
+    np.testing.assert_allclose(*seen, rtol=0, atol=0.1)
+
+
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown name": ("resnet", {}, "'wrn34_10'"),
     "a vector": (NARROW, {"shape": (12,)}, "(12,)"),
