@@ -126,6 +126,11 @@ SELECTION: dict[str, tuple[str, ...]] = {
         "tests/test_rectify.py",
         *STATE,
         "tests/test_torch_plain.py",
+        "tests/test_augment.py::test_the_rows_of_a_process_move_as_in_the_batch_of_all[crop]",
+        "tests/test_looks.py::test_test_data_are_checked_before_the_training[torch]",
+        "tests/test_torch_graphs.py::test_logits_of_weights_alone_are_refused_under_autocast",
+        "tests/test_torch_graphs.py::test_what_surrounds_the_network_is_three_graphs_for_all_steps",
+        "tests/test_torch_graphs.py::test_each_network_is_compiled_for_itself",
     ),
     "spatlib_tf/attack.py": (
         *DRAWS,
