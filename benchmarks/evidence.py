@@ -132,7 +132,7 @@ SETTINGS = {
         "cifar10-onecycle",
         partial(_seeded, _narrow),
         replace(_CIFAR.config, steps=5, step_size=2 / 255),
-        replace(_CIFAR.training, epochs=15, **_QUIET),
+        replace(_CIFAR.training, epochs=15, precision="float32", **_QUIET),
         seeds=1,
         examples=10_000,
         measured=1000,

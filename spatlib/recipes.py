@@ -77,7 +77,7 @@ def _cifar(data: str, **normalisation: Any) -> dict[str, Recipe]:
         data=data,
         model="preact_resnet18",
         config=SPATConfig(eps=8 / 255, steps=10),
-        training=replace(PIECEWISE, augment="crop-flip"),
+        training=replace(PIECEWISE, augment="crop-flip", precision="auto"),
         source="arXiv:2002.11569, 1901.08573",
         **normalisation,
     )

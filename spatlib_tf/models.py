@@ -25,7 +25,7 @@ def build(
 
     Its weights come in the same order and give the same logits; the initial ones follow from
     ``seed``. Under a mixed policy normalisation, first convolution and logits stay in the precision
-    of the weights: rounded inputs would hide a part of the attack.
+    of the weights: inputs and logits are not rounded.
     """
     layout = of(**settings)
     layout.check(shape, classes, mean, std, channels_first=False)

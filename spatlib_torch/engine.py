@@ -221,8 +221,10 @@ def perturb(
 
 
 def precision(model: Any, device: str | None) -> str:
-    """What ``"auto"`` is for this model, or its name, there: bfloat16 where it has units for it."""
-    kind = placed(nn.Identity() if isinstance(model, str) else model, device).type
+    """What ``"auto"`` is there: bfloat16 where it has units for it, for networks by name."""
+    if not isinstance(model, str):
+        return "float32"  # inputs and logits would be rounded (docs/performance.md)
+    kind = placed(nn.Identity(), device).type
     known = torch.cpu.get_capabilities() if kind == "cpu" else {}
     fast = known.get("amx_bf16") or known.get("avx512_bf16")
     if kind == "cuda":

@@ -98,20 +98,35 @@ def test_keras_trains_with_deterministic_ops() -> None:
 def test_auto_is_bfloat16_where_a_processor_has_it_and_stays_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    auto = replace(TRAINING, precision="auto", epochs=1)
+    auto, named = replace(TRAINING, precision="auto", epochs=1), {"model": "small_cnn"}
+    x, y = images("torch")
     for name in ("amx_bf16", "avx512_bf16", "avx512_f"):
         found = "float32" if name == "avx512_f" else "bfloat16"
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        model, directory = Watch(), tmp_path / name
-        result = train(directory, model=model, training=auto)
+        directory = tmp_path / name
+        result = train(directory, data=(x, y), training=auto, **named)
         assert result.training.precision == saved(directory)["training"]["precision"] == found
-        assert model.dtypes == {getattr(torch, found)}
+        same = train(None, data=(x, y), training=replace(auto, precision=found), **named)
+        assert weights(result.model) == weights(same.model)
     longer = replace(auto, epochs=2)  # the first goes on where there is no AMX
+    run: dict[str, Any] = {"data": (x, y), "resume": True}
     for training in (longer, replace(longer, precision="bfloat16")):
-        result = train(tmp_path / "amx_bf16", model=Watch(), training=training, resume=True)
+        result = train(tmp_path / "amx_bf16", training=training, **run, **named)
         assert (result.training.precision, len(result.history)) == ("bfloat16", 2)
     with pytest.raises(ConfigError, match=r"training\.precision = 'float32' instead of 'bfloat16'"):
-        train(tmp_path / "amx_bf16", model=Watch(), training=TRAINING, resume=True)
+        train(tmp_path / "amx_bf16", training=TRAINING, **run, **named)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_a_network_of_ones_own_computes_in_bfloat16_if_told_to(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would round inputs and logits, which networks by name do not."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    model, expected = Watch(), "float32" if precision == "auto" else "bfloat16"
+    result = train(None, model=model, training=replace(TRAINING, precision=precision, epochs=1))
+    assert result.training.precision == expected
+    assert model.dtypes == {getattr(torch, expected)}
 
 
 def test_auto_is_bfloat16_where_a_gpu_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
