@@ -173,7 +173,7 @@ class TrainConfig:
         precision: ``"float32"``, or by autocast in torch (Keras has a global policy) ``"bfloat16"``
             or ``"float16"``, with the loss scaled: steps whose gradient overflows are left out.
             ``"auto"`` (torch): bfloat16 where the device has instructions for it, for networks by
-            name, which round neither inputs nor logits in it; else float32.
+            name alone, as these round neither inputs nor logits; else float32.
         deterministic: Only algorithms that give equal bits, which are slower on CUDA; the whole
             process has them until the training ends (TensorFlow: until the process does).
         compile: Compile the network for the run (torch.compile, XLA), which takes time at first.

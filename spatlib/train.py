@@ -131,8 +131,9 @@ def train(
             what = f"divide the run's batch of {whole}"
             require(whole % size == 0, "the number of processes", what, size)
             training = replace(training, batch_size=whole // size)
-        if training.precision == "auto" and hasattr(engine, "precision"):  # settled once for a run
-            found = plan.get("precision") or engine.precision(model, training.device)
+        if training.precision == "auto":  # settled once for a run
+            settle: Any = getattr(engine, "precision", lambda *_: "float32")
+            found = plan.get("precision") or settle(model, training.device)
             training = replace(training, precision=found)
         if rank:  # the first process speaks
             on_epoch, training = None, replace(training, progress=False)

@@ -42,7 +42,7 @@ def fit(
     """See :class:`spatlib.engines.Engine`."""
     training = monitor.training
     what = "be 'float32' for tf (build the model under keras.mixed_precision.set_global_policy)"
-    require(training.precision in ("float32", "auto"), "precision", what, training.precision)
+    require(training.precision == "float32", "precision", what, training.precision)
     if training.deterministic:  # TensorFlow has no public way back
         tf.config.experimental.enable_op_determinism()
     check(model, data, config, training)

@@ -100,13 +100,13 @@ def averaged(network: nn.Module, x: Tensor, own: dict[str, Tensor] | None = None
         return ops.logits_of(read, x)
 
 
-calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
-attacked, outer = calls.attacked, calls.outer
+_calls = Calls(ops, _attacking, ops.logits_of, averaged, bare)
+attacked, outer = _calls.attacked, _calls.outer
 
 
 def calls_of(*, compile: bool) -> Calls:
-    """Those, with what an attack does around the network in each of its steps compiled or not."""
-    return calls._replace(fused=cache(partial(compiled, dynamic=None))) if compile else calls
+    """The calls; with ``compile`` each function of an attack's step around the network, once."""
+    return _calls._replace(fused=cache(partial(compiled, dynamic=None))) if compile else _calls
 
 
 def looked_at(
@@ -151,7 +151,7 @@ def perturb(
             untouched if there is a generator or a start (a mask is then always drawn alike).
         validate: Check values too, not just shapes and dtypes (reads them on the host).
     """
-    return calls.perturb((model, x, y, config), start, mask, generator, validate)  # type: ignore[no-any-return]
+    return _calls.perturb((model, x, y, config), start, mask, generator, validate)  # type: ignore[no-any-return]
 
 
 def spat_loss(
@@ -178,7 +178,7 @@ def spat_loss(
     AveragedModel: in inference mode, without gradient, its state comes back as it was.
     """
     batch, own = (model, x, y, config), (x_adv, weights, average)
-    return calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]
+    return _calls.spat_loss(batch, own, reduction, generator, validate)  # type: ignore[no-any-return]
 
 
 def shared_mask(
@@ -197,4 +197,4 @@ def shared_mask(
     labels matter with ``classes`` only. Costs K - 1 backward passes (``classes``, ``probes`` for
     ``rms``, none for ``random``); all ones, without a pass, unless ``config.masked``.
     """
-    return calls.shared_mask((model, x, y, config), generator, validate)  # type: ignore[no-any-return]
+    return _calls.shared_mask((model, x, y, config), generator, validate)  # type: ignore[no-any-return]

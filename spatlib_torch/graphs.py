@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import count
 from threading import RLock
 from typing import Any
 from weakref import WeakMethod
@@ -15,7 +16,7 @@ from spatlib.errors import cause
 
 WARM = 2  # calls alike before a capture, which compile and let cuDNN choose
 Tensors = tuple[Tensor, ...]
-_stance = RLock()
+_stance, _names = RLock(), count()
 
 
 @contextmanager
@@ -31,14 +32,15 @@ def uncompiled(when: bool = True) -> Iterator[None]:
 def compiled(function: Callable[..., Any], dynamic: bool | None = False) -> Callable[..., Any]:
     """The function compiled for tensors shaped like the first; it runs as it is on others.
 
-    With ``dynamic`` None numbers that change, such as a budget that grows, are compiled once more.
+    With ``dynamic`` None a number that changes, such as a budget, costs one more compilation.
     """
 
     def own(*arguments: Any) -> Any:
         return function(*arguments)
 
-    # torch compiles a code object at most 8 times in a process: each network gets its own.
-    own.__code__ = own.__code__.replace()
+    # torch compiles a code object at most 8 times in a process, and remembers by its name what
+    # has changed: each network gets its own.
+    own.__code__ = own.__code__.replace(co_name=f"own_{next(_names)}")
     fast, known = torch.compile(own, dynamic=dynamic), None
 
     def chosen(*arguments: Any, **named: Any) -> Any:

@@ -64,7 +64,7 @@ class Loop:
         # In training mode a model may choose on the host, by chance, what a graph would repeat.
         fixed = training.compile and self.config.attack_mode == "eval" and not self.monitor.ordinary
         self.attack = Replayed(self._attacked, self.model, device, fixed)
-        self.calls = attack.calls_of(compile=self.attack.on)  # a CPU would save little
+        self.calls = attack.calls_of(compile=self.attack.on)  # a CPU saves little
         self.kept = self._restored() or clones(tensors(self.model) | self.average)  # to go back to
 
     def run(self) -> list[dict[str, float]]:

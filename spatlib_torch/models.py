@@ -37,11 +37,12 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.addcmul(shift[:, None, None], input, scale[:, None, None])
 
 
-def _low(x: Tensor) -> torch.dtype | None:
-    """The dtype in which autocast would compute on this device, if it is on."""
+def _low(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype in which autocast would have a layer compute: without it, that of the weights."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    # It casts no float64; weights that are in half precision have nothing to keep.
+    return torch.get_autocast_dtype(kind) if on and weight.dtype == torch.float32 else weight.dtype
 
 
 class Conv(nn.Conv2d):
@@ -52,20 +53,20 @@ class Conv(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if (low := _low(input)) in (None, input.dtype):
+        if (low := _low(input, self.weight)) in (input.dtype, self.weight.dtype):
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype)).to(low)
+            return super().forward(input.float()).to(low)
 
 
 class Logits(nn.Linear):
-    """The last layer, under autocast in the precision of its weights, as in the twin for Keras."""
+    """The last layer, under autocast in the float32 of its weights, as in the twin for Keras."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _low(input) is None:
+        if _low(input, self.weight) == self.weight.dtype:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype))
+            return super().forward(input.float())
 
 
 class Block(nn.Module):

@@ -107,6 +107,13 @@ def test_those_of_compiled_networks_are_too(name: str, device: str, replays: lis
     assert len(replays) == REPLAYED
 
 
+def test_a_budget_that_grows_is_compiled_once_more(device: str, replays: list[None]) -> None:
+    config, models = CONFIGS["probes"], [network(dropout=0.0).double() for _ in range(2)]
+    how: dict[str, Any] = {"device": device, "epochs": 5, "eps_warmup": 4}
+    agree(*(fit(models[i], config, compile=i > 0, **how) for i in range(2)))
+    assert len(replays) == 5 * (6 - graphs.WARM)
+
+
 def test_ten_networks_are_compiled_one_after_the_other(device: str, replays: list[None]) -> None:
     for width in range(2, 12):
         fit(network(width), epochs=1, device=device, compile=True)

@@ -32,6 +32,10 @@ def test_network_of_a_recipe_fits_its_data_in_both_frameworks(name: str) -> None
     assert count == sum(int(np.prod(w.shape)) for w in ours.trainable_weights)
 
 
+def test_the_evidence_on_processors_is_of_one_precision() -> None:
+    assert SETTINGS["cifar10-narrow"].training.precision == "float32"
+
+
 def test_recipes_hold_the_published_settings() -> None:
     assert RECIPES["digits"].config == SPATConfig(eps=0.15)
     assert {name for name, recipe in RECIPES.items() if recipe.config.masked} == {"mnist"}
@@ -55,6 +59,7 @@ def test_recipes_hold_the_published_settings() -> None:
             assert (config.eps, config.alpha, config.steps) == (8 / 255, 2 / 255, 10)
             assert (training.batch_size, training.momentum) == (128, 0.9)
             assert training.weight_decay == 5e-4
+            assert training.precision == "auto"
             assert recipe.model == ("wrn34_10" if "wrn" in name else "preact_resnet18")
             peak = ("onecycle", 0.2) if "onecycle" in name else ("piecewise", 0.1)
             assert (training.schedule, training.lr) == peak

@@ -24,7 +24,9 @@ CONFIG = SPATConfig(eps=0.1, steps=1, mask=Mask())
 ONE_BATCH = {"batch_size": 80, "schedule": "constant", "momentum": 0.5, "progress": False}
 
 
-def train(framework: str, run_dir: Path | None = None, **settings: Any) -> Any:
+def train(
+    framework: str, run_dir: Path | None = None, resume: bool = False, **settings: Any
+) -> Any:
     training = TrainConfig(**{**ONE_BATCH, **settings})
     return spatlib.train(
         network(framework),
@@ -33,6 +35,7 @@ def train(framework: str, run_dir: Path | None = None, **settings: Any) -> Any:
         config=CONFIG,
         training=training,
         run_dir=run_dir,
+        resume=resume,
     )
 
 
@@ -94,9 +97,15 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 
 
 def test_keras_sets_its_precision_itself() -> None:
-    for precision in ("bfloat16", "auto"):
-        with pytest.raises(ConfigError, match="set_global_policy"):
-            train("tf", precision=precision)
+    with pytest.raises(ConfigError, match="set_global_policy"):
+        train("tf", precision="bfloat16")
+
+
+def test_auto_is_float32_in_keras_and_a_run_of_before_goes_on_with_it(tmp_path: Path) -> None:
+    """As the recipes of CIFAR have it for both frameworks."""
+    train("tf", tmp_path, precision="float32", epochs=1)
+    result = train("tf", tmp_path, resume=True, precision="auto", epochs=2)
+    assert (result.training.precision, len(result.history)) == ("float32", 2)
 
 
 @over_frameworks

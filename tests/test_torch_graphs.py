@@ -67,10 +67,11 @@ def test_each_network_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_surrounds_the_network_is_three_graphs_for_all_steps(
     norm: str, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, original = [], torch.compile
+    made, original, sizes = [], torch.compile, []
 
     def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
         made.append(graph)
+        sizes.extend(value for value in inputs if isinstance(value, torch.SymInt))
         return graph.forward  # type: ignore[no-any-return]
 
     torch._dynamo.reset()
@@ -92,6 +93,11 @@ def test_what_surrounds_the_network_is_three_graphs_for_all_steps(
         torch.testing.assert_close(ours.x, expected.x, rtol=0, atol=1e-12)
         assert torch.equal(ours.stalls, expected.stalls)
         assert not torch.equal(ours.x, x)
+    x = torch.rand((2 * SIZE, *SHAPE), generator=source, dtype=torch.float64)
+    y = torch.arange(len(x)) % CLASSES
+    attack.calls_of(compile=True).attacked(model, x, y, config, source=attack.Draws(source))
+    assert len(made) == 4 + 3
+    assert not sizes  # another training's shapes leave all of them fixed
 
 
 class Casts(TorchDispatchMode):

@@ -32,8 +32,8 @@ def adversarial(
 ) -> Adversarial:
     """Projected gradient ascent inside B(x, m) from x (N, ...) in bounds; see docs/method.md.
 
-    ``one_hot`` takes logits to the label; of ``own`` start and mask None is drawn and made.
-    ``fused`` may compile what is arithmetic alone.
+    ``one_hot`` takes logits to the label. ``own`` holds start and mask: a start of None is drawn, a
+    mask of None made. ``fused`` may compile what is arithmetic alone.
     """
     start, mask = own
     start = random_start(ops, ops.widen(x), config, draws) if start is None else start
