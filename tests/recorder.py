@@ -40,6 +40,11 @@ class Recorder(ModuleType):
     def threads() -> int:
         return 1
 
+    @staticmethod
+    def precision(model: Any, device: str | None) -> str:
+        """What ``"auto"`` is: of the networks by name that it is asked for."""
+        return "bfloat16" if isinstance(model, str) else "float32"
+
     def __init__(self) -> None:
         super().__init__("recorder")
         self.calls: dict[str, list[Any]] = {"load": [], "build": [], "fit": [], "evaluate": []}

@@ -31,6 +31,12 @@ def threat_of(config: SPATConfig) -> Threat:
     return Threat(eps=config.eps, norm=config.norm, bounds=config.bounds)
 
 
+def settled(training: TrainConfig) -> TrainConfig:
+    """As an engine gets it: ``"auto"`` is what the recorder says."""
+    precision: Any = "bfloat16" if training.precision == "auto" else training.precision
+    return replace(training, precision=precision)
+
+
 @pytest.mark.parametrize("as_name", [True, False])
 @pytest.mark.parametrize("name", OF_DATA)
 def test_recipe_decides_all_that_is_left_out(name: str, as_name: bool, recorder: Recorder) -> None:
@@ -46,7 +52,7 @@ def test_recipe_decides_all_that_is_left_out(name: str, as_name: bool, recorder:
     )
     assert recorder.calls["build"] == [expected] * (3 if recipe.training.baseline else 1)
     model, _, config, training, _ = recorder.calls["fit"][-1]
-    assert (config, training) == (recipe.config, recipe.training)
+    assert (config, training) == (recipe.config, settled(recipe.training))
     assert (result.model, result.config, result.training) == (model, config, training)
     assert result.report.threat == threat_of(recipe.config)
     report = spatlib.evaluate(NETWORK, recipe=given)
@@ -100,7 +106,8 @@ def test_a_recipe_is_changed_setting_by_setting(recorder: Recorder) -> None:
         spatlib.train(recipe=changed)
         _, _, config, training, _ = recorder.calls["fit"][-1]
         assert config == replace(recipe.config, **(changes if changes is steps else {}))
-        assert training == replace(recipe.training, **(changes if changes is schedule else {}))
+        planned = changes if changes is schedule else {}
+        assert training == replace(settled(recipe.training), **planned)
         name, seed, settings = recorder.calls["build"][-1]
         assert (name, settings["mean"], settings["std"]) == (
             changed.model,
@@ -116,7 +123,7 @@ def test_a_recipe_is_changed_setting_by_setting(recorder: Recorder) -> None:
     spatlib.train(data=data, recipe=everything)
     _, used, config, training, _ = recorder.calls["fit"][-1]
     assert used is data
-    assert (config, training) == (everything.config, everything.training)
+    assert (config, training) == (everything.config, settled(everything.training))
     assert recorder.calls["build"][-1][:2] == ("wrn34_10", 3)
     assert recorder.calls["build"][-1][2]["shape"] == (3, 6, 6)
     assert recorder.calls["build"][-1][2]["mean"] == recipe.mean
