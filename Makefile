@@ -74,4 +74,4 @@ $(VENV)/.bench: $(VENV)/.torch
 	touch $@
 
 clean:
-	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
+	rm -rf $(VENV) .coverage* .hypothesis .mutants .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info

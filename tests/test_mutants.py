@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from .mutants import handmade, page
+from .mutants import handmade, kept, page
 from .mutants.mutant import ROOT, Mutant
 
 
@@ -56,3 +58,22 @@ def test_the_survivors_that_are_explained_still_stand_in_their_files() -> None:
         lines = [" ".join(each.split()) for each in (ROOT / file).read_text().splitlines()]
         assert line in lines, file
         assert mutated not in lines or not line, file  # before "def": without its decorator
+
+
+def test_verdicts_are_kept_until_something_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "ROOT", tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    (folder := tmp_path / "copy").mkdir()
+    source = folder / "mask.py"
+    source.write_text("a = 1")
+    one, other = (Mutant("mask.py", text, (), "a = 1", text) for text in ("a = 2", "a = 3"))
+    kept.Kept(folder).add(one, "killed", 2.5)
+    again = kept.Kept(folder)
+    assert again[one] == ("killed", 2.5)
+    assert other not in again
+    source.write_text("a = 0")
+    assert one not in kept.Kept(folder)
+    source.write_text("a = 1")
+    assert one in kept.Kept(folder)

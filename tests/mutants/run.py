@@ -1,7 +1,8 @@
 """``make mutants``: the tests have to notice every fault that somebody or something put in.
 
 ``python -m tests.mutants.run WORD...`` takes only the mutants with one of the words in their
-label, and leaves the page alone.
+label, and leaves the page alone. Verdicts are kept in ``.mutants``, by what was copied: a run that
+was ended goes on where it was, and one after a change begins anew.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from .kept import Kept
 from .mutant import PRELOADED, SERVER, Mutant, copy_of_repository, judge, run
 
 WORKERS = int(os.environ.get("MUTANTS_WORKERS", "2"))
@@ -33,19 +34,20 @@ def main(words: list[str]) -> int:
         for mutant in (*handmade.mutants(), *generated.mutants())
         if not words or any(word in mutant.label for word in words)
     ]
-    began = time.perf_counter()
     SERVER.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as scratch:
         folders: SimpleQueue[Path] = SimpleQueue()
         for number in range(WORKERS):
             folders.put(copy_of_repository(Path(scratch, str(number))))
-        outcomes = judge_all(chosen, folders)
-    minutes = (time.perf_counter() - began) / 60
+        kept = Kept(Path(scratch, "0"))
+        judge_all([mutant for mutant in chosen if mutant not in kept], folders, kept)
+    outcomes = [(mutant, kept[mutant][0]) for mutant in chosen]
+    minutes = sum(kept[mutant][1] for mutant in chosen) / WORKERS / 60
     return page.report(outcomes, minutes, WORKERS, write=not words)
 
 
-def judge_all(mutants: list[Mutant], folders: SimpleQueue[Path]) -> list[tuple[Mutant, str]]:
-    """Their verdicts, after those on the tests without a fault; one copy for each worker."""
+def judge_all(mutants: list[Mutant], folders: SimpleQueue[Path], kept: Kept) -> None:
+    """Keep their verdicts, after those on the tests without a fault; a copy for each worker."""
     limits: dict[tuple[str, ...], float] = {}
 
     def sound(tests: tuple[str, ...]) -> None:
@@ -60,16 +62,16 @@ def judge_all(mutants: list[Mutant], folders: SimpleQueue[Path]) -> list[tuple[M
         folders.put(folder)
         print(f"sound     {seconds:5.1f} s  {' '.join(tests)}", flush=True)
 
-    def outcome(mutant: Mutant) -> tuple[Mutant, str]:
+    def outcome(mutant: Mutant) -> None:
         folder = folders.get()
         verdict, seconds = judge(mutant, folder, limits[mutant.tests])
         folders.put(folder)
+        kept.add(mutant, verdict, seconds)
         print(f"{verdict:8}  {seconds:5.1f} s  {mutant.label}", flush=True)
-        return mutant, verdict
 
     with ThreadPoolExecutor(WORKERS) as pool:
         list(pool.map(sound, dict.fromkeys(mutant.tests for mutant in mutants)))
-        return list(pool.map(outcome, mutants))
+        list(pool.map(outcome, mutants))
 
 
 if __name__ == "__main__":
