@@ -183,7 +183,7 @@ class TrainConfig:
         checkpoint_minutes: Save a run at least so often (not in Keras), and after each epoch.
         baseline: For a model given by name, first train and report two of that seed: an ordinary
             one, and one by PGD-AT, TRADES or MART, without what SPAT adds.
-        progress: Show a progress bar (in a terminal only) and print the final table.
+        progress: Show a progress bar (in a terminal or notebook) and print the final table.
     """
 
     epochs: int = 20

@@ -72,7 +72,8 @@ def evaluate(
             ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,), or
             ``attack(x, y)`` where they hold a ``model`` (torchattacks); the metric has their
             ``__name__`` or class name. Default: ``"pgd"`` and ``"margin"``, in L2 ``"apgd"`` too.
-        steps: Of the named attacks, 2.5 eps / steps each (AutoAttack takes 100 of Auto-PGD's).
+        steps: Of the named attacks: of PGD 2.5 eps / steps each, of Auto-PGD its own (in AutoAttack
+            always 100).
         restarts: Random restarts of each named attack.
         batch_size: Examples per pass (ignored for data in batches).
         seed: Fixes the random starts, whatever the batches and the framework, and AutoAttack's
@@ -83,7 +84,7 @@ def evaluate(
         worst_only: Attack with each only what all before it left correct, the quickest named first:
             the metrics are ``clean`` and ``worst``, at a fraction of the passes.
         keep: Keep the perturbed inputs of each attack in ``x_adv`` of the report.
-        progress: Show a progress bar (in a terminal only).
+        progress: Show a progress bar (in a terminal or notebook).
 
     Raises ConfigError, BackendError or DataError, this too for a callable that leaves the ball.
     """

@@ -165,7 +165,8 @@ def perturb(
     No gradient flows through them. Raises ConfigError, DataError.
 
     Args:
-        model: Gives logits (N, K) for inputs (N, ...), called with ``training=False``.
+        model: Gives logits (N, K) for inputs (N, ...), called with ``training=False`` (or True, as
+            ``config.attack_mode`` says, once it was called on a batch).
         x: Floats in ``config.bounds``, (N, D), (N, L, C) or (N, H, W, C).
         y: Class indices (N,) or (N, 1), or rows (N, K), one-hot or soft labels.
         config: Threat model and method.

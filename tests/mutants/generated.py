@@ -1,4 +1,4 @@
-"""The mutants that cosmic-ray's operators make of the core and of the engines' attack and loss."""
+"""The mutants that cosmic-ray's operators make of the core and of the engines' attack."""
 
 from __future__ import annotations
 
