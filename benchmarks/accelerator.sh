@@ -87,7 +87,8 @@ if [ "$data" ] && [ ! "$rehearse" ]; then # beside what is not timed
     "$python" -m benchmarks.accelerator pictures "$data" "$scratch" >"$out/pictures.log" 2>&1 &
     decoder=$!
 fi
-part marks 18 "$python" -c "$tests" -vv -p no:cacheprovider --durations=10 "${marks[@]}"
+# Each of the workers would begin as many compilers as there are cores.
+part marks 18 env TORCHINDUCTOR_COMPILE_THREADS=4 "$python" -c "$tests" -vv -p no:cacheprovider --durations=10 "${marks[@]}"
 part launches 6 "$python" -m benchmarks.accelerator launches "${r18[@]}" --batch $small "${sizes[@]}"
 part small_eager 6 "${steps[@]}" "${r18[@]}" --batch $small "${all[@]}"
 [ "$rehearse" ] || {
@@ -101,7 +102,7 @@ part large_epoch 7 "${epochs[@]}" "${r18[@]}" --batch $large "${sizes[@]}" "${ep
     part small_L2 4 "${l2[@]}" --batch $small "${two[@]}"
     part wide 5 "${wide[@]}" --batch $small "${two[@]}"
     part large_eager 5 "${steps[@]}" "${r18[@]}" --batch $large "${all[@]}"
-    part small_L2_compiled 7 "${l2[@]}" --batch $small "${compiled[@]}" "${two[@]}"
+    part small_L2_compiled 10 "${l2[@]}" --batch $small "${compiled[@]}" "${two[@]}"
     part wide_compiled 8 "${wide[@]}" --batch $small "${compiled[@]}" "${two[@]}"
     part large_L2_compiled 7 "${l2[@]}" --batch $large "${compiled[@]}" "${two[@]}"
     part large_epoch_eager 5 "${epochs[@]}" "${r18[@]}" --batch $large

@@ -94,7 +94,8 @@ def by_hand(
     """
     if channels_last:
         model, x = (part.to(memory_format=torch.channels_last) for part in (model, x))
-    optimizer, forward = optimizer_of(model), torch.compile(model) if compiled else model
+    optimizer = optimizer_of(model)
+    forward = torch.compile(model, dynamic=False) if compiled else model
     kl = partial(F.kl_div, reduction="sum")
 
     def ascend(logits: Tensor, clean: Tensor | None) -> Tensor:
@@ -159,7 +160,7 @@ def graph_of(step: Callable[[], None]) -> Arm:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return lambda kept=step: graph.replay()  # it reads tensors that the step alone holds
 
 
 def outer(

@@ -51,7 +51,9 @@ def repeat(
     body: Callable[..., Any], times: int, state: Any, done: Any = None
 ) -> tuple[Tensor, ...]:
     # done is not read: on a GPU the loop would wait for it in every round.
-    if not tf.executing_eagerly():  # as a graph loop, since XLA compiles unrolled steps for minutes
+    once = isinstance(times, int) and times == 1
+    if not (once or tf.executing_eagerly()):
+        # As a graph loop, since XLA compiles unrolled steps for minutes.
         return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))
     for _ in range(times):
         state = body(*state)

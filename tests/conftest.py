@@ -97,8 +97,13 @@ def seeded(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the tests of a GPU run."""
-    return "cpu" if request.config.getoption("--rehearse") else "cuda"
+    """Where the tests of a GPU run, and float32 is float32: TF32 has a mantissa of 11 bits."""
+    if request.config.getoption("--rehearse"):
+        return "cpu"
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # that of products is False anyway
+    return "cuda"
 
 
 @pytest.fixture

@@ -221,6 +221,14 @@ def test_holes_in_gradients_count_as_0_and_infinities_outweigh(
         np.testing.assert_array_equal(after, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_numbers_are_no_holes(backend: Backend, dtype: str) -> None:
+    grad = np.full((2, 3, 64, 64), np.finfo(dtype).max)
+    found, flags = backend.call(finite, grad)
+    np.testing.assert_array_equal(flags, [0, 0])
+    np.testing.assert_array_equal(found, grad)
+
+
 @given(drawn=st.tuples(DTYPES, st.sampled_from([(1, 2), (3, 5)])).flatmap(lambda a: gradients(*a)))
 def test_to_unit_scales_each_row_to_a_largest_entry_of_1(
     backend: Backend, drawn: np.ndarray

@@ -57,8 +57,7 @@ class FeasibleSet:
         grad = grad if self.mask is None else self.mask * grad
         move = direction(self.ops, grad, self.threat.norm)
         move *= size  # in place in NumPy and PyTorch: new memory costs more than the arithmetic
-        move += d
-        return self.project(move)
+        return self.project(d + move)  # in the memory format of d, whatever the gradient's is
 
     def at(self, d: Array) -> Array:
         """x' = x + d, clipped; in lower precision a number next to it that is no further from x."""
@@ -145,7 +144,7 @@ def _onto_l2_ball(ops: Ops, d: Array, lower: Array, upper: Array, eps: float) ->
     met = near(*state)
     low, high = ops.where(met, q, low), ops.where(met, q, high)
     low, _, _ = ops.repeat(newton, NEWTON_ROUNDS, (low, high, q), lambda low, high, _: high <= low)
-    s = ops.where(inside, 1.0, ops.sqrt(low) * (eps / ops.where(inside, eps, largest)))
+    s = ops.where(inside, 1.0, ops.sqrt(low) * (eps / ops.where(inside, 1.0, largest)))
     return ops.clip(s * d, lower, upper)
 
 

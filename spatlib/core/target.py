@@ -150,11 +150,18 @@ def objective(
 def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     """The gradient, NaN as 0, infinite entries above all finite; and (N,) 1 for one with such."""
     grad = ops.widen(grad)
-    axes, known = example_axes(grad), ops.where(grad == grad, grad, 0.0)
-    endless = ops.cast(ops.abs(known) == math.inf, like=grad)
-    some = ops.max(endless, axis=axes, keepdims=True) > 0
-    holes = ops.max(1 - ops.cast(ops.abs(grad) < math.inf, like=grad), axis=axes)  # NaN is not
-    return ops.where(some, ops.sign(known) * endless, known), holes
+    # A sum, scaled so as not to overflow by itself: a comparison of each entry costs ten of it.
+    axes, size = example_axes(grad), ops.abs(grad)
+    holes = 1 - ops.cast(ops.sum(2.0**-40 * size, axis=axes) < math.inf, like=grad)  # NaN is not
+
+    def filled(grad: Array, holes: Array) -> tuple[Array, Array]:
+        known = ops.where(grad == grad, grad, 0.0)
+        endless = ops.where(ops.abs(known) < math.inf, 0.0, ops.sign(known))
+        some = ops.max(ops.abs(endless), axis=axes, keepdims=True) > 0
+        return ops.where(some, endless, known), holes
+
+    # Where asking is free it is left out: holes are rare.
+    return ops.repeat(filled, 1, (grad, holes), lambda _, holes: holes == 0)  # type: ignore[no-any-return]
 
 
 def to_unit(ops: Ops, cotangent: Array) -> Array:
