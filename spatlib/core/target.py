@@ -155,10 +155,9 @@ def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     holes = 1 - ops.cast(ops.sum(2.0**-40 * size, axis=axes) < math.inf, like=grad)  # NaN is not
 
     def filled(grad: Array, holes: Array) -> tuple[Array, Array]:
-        known = ops.where(grad == grad, grad, 0.0)
-        endless = ops.where(ops.abs(known) < math.inf, 0.0, ops.sign(known))
+        endless = ops.where(size == math.inf, ops.sign(grad), 0.0)
         some = ops.max(ops.abs(endless), axis=axes, keepdims=True) > 0
-        return ops.where(some, endless, known), holes
+        return ops.where(some, endless, ops.where(size < math.inf, grad, endless)), holes
 
     # Where asking is free it is left out: holes are rare.
     return ops.repeat(filled, 1, (grad, holes), lambda _, holes: holes == 0)  # type: ignore[no-any-return]

@@ -140,7 +140,7 @@ CORE: dict[str, Faults] = {
             "(1 - r) * label + r * ops.exp",
             "0 * label + r * ops.exp",
         ),
-        "NaN kept": ("ops.where(grad == grad, grad, 0.0)", "1.0 * grad"),
+        "NaN kept": ("ops.where(size < math.inf, grad, endless)", "1.0 * grad"),
         "ratio for a constant": ("to_unit(ops, up - ratio * down)", "to_unit(ops, 1.0 * up)"),
     },
 }
