@@ -150,7 +150,7 @@ def objective(
 def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     """The gradient, NaN as 0, infinite entries above all finite; and (N,) 1 for one with such."""
     grad = ops.widen(grad)
-    # A sum, scaled so as not to overflow by itself: a comparison of each entry costs ten of it.
+    # One sum tells, scaled so that it cannot overflow: to compare each entry costs ten times that.
     axes, size = example_axes(grad), ops.abs(grad)
     holes = 1 - ops.cast(ops.sum(2.0**-40 * size, axis=axes) < math.inf, like=grad)  # NaN is not
 
