@@ -17,9 +17,10 @@ import spatlib
 import spatlib_tf
 import spatlib_torch
 from spatlib import Mask, SPATConfig, TrainConfig
+from spatlib.core.survivors import judge
 from spatlib_tf import SPATModel
 
-from .backends import BACKENDS
+from .backends import BACKENDS, Backend
 from .engines import ENGINES
 
 CALLS = {"torch": spatlib_torch, "tf": spatlib_tf}
@@ -65,6 +66,17 @@ def batch(name: str, broken: int) -> tuple[Any, ...]:
     array = BACKENDS[name]().array
     model = {"torch": Trap, "tf": KerasTrap}[name]()
     return model, array(x), array(np.zeros(COUNT, np.int64))
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, np.inf), (2, -np.inf), (2, np.nan)])
+def test_an_example_whose_logits_are_not_all_finite_is_not_right(
+    backend: Backend, place: int, value: float
+) -> None:
+    logits, label = np.array([[3.0, 1, 0], [3, 1, 0], [1, 3, 0]]), np.array([[1.0, 0, 0]] * 3)
+    logits[1, place] = value
+    right, sound = backend.call(judge, logits, label)
+    np.testing.assert_array_equal(right, [True, False, False])
+    np.testing.assert_array_equal(sound, [True, False, True])
 
 
 STILL = SPATConfig(eps=0.1, steps=4, random_start="none", smoothing=0)

@@ -30,7 +30,12 @@ def mixed(ops: Ops, x: Array, array: Any) -> Array:
 
 def mixed_little(ops: Ops, x: Array, array: Any) -> Array:
     """The same between logits that are all small."""
-    return 1e-3 * mixed(ops, x, array)
+    return 1e-10 * mixed(ops, x, array)
+
+
+def mixed_some(ops: Ops, x: Array, array: Any) -> Array:
+    """The same by less than the logits are."""
+    return mixed(ops, x, array) + 100.0
 
 
 def mixed_without_one(ops: Ops, x: Array, array: Any) -> Array:
@@ -122,7 +127,7 @@ def test_auto_pgd_drops_what_is_decided_at_its_checkpoints(name: str) -> None:
     assert ways == sorted(ways, reverse=True)
 
 
-@pytest.mark.parametrize("logits", [mixed, mixed_little, mixed_without_one, numbered])
+@pytest.mark.parametrize("logits", [mixed, mixed_little, mixed_some, mixed_without_one, numbered])
 def test_where_a_batch_is_a_whole_it_stays_one(name: str, logits: Any) -> None:
     network, (x, y), array = model(name, logits), points("torch"), BACKENDS[name]().array
     data = [(array(x[k]), array(y[k])) for k in (slice(1), slice(1, None))]  # one says nothing

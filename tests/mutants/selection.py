@@ -43,8 +43,10 @@ ALSO = {
         "tests/test_holes.py",
         "tests/test_points.py",
         "tests/test_apgd.py::test_engines_go_where_the_oracle_goes",
+        "tests/test_outcomes.py::test_objects_that_hold_their_model_are_called_with_a_batch",
+        "tests/test_forms.py::test_networks_of_a_fixed_batch_train_and_are_measured",
         "-k",
-        "torch or evaluation or verdicts or points or holes",
+        "torch or evaluation or verdicts or points or holes or fixed_batch",
     ),
     "target": (
         f"{NINE}[torch-9-0]",
