@@ -72,8 +72,8 @@ def evaluate(
             ``attack(model, x, y) -> x_adv`` of the framework's tensors, y integers (N,), or
             ``attack(x, y)`` where they hold a ``model`` (torchattacks); the metric has their
             ``__name__`` or class name. Default: ``"pgd"`` and ``"margin"``, in L2 ``"apgd"`` too.
-        steps: Of the named attacks: of PGD 2.5 eps / steps each, of Auto-PGD its own (in AutoAttack
-            always 100).
+        steps: How many the named attacks take (AutoAttack 100), in PGD of 2.5 eps / steps each; in
+            Auto-PGD it finds their sizes.
         restarts: Random restarts of each named attack.
         batch_size: Examples per pass (ignored for data in batches).
         seed: Fixes the random starts, whatever the batches and the framework, and AutoAttack's

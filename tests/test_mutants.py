@@ -70,6 +70,7 @@ def test_verdicts_are_kept_until_something_changes(
     source.write_text("a = 1")
     one, other = (Mutant("mask.py", text, (), "a = 1", text) for text in ("a = 2", "a = 3"))
     kept.Kept(folder).add(one, "killed", 2.5)
+    kept.Kept(folder).add(other, "error", 0.5)  # as when the run is ended
     again = kept.Kept(folder)
     assert again[one] == ("killed", 2.5)
     assert other not in again

@@ -57,7 +57,8 @@ class FeasibleSet:
         grad = grad if self.mask is None else self.mask * grad
         move = direction(self.ops, grad, self.threat.norm)
         move *= size  # in place in NumPy and PyTorch: new memory costs more than the arithmetic
-        return self.project(d + move)  # in the memory format of d, whatever the gradient's is
+        # Not in place: in the memory format of d in every step, whatever the gradient's is.
+        return self.project(d + move)
 
     def at(self, d: Array) -> Array:
         """x' = x + d, clipped; in lower precision a number next to it that is no further from x."""

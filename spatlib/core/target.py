@@ -150,7 +150,7 @@ def objective(
 def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
     """The gradient, NaN as 0, infinite entries above all finite; and (N,) 1 for one with such."""
     grad = ops.widen(grad)
-    # One sum tells, scaled so that it cannot overflow: to compare each entry costs ten times that.
+    # One sum tells, scaled so that it cannot overflow: on CPUs comparing entries costs far more.
     axes, size = example_axes(grad), ops.abs(grad)
     holes = 1 - ops.cast(ops.sum(2.0**-40 * size, axis=axes) < math.inf, like=grad)  # NaN is not
 
@@ -159,7 +159,7 @@ def finite(ops: Ops, grad: Array) -> tuple[Array, Array]:
         some = ops.max(ops.abs(endless), axis=axes, keepdims=True) > 0
         return ops.where(some, endless, ops.where(size < math.inf, grad, endless)), holes
 
-    # Where asking is free it is left out: holes are rare.
+    # Where asking is free, filling is left out: holes are rare.
     return ops.repeat(filled, 1, (grad, holes), lambda _, holes: holes == 0)  # type: ignore[no-any-return]
 
 

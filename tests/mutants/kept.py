@@ -30,6 +30,8 @@ class Kept:
 
     def add(self, mutant: Mutant, verdict: str, seconds: float) -> None:
         self.found[self.key(mutant)] = verdict, seconds
+        if verdict not in ("survived", "killed"):  # by Ctrl-C, say, or on a busy machine
+            return
         with self.path.open("a", encoding="utf-8") as file:  # one write: threads share it
             file.write(json.dumps([self.key(mutant), verdict, seconds]) + "\n")
 
