@@ -51,7 +51,7 @@ def repeat(
     body: Callable[..., Any], times: int, state: Any, done: Any = None
 ) -> tuple[Tensor, ...]:
     # done is not read: on a GPU the loop would wait for it in every round.
-    once = isinstance(times, int) and times == 1
+    once = done is not None and times == 1  # what may be left out
     if not (once or tf.executing_eagerly()):
         # As a graph loop, since XLA compiles unrolled steps for minutes.
         return tuple(tf.while_loop(lambda *_: True, body, state, maximum_iterations=times))

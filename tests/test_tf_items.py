@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,11 @@ class Items:
 
 
 def test_items_train_as_the_arrays_that_they_make_and_threads_read_ahead() -> None:
-    items, ours, expected = Items(lambda _, x, y: {"image": x, "label": y}), network(), network()
+    def slow(_: int, x: Any, y: Any) -> Any:
+        time.sleep(0.005)  # else one thread may have read all before another begins
+        return {"image": x, "label": y}
+
+    items, ours, expected = Items(slow), network(), network()
     assert fit(ours, items, epochs=2, num_workers=2) == fit(expected, epochs=2)
     assert same(ours, expected)
     assert len(items.threads - {threading.get_ident()}) > 1
